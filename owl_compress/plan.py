@@ -1,0 +1,157 @@
+"""The plan: how much every linear keeps. A larger value always keeps more."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from itertools import groupby
+from math import fsum
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, JsonValue, PositiveInt, model_validator
+
+from owl_compress.errors import RequestError
+from owl_compress.files import Document, Frozen
+
+ROUNDING = 1e-9
+"""Relative slack for the rounding of floating-point sums when a budget is compared with its target."""
+
+
+class Unit(StrEnum):
+    """What a budget counts."""
+
+    DENSITY = "density"  # share of the weights kept, 0..1
+    WIDTH = "width"  # share of the removable parameters (heads, FFN channels) kept, 0..1
+    BITS = "bits"  # bits per weight
+
+
+class KeptOfGrid(Frozen):
+    """N:M sparsity: a density is a whole number of weights *kept* out of every `kept_of` consecutive inputs."""
+
+    kept_of: PositiveInt
+
+    def values(self) -> tuple[float, ...]:
+        """All densities on the grid, rising."""
+        return tuple(kept / self.kept_of for kept in range(self.kept_of + 1))
+
+
+class BitsGrid(Frozen):
+    """Quantization: a budget is one of these widths."""
+
+    bits: tuple[PositiveInt, ...] = Field(min_length=1)
+
+    def values(self) -> tuple[float, ...]:
+        """All widths on the grid, rising."""
+        return tuple(float(width) for width in sorted(set(self.bits)))
+
+
+Grid = KeptOfGrid | BitsGrid
+
+
+class LinearBudget(Frozen):
+    """What one linear keeps."""
+
+    name: str
+    block: str
+    n_weights: PositiveInt
+    value: float
+
+
+class BlockBudget(Frozen):
+    """A view: the weighted mean over one block's linears."""
+
+    name: str
+    n_weights: int
+    value: float
+
+
+class AllocatorRecord(Frozen):
+    """Which allocator made the plan, with all its parameters."""
+
+    name: str
+    parameters: dict[str, JsonValue] = {}
+
+
+def weighted_mean(budgets: tuple[LinearBudget, ...]) -> float:
+    """Mean value over the weights of all `budgets`."""
+    return fsum(b.n_weights * b.value for b in budgets) / sum(b.n_weights for b in budgets)
+
+
+class Plan(Document):
+    """Budgets keyed per linear, valid by construction: in bounds, on the grid, and not above the target."""
+
+    SCHEMA: ClassVar[str] = "owl-compress/plan/1"
+
+    schema_: Literal["owl-compress/plan/1"] = Field(default="owl-compress/plan/1", alias="schema")
+    unit: Unit
+    target: float
+    grid: Grid | None = None
+    low: float
+    high: float
+    allocator: AllocatorRecord
+    report: str = Field(description="fingerprint of the report")
+    achieved: float = Field(default=0.0, description="weighted mean; computed, never trusted from a file")
+    skipped: tuple[str, ...] = Field(default=(), description="linears left alone and out of the account")
+    budgets: tuple[LinearBudget, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compute_achieved(cls, content: Any) -> Any:
+        # A plan edited by hand keeps its old mean; the mean always follows from the budgets.
+        if not isinstance(content, dict) or not isinstance(content.get("budgets"), list | tuple):
+            return content
+        try:
+            budgets = tuple(LinearBudget.model_validate(budget) for budget in content["budgets"])
+            return content | {"achieved": weighted_mean(budgets)}
+        except (ValueError, ZeroDivisionError):
+            return content  # the field's own validation says what is wrong, with its place in the file
+
+    @model_validator(mode="after")
+    def _is_lawful(self) -> Self:
+        names = [budget.name for budget in self.budgets]
+        if len(set(names)) != len(names):
+            raise ValueError("a linear is listed twice")
+        on_grid = set(self.grid.values()) if self.grid else None
+        for budget in self.budgets:
+            if not self.low <= budget.value <= self.high:
+                raise ValueError(f"{budget.name} has {budget.value}, outside [low {self.low}, high {self.high}]")
+            if on_grid is not None and budget.value not in on_grid:
+                raise ValueError(f"{budget.name} has {budget.value}, off the grid {sorted(on_grid)}")
+        if self.achieved > self.target + ROUNDING * max(1.0, abs(self.target)):
+            raise ValueError(
+                f"budget exceeded: the budgets average {self.achieved:.6f} {self.unit} per weight, "
+                f"the target is {self.target:.6f}; lower some of them or raise target"
+            )
+        return self
+
+    @property
+    def per_block(self) -> tuple[BlockBudget, ...]:
+        """The mean budget of each block, in the order of the file."""
+        rows = []
+        for name, members in groupby(self.budgets, key=lambda budget: budget.block):
+            group = tuple(members)
+            rows.append(
+                BlockBudget(name=name, n_weights=sum(b.n_weights for b in group), value=weighted_mean(group))
+            )
+        return tuple(rows)
+
+    def value_of(self, name: str) -> float:
+        """Budget of the linear `name`."""
+        return next(budget.value for budget in self.budgets if budget.name == name)
+
+    def check_fits(self, linear_sizes: Mapping[str, int]) -> None:
+        """Refuse a model whose linears (name -> number of weights) are not those of the plan.
+
+        Raises:
+            RequestError: a linear of the plan is not in the model, has another size, or one is missing.
+        """
+        remedy = "the plan was made for another model, or edited; allocate it from this model's own report"
+        for budget in self.budgets:
+            if budget.name not in linear_sizes:
+                raise RequestError(f"plan names linear {budget.name!r}, which the model does not have: {remedy}")
+            if linear_sizes[budget.name] != budget.n_weights:
+                raise RequestError(
+                    f"{budget.name} has {linear_sizes[budget.name]} weights in the model "
+                    f"and {budget.n_weights} in the plan: {remedy}"
+                )
+        missing = linear_sizes.keys() - {budget.name for budget in self.budgets} - set(self.skipped)
+        if missing:
+            raise RequestError(f"plan has no budget for linear {min(missing)!r}: {remedy}")

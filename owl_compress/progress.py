@@ -1,0 +1,25 @@
+"""How long-running functions tell how far they are; the command line draws it, the library stays silent."""
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Something that watches an iteration."""
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """Yield `items` unchanged; `total` is their number, `what` a short description ("measuring blocks")."""
+        ...
+
+
+class Silent:
+    """The progress of a library call: none."""
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:  # noqa: ARG002
+        """Yield `items` unchanged."""
+        yield from items
+
+
+SILENT = Silent()

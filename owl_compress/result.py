@@ -1,0 +1,97 @@
+"""The result: what a compression really did, counted from the tensors."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, JsonValue
+
+from owl_compress.files import Document, Frozen
+from owl_compress.plan import Unit
+from owl_compress.report import CalibrationRecord, ModelIdentity
+
+
+class LinearResult(Frozen):
+    """One linear: what was asked and what its saved tensor holds.
+
+    `relative_error` is the squared output error divided by the squared output of the uncompressed linear,
+    as far as the backend's statistics tell it; `Result.error_measure` says how.
+    """
+
+    name: str
+    block: str
+    unit: Unit
+    asked: float
+    achieved: float
+    n_weights: int
+    relative_error: float
+    seconds: float
+
+
+class Totals(Frozen):
+    """The model as a whole. `asked` and `achieved` average over the compressed weights alone."""
+
+    asked: float
+    achieved: float
+    n_weights: int
+    bits_per_weight: float = Field(description="whole model, scales, zeros and embeddings included")
+    bytes_on_disk: int
+    n_params_before: int
+    n_params_after: int
+
+
+class Fallback(Frozen):
+    """Something that did not go the first way, such as a raised damping."""
+
+    what: str
+    where: str
+    count: int = 1
+
+
+class MethodRecord(Frozen):
+    """Which backend ran, with all its parameters."""
+
+    name: str
+    parameters: dict[str, JsonValue] = {}
+
+
+class PerplexityRecord(Frozen):
+    """Perplexity of one model on one text; `tokens` counts the predicted ones."""
+
+    perplexity: float
+    tokens: int
+    windows: int
+    seq_len: int
+    dtype: str
+    data: str
+    bos: str
+    n_params: int
+
+
+class Evaluation(Frozen):
+    """The same text before and after."""
+
+    dense: PerplexityRecord
+    compressed: PerplexityRecord
+
+
+class Result(Document):
+    """What one compression did."""
+
+    SCHEMA: ClassVar[str] = "owl-compress/result/1"
+
+    schema_: Literal["owl-compress/result/1"] = Field(default="owl-compress/result/1", alias="schema")
+    model: ModelIdentity
+    backend: MethodRecord
+    error_measure: str
+    totals: Totals
+    evaluation: Evaluation | None = None
+    fallbacks: tuple[Fallback, ...] = ()
+    notes: tuple[str, ...] = ()
+    calibration: CalibrationRecord | None
+    seed: int
+    wall_seconds: float
+    peak_device_bytes: int
+    peak_host_bytes: int
+    versions: dict[str, str]
+    report: str
+    plan: str
+    budgets: tuple[LinearResult, ...]
