@@ -1,0 +1,165 @@
+"""Recipes: the same names as the command line, and the same request after a round trip."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from owl_compress.errors import RequestError
+from owl_compress.recipe import Recipe, is_recipe
+
+BASE = {"model": "builtin", "allocator": "owl", "backend": "wanda"}
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, text: str) -> str:
+    with pytest.raises(RequestError) as caught:
+        Recipe.read(written(path, text))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.yaml"
+
+
+def yaml_of(**options: object) -> str:
+    return yaml.safe_dump(BASE | options)
+
+
+def test_recipe_survives_a_round_trip(file: Path) -> None:
+    recipe = Recipe.from_options(
+        BASE | {
+            "sparsity": 0.7, "metric": "lod@10", "lam": 1e-05, "owl-law": "bounded", "granularity": "linear",
+            "low": 0.1, "high": 0.9, "set": {"model.layers.0": 0.5}, "skip": ["model.layers.3.mlp.up_proj"],
+            "calib": "data/no", "seq-len": 512, "samples": 12, "sampling": "first", "seed": 7, "bos": "never",
+            "device": "cpu", "dtype": "float32", "scope": "row", "data": "wikitext2", "max-windows": 20,
+        }
+    )  # fmt: skip
+    written(file, recipe.to_yaml())
+    assert Recipe.read(file) == recipe
+    assert Recipe.read(file).to_yaml() == recipe.to_yaml()
+
+
+def test_defaults_are_left_out_except_what_shapes_the_checkpoint() -> None:
+    text = Recipe.from_options(BASE | {"sparsity": 0.7}).to_yaml()
+    assert text == (
+        "# owl-compress run recipe.yaml -o OUT\n"
+        "model: builtin\ndtype: auto\nsparsity: 0.7\nallocator: owl\nbackend: wanda\n"
+        "calib: c4\nsamples: 128\nsampling: random\nseed: 0\nbos: auto\n"
+    )
+
+
+@pytest.mark.parametrize("pattern", ["3:8", "2.5:8", "2:4", "16:32", "1:59"])
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_nm_is_text_and_never_a_sexagesimal_number(file: Path, pattern: str, quote: str) -> None:
+    recipe = Recipe.read(written(file, f"nm: {quote}{pattern}{quote}\n{yaml.safe_dump(BASE)}"))
+    assert recipe.nm == pattern
+    kept, _, of = pattern.partition(":")
+    assert recipe.kept_of == (float(kept), int(of))
+    assert Recipe.read(written(file, recipe.to_yaml())) == recipe
+    assert yaml.safe_load(recipe.to_yaml())["nm"] == pattern, "other readers of YAML must see text too"
+
+
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1))
+def test_any_path_survives_as_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    recipe = Recipe.from_options(BASE | {"sparsity": 0.5, "calib": text})
+    file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8", newline="")
+    assert Recipe.read(file).calib == text
+
+
+@given(lam=st.floats(0, 1, exclude_max=True))
+def test_numbers_survive_exactly(lam: float, tmp_path_factory: pytest.TempPathFactory) -> None:
+    recipe = Recipe.from_options(BASE | {"sparsity": lam, "lam": lam})
+    file = written(tmp_path_factory.mktemp("recipe") / "recipe.yaml", recipe.to_yaml())
+    assert Recipe.read(file) == recipe
+
+
+def test_keys_take_hyphens_and_underscores(file: Path) -> None:
+    for key in ("seq-len", "seq_len", "--seq-len"):
+        assert Recipe.read(written(file, yaml_of(sparsity=0.5, **{key: 64}))).seq_len == 64
+    assert "seq-len is given twice" in refusal(file, yaml_of(sparsity=0.5, **{"seq-len": 64, "seq_len": 65}))
+
+
+def test_lists_may_be_written_as_on_the_command_line(file: Path) -> None:
+    recipe = Recipe.read(
+        written(file, yaml_of(bits=3, bit_choices="2,3,4", set=["a.b=4", "c=2"], skip="lm_head"))
+    )
+    assert recipe.bit_choices == (2, 3, 4)
+    assert recipe.set_ == {"a.b": 4, "c": 2}
+    assert recipe.skip == ("lm_head",)
+    assert Recipe.read(written(file, recipe.to_yaml())) == recipe
+
+
+def test_options_replace_those_of_the_recipe() -> None:
+    recipe = Recipe.from_options(BASE | {"bits": 3, "bit-choices": [2, 3, 4], "seed": 1})
+    assert recipe.with_options({"seed": 2, "lam": None}).seed == 2
+    assert recipe.with_options({"bits": 4}).bit_choices == (2, 3, 4)
+    changed = recipe.with_options({"sparsity": 0.5})
+    assert (changed.sparsity, changed.bits, changed.bit_choices, changed.seed) == (0.5, None, None, 1)
+    assert recipe.with_options({"set": ["a=3"], "skip": ["b"]}).set_ == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"sparsity": 1.2}, "sparsity: is the share removed, at least 0 and below 1"),
+        ({"sparsity": 1}, "below 1"),
+        ({"sparsity": "much"}, "sparsity"),
+        ({"sparsity": float("nan")}, "sparsity"),
+        ({"prune_ratio": -0.1}, "prune_ratio"),
+        ({"nm": "9:8"}, "at most M"),
+        ({"nm": "0:8"}, "above 0"),
+        ({"nm": "3/8"}, "such as 3:8"),
+        ({"nm": 188}, "nm"),
+        ({}, "name exactly one budget of sparsity, nm, prune-ratio, bits; this has none"),
+        ({"sparsity": 0.5, "bits": 3}, "this has sparsity and bits"),
+        ({"bits": 3, "bit_choices": [1, 4]}, "from 2 to 8"),
+        ({"bits": 5, "bit_choices": [2, 4]}, "outside its bit-choices"),
+        ({"sparsity": 0.5, "bit_choices": [2, 4]}, "goes with the budget bits"),
+        ({"sparsity": 0.5, "sparsty": 1}, "unknown key 'sparsty': did you mean 'sparsity'?"),
+        ({"sparsity": 0.5, "seqlen": 1}, "did you mean 'seq-len'?"),
+        ({"sparsity": 0.5, "samples": 0}, "samples"),
+        ({"sparsity": 0.5, "sampling": "last"}, "sampling"),
+        ({"sparsity": 0.5, "set": ["a"]}, "takes NAME=VALUE"),
+        ({"sparsity": 0.5, "model": None}, "model"),
+    ],
+)
+def test_bad_recipes_are_refused_in_one_line(file: Path, options: dict[str, object], reason: str) -> None:
+    assert reason in refusal(file, yaml_of(**options))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "not a recipe"),
+        ("- a\n- b", "not a recipe"),
+        ("model: [", "not YAML"),
+        ("seed: 1\nseed: 2", "key 'seed' is given twice"),
+        ("model: !!python/object:os.system x", "not YAML"),
+    ],
+)
+def test_what_is_no_recipe_is_refused(file: Path, text: str, reason: str) -> None:
+    assert reason in refusal(file, text)
+
+
+def test_an_unreadable_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="cannot read"):
+        Recipe.read(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RequestError, match="not YAML"):
+        Recipe.read(tmp_path / "binary.yaml")
+
+
+def test_recipes_are_told_from_models_by_their_suffix() -> None:
+    assert is_recipe("recipe.yaml")
+    assert is_recipe("a/b.YML")
+    assert not is_recipe("HuggingFaceTB/SmolLM2-135M")
