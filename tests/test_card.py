@@ -1,0 +1,143 @@
+"""The model card: complete, deterministic, and silent about what was not measured."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from owl_compress.card import Origin, model_card, origin_of
+from owl_compress.loading import LoadedModel
+from owl_compress.plan import AllocatorRecord, BitsGrid, Grid, KeptOfGrid, LinearBudget, Plan, Unit
+from owl_compress.recipe import Recipe
+from owl_compress.report import CalibrationRecord, ModelIdentity
+from owl_compress.result import (
+    Evaluation,
+    Fallback,
+    LinearResult,
+    MethodRecord,
+    PerplexityRecord,
+    Result,
+    Totals,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "card.md"
+LINEARS = [(f"model.layers.{i}.mlp.{name}", f"model.layers.{i}") for i in (0, 1) for name in ("up", "down")]
+RECIPE = Recipe(model="HuggingFaceTB/SmolLM2-135M", allocator="owl", backend="sparsegpt", sparsity=0.4)
+
+
+def plan_of(
+    unit: Unit = Unit.DENSITY, values: tuple[float, float] = (0.7, 0.5), grid: Grid | None = None
+) -> Plan:
+    return Plan(
+        unit=unit, target=sum(values) / 2, grid=grid, low=0, high=16, report="ab" * 32, skipped=("lm_head",),
+        allocator=AllocatorRecord(name="owl", parameters={"metric": "lod@5", "lam": 0.08, "low": None}),
+        budgets=tuple(
+            LinearBudget(name=name, block=block, n_weights=100, value=values[int(block[-1])])
+            for name, block in LINEARS
+        ),
+    )  # fmt: skip
+
+
+def result_of(plan: Plan, *, evaluated: bool = True) -> Result:
+    def measured(perplexity: float) -> PerplexityRecord:
+        return PerplexityRecord(
+            perplexity=perplexity, tokens=10220, windows=20, seq_len=512, dtype="float32",
+            data="wikitext2", bos="first", n_params=1000,
+        )  # fmt: skip
+
+    return Result(
+        model=ModelIdentity(id=RECIPE.model, revision="93efa2f", family="llama", dtype="float32"),
+        backend=MethodRecord(name="sparsegpt", parameters={"block_size": 128, "dampening": 0.01}),
+        error_measure="squared output error over squared dense output",
+        totals=Totals(
+            asked=plan.target, achieved=plan.achieved, n_weights=400, bits_per_weight=32.0,
+            bytes_on_disk=4096, n_params_before=1000, n_params_after=1000,
+        ),
+        evaluation=Evaluation(dense=measured(29.308), compressed=measured(48.654)) if evaluated else None,
+        fallbacks=(Fallback(what="damping raised to 0.1", where="model.layers.1.mlp.down", count=2),),
+        notes=("generation_config.json is kept as the source has it",),
+        calibration=CalibrationRecord(
+            source="c4", token_ids_sha256="cd" * 32, sequences=128, seq_len=2048, sampling="random", seed=0,
+            bos="first",
+        ),
+        seed=0, wall_seconds=12.5, peak_device_bytes=1, peak_host_bytes=2,
+        versions={"torch": "2.13.0", "python": "3.11.7", "owl-compress": "0.1.0"},
+        report=plan.report, plan="ef" * 32,
+        budgets=tuple(
+            LinearResult(
+                name=budget.name, block=budget.block, unit=plan.unit, asked=budget.value,
+                achieved=budget.value - 0.001, n_weights=100, relative_error=0.02, seconds=1.0,
+            )
+            for budget in plan.budgets
+        ),
+    )  # fmt: skip
+
+
+def card_of(plan: Plan, *, evaluated: bool = True) -> str:
+    result = result_of(plan, evaluated=evaluated)
+    return model_card(result, plan, RECIPE.to_yaml(), Origin(RECIPE.model, "apache-2.0"))
+
+
+def metadata(card: str) -> dict[str, object]:
+    content = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(content, dict)
+    return content
+
+
+def test_card_is_the_golden_one() -> None:
+    assert card_of(plan_of()) == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_nothing_that_differs_between_runs_is_in_the_card() -> None:
+    plan = plan_of()
+    slower = result_of(plan).model_copy(update={"wall_seconds": 99.0, "peak_host_bytes": 77})
+    assert model_card(slower, plan) == model_card(result_of(plan), plan)
+
+
+@pytest.mark.parametrize(
+    ("unit", "values", "grid", "relation", "words"),
+    [
+        (Unit.DENSITY, (0.5, 0.5), None, "finetune", "50 % of the weights"),
+        (Unit.DENSITY, (0.375, 0.375), KeptOfGrid(kept_of=8), "finetune", "3 of every 8 weights"),
+        (Unit.WIDTH, (0.8, 0.8), None, "finetune", "20 % of the removable parameters"),
+        (Unit.BITS, (3, 3), BitsGrid(bits=(2, 3, 4)), "quantized", "3 bits per weight on average"),
+    ],
+)
+def test_each_unit_states_its_relation_and_target(
+    unit: Unit, values: tuple[float, float], grid: Grid | None, relation: str, words: str
+) -> None:
+    card = card_of(plan_of(unit, values, grid))
+    assert metadata(card)["base_model_relation"] == relation
+    assert words in card
+    assert ("sparsity" in card.partition("## Budget")[2].partition("##")[0]) == (unit is not Unit.BITS)
+
+
+def test_quality_is_not_claimed_when_it_was_not_measured() -> None:
+    card = card_of(plan_of(), evaluated=False)
+    assert "Not measured in this run" in card
+    assert "perplexity" not in card
+
+
+def test_unknown_origin_is_left_out() -> None:
+    plan = plan_of()
+    content = metadata(model_card(result_of(plan), plan))
+    assert not content.keys() & {"base_model", "base_model_relation", "license"}
+    assert content["library_name"] == "transformers"
+
+
+def loaded(source: str) -> LoadedModel:
+    return LoadedModel(None, None, source=source, id=source, revision=None, dtype="float32")
+
+
+def test_origin_of_a_folder_comes_from_its_own_card(tmp_path: Path) -> None:
+    assert origin_of(loaded(str(tmp_path))) == Origin()
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n# Hello\n")
+    assert origin_of(loaded(str(tmp_path))) == Origin(None, "mit"), "a foreign card names its own parent"
+    (tmp_path / "result.json").touch()
+    assert origin_of(loaded(str(tmp_path))) == Origin("a/b", "mit")
+    (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert origin_of(loaded(str(tmp_path))) == Origin()
+
+
+def test_origin_of_the_embedded_model_is_known() -> None:
+    assert origin_of(loaded("builtin")) == Origin("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
