@@ -1,0 +1,278 @@
+"""Token windows: the fixed-length pieces of text that a model is measured, calibrated and evaluated on."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from owl_compress.errors import RequestError
+from owl_compress.registry import nearest
+from owl_compress.report import CalibrationRecord
+from owl_compress.text import Text
+
+Sampling = Literal["first", "random"]
+Bos = Literal["every", "first", "never"]
+
+DEFAULT_SEQ_LEN = 2048
+# What model configurations call the number of positions they are made for.
+_MAXIMUM_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+# A tokenizer puts at most a handful of tokens around a text that stand for none of its bytes.
+_MAX_SPECIAL_TOKENS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class TokenWindows:
+    """Windows of token ids, int64 [windows, seq_len] on the host, and the record of where they come from."""
+
+    ids: Tensor
+    record: CalibrationRecord
+
+    def __post_init__(self) -> None:
+        recorded = [self.record.sequences, self.record.seq_len]
+        if self.ids.dtype != torch.int64 or list(self.ids.shape) != recorded:
+            raise ValueError(
+                f"token ids must be int64 {recorded} as recorded, got {self.ids.dtype} {list(self.ids.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.record.sequences
+
+    def batches(self, batch_size: int) -> list[Tensor]:
+        """Views [<= batch_size, seq_len] of the ids, in order; only the last may be smaller."""
+        if batch_size < 1:
+            raise RequestError(f"batch size {batch_size} is below 1: set --batch-size to at least 1")
+        return [self.ids[start : start + batch_size] for start in range(0, len(self), batch_size)]
+
+
+def sample_windows(
+    tokenizer: Any,
+    text: Text,
+    *,
+    samples: int = 128,
+    seq_len: int,
+    sampling: Sampling = "random",
+    seed: int = 0,
+    bos: Bos = "every",
+) -> TokenWindows:
+    """Cut `samples` windows of `seq_len` tokens out of `text`.
+
+    The joined text is tokenised whole, once. `bos` is `first` (exactly the ids that the tokenizer gives by
+    itself, so a BOS once at the start if that is its convention: what the published tables did), `never` (no
+    special tokens) or `every` (the BOS in front of each window, followed by seq_len - 1 tokens of the text).
+
+    `sampling` is `first` (consecutive windows from the start) or `random`: windows at random places that
+    never overlap, all arrangements equally likely, in random order, so that the first k of them are a random
+    sample too. The published scripts draw each start independently, so that windows may overlap and repeat;
+    using no token twice is the same for long texts, and a short one is refused instead of counted double.
+    Texts that are sampled by document (C4) follow the published protocol: random documents of more than a
+    window, a random window inside each; no document is drawn twice (the scripts might).
+
+    Raises:
+        RequestError: too little text, no BOS token, or a number out of range.
+    """
+    _check_choice("sampling", sampling, get_args(Sampling))
+    _check_window(seq_len, bos)
+    if samples < 1:
+        raise RequestError(f"{samples} samples are too few: set --samples to at least 1")
+    if seed < 0:
+        raise RequestError(f"seed {seed} is negative: set --seed to 0 or more")
+    prefix = _window_prefix(tokenizer, bos)
+    payload = seq_len - len(prefix)
+    generator = np.random.default_rng(seed)
+    if sampling == "random" and text.by_document:
+        pieces = _pieces_of_documents(tokenizer, text, samples, payload, bos, generator)
+    else:
+        ids = tokenise(tokenizer, text.joined, bos)
+        _check_enough(text, len(ids), samples, seq_len, payload)
+        if sampling == "first":
+            pieces = ids[: samples * payload].reshape(samples, payload)
+        else:
+            pieces = _pieces_at(ids, _random_starts(len(ids), samples, payload, generator), payload)
+    return _token_windows(prefix, pieces, text, sampling=sampling, seed=seed, bos=bos)
+
+
+def evaluation_windows(
+    tokenizer: Any, text: Text, *, seq_len: int, bos: Bos, max_windows: int | None = None
+) -> TokenWindows:
+    """Cut the whole text into consecutive windows that do not overlap; the incomplete last one is dropped.
+
+    `max_windows` keeps the first ones only. BOS as in `sample_windows`.
+
+    Raises:
+        RequestError: the text is shorter than one window, no BOS token, or a number out of range.
+    """
+    _check_window(seq_len, bos)
+    if max_windows is not None and max_windows < 1:
+        raise RequestError(f"{max_windows} windows are too few: set --max-windows to at least 1")
+    prefix = _window_prefix(tokenizer, bos)
+    payload = seq_len - len(prefix)
+    ids = tokenise(tokenizer, text.joined, bos)
+    n_windows = len(ids) // payload
+    if max_windows is not None:
+        n_windows = min(n_windows, max_windows)
+    _check_enough(text, len(ids), max(n_windows, 1), seq_len, payload)
+    pieces = ids[: n_windows * payload].reshape(n_windows, payload)
+    return _token_windows(prefix, pieces, text, sampling="first", seed=0, bos=bos)
+
+
+def resolve_seq_len(requested: int | None, model_config: Any) -> int:
+    """The sequence length to use: `requested`, or by default 2048 or the model's maximum if that is less.
+
+    Models without a maximum (BLOOM) take any length.
+
+    Raises:
+        RequestError: over the model's maximum, or below 2 (one token predicts nothing).
+    """
+    maximum = _maximum_seq_len(model_config)
+    if requested is None:
+        return min(DEFAULT_SEQ_LEN, maximum or DEFAULT_SEQ_LEN)
+    if requested < 2:
+        raise RequestError(f"sequence length {requested} is below 2: set --seq-len to at least 2")
+    if maximum is not None and requested > maximum:
+        raise RequestError(
+            f"sequence length {requested} is over the model's maximum of {maximum}: "
+            f"set --seq-len {maximum} or less"
+        )
+    return requested
+
+
+def resolve_bos(requested: str, family_default: Bos) -> Bos:
+    """The BOS placement to use: `requested`, where `auto` is what the model's family needs.
+
+    Raises:
+        RequestError: unknown name.
+    """
+    if requested == "auto":
+        return family_default
+    _check_choice("bos", requested, ("auto", *get_args(Bos)))
+    chosen: Bos = requested  # type: ignore[assignment]  # checked the line before
+    return chosen
+
+
+def tokenise(tokenizer: Any, text: str, bos: Bos) -> Tensor:
+    """Token ids [tokens], int64, of the whole `text`; special tokens only where `bos` is `first`.
+
+    `verbose=False` keeps the tokenizer from warning that the text is longer than the model's context: it is
+    cut into windows afterwards.
+    """
+    encoded = tokenizer(
+        text,
+        add_special_tokens=bos == "first",
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+
+
+def token_ids_sha256(ids: Tensor) -> str:
+    """sha256 of the ids as int64, little-endian, row by row."""
+    return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def _maximum_seq_len(model_config: Any) -> int | None:
+    """How many positions the language model has; multimodal configurations keep that in a part of theirs."""
+    if hasattr(model_config, "get_text_config"):
+        model_config = model_config.get_text_config()
+    for name in _MAXIMUM_NAMES:
+        value = getattr(model_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise RequestError(f"unknown {what} {value!r}: {nearest(value, choices)}")
+
+
+def _check_window(seq_len: int, bos: str) -> None:
+    _check_choice("bos", bos, get_args(Bos))
+    if seq_len < 2:
+        raise RequestError(f"sequence length {seq_len} is below 2: set --seq-len to at least 2")
+
+
+def _check_enough(text: Text, n_tokens: int, samples: int, seq_len: int, payload: int) -> None:
+    needed = samples * payload
+    if n_tokens >= needed:
+        return
+    windows = "one window" if samples == 1 else f"{samples} windows"
+    largest = n_tokens // payload
+    remedy = f"--samples {largest} at most" if largest else "a smaller --seq-len"
+    raise RequestError(
+        f"{text.source} is too short: it has {n_tokens} tokens and {windows} of {seq_len} need {needed}: "
+        f"give more text, or {remedy}"
+    )
+
+
+def _window_prefix(tokenizer: Any, bos: Bos) -> list[int]:
+    """The ids that stand in front of every window: the BOS or nothing."""
+    if bos != "every":
+        return []
+    if tokenizer.bos_token_id is None:
+        raise RequestError(
+            "this model's tokenizer has no BOS token to put in front of every window: use --bos first"
+        )
+    return [int(tokenizer.bos_token_id)]
+
+
+def _random_starts(n_tokens: int, samples: int, payload: int, generator: np.random.Generator) -> Tensor:
+    """Starts [samples] of windows that do not overlap, uniform over all arrangements, in random order.
+
+    Shrinking every window to one token makes an arrangement a choice of `samples` places out of the rest.
+    """
+    places = n_tokens - samples * (payload - 1)
+    chosen = np.sort(generator.choice(places, size=samples, replace=False))
+    starts = chosen + np.arange(samples) * (payload - 1)
+    return torch.from_numpy(generator.permutation(starts))
+
+
+def _pieces_at(ids: Tensor, starts: Tensor, payload: int) -> Tensor:
+    """From ids [tokens], starts [samples] -> [samples, payload]."""
+    return ids[starts[:, None] + torch.arange(payload)]
+
+
+def _pieces_of_documents(
+    tokenizer: Any, text: Text, samples: int, payload: int, bos: Bos, generator: np.random.Generator
+) -> Tensor:
+    """One random piece [payload] of each of `samples` random documents -> [samples, payload]."""
+    pieces: list[Tensor] = []
+    for index in generator.permutation(len(text.documents)):
+        document = text.documents[index]
+        if len(document.encode()) + _MAX_SPECIAL_TOKENS <= payload:
+            continue  # a token covers a byte at least: too short, and not worth tokenising
+        ids = tokenise(tokenizer, document, bos)
+        if len(ids) <= payload:
+            continue
+        start = int(generator.integers(len(ids) - payload))
+        pieces.append(ids[start : start + payload])
+        if len(pieces) == samples:
+            return torch.stack(pieces)
+    remedy = (
+        f"set --samples {len(pieces)} at most, or a smaller --seq-len" if pieces else "a smaller --seq-len"
+    )
+    raise RequestError(
+        f"{text.source} is too short: {samples} windows need as many documents of more than {payload} "
+        f"tokens, and {len(pieces)} of its {len(text.documents)} documents are: {remedy}"
+    )
+
+
+def _token_windows(
+    prefix: list[int], pieces: Tensor, text: Text, *, sampling: Sampling, seed: int, bos: Bos
+) -> TokenWindows:
+    """From prefix [0 or 1], pieces [windows, payload] -> ids [windows, seq_len]."""
+    front = torch.tensor(prefix, dtype=torch.int64).expand(len(pieces), len(prefix))
+    ids = torch.cat([front, pieces], dim=1)
+    record = CalibrationRecord(
+        source=text.source,
+        token_ids_sha256=token_ids_sha256(ids),
+        sequences=ids.shape[0],
+        seq_len=ids.shape[1],
+        sampling=sampling,
+        seed=seed,
+        bos=bos,
+    )
+    return TokenWindows(ids, record)

@@ -1,0 +1,158 @@
+"""Perplexity of a language model on token windows."""
+
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from owl_compress.calibration import TokenWindows
+from owl_compress.device import memory_errors
+from owl_compress.errors import RequestError
+from owl_compress.progress import SILENT, Progress
+from owl_compress.result import PerplexityRecord
+
+logger = logging.getLogger(__name__)
+
+# Logits are widened to float32 this many bytes at a time: a vocabulary of 262144 would else double the peak.
+_CHUNK_BYTES = 64 * 2**20
+
+
+def perplexity(
+    model: Any,
+    windows: TokenWindows,
+    *,
+    batch_size: int = 1,
+    device: torch.device | str | None = None,
+    progress: Progress = SILENT,
+) -> PerplexityRecord:
+    """Measure the perplexity of a causal language model: exp of the mean negative log-likelihood per token.
+
+    In every window the first token predicts the second, and so on: seq_len - 1 predictions each. Losses are
+    computed in float32 whatever the model's dtype and summed in float64, so that the batch size changes
+    nothing but rounding. The model keeps its mode, its `use_cache` and its place; with `device` it is moved
+    there for the duration, without it stays where it is.
+
+    A mean loss above 709.78 overflows exp, and a true token of probability zero makes the loss infinite: both
+    are reported as the largest float64 (1.8e308, "at least this"), with a warning, since files hold no
+    infinity and a model can honestly be that broken.
+
+    Raises:
+        RequestError: a loss is NaN (the window is named), the ids are not the model's, or memory is short.
+    """
+    _check_vocabulary(model, windows)
+    losses: list[float] = []
+    with memory_errors("evaluating"), placed(model, device) as place, evaluation_mode(model):
+        batches = windows.batches(batch_size)
+        for batch in progress.track(batches, total=len(batches), what="evaluating"):
+            losses += window_losses(model, batch.to(place)).tolist()
+            _refuse_nan(losses, len(windows), model)
+    seq_len = windows.record.seq_len
+    return PerplexityRecord(
+        perplexity=_finite_exp(math.fsum(losses) / (len(windows) * (seq_len - 1))),
+        tokens=len(windows) * (seq_len - 1),
+        windows=len(windows),
+        seq_len=seq_len,
+        dtype=str(model.dtype).removeprefix("torch."),
+        data=windows.record.source,
+        bos=windows.record.bos,
+        n_params=count_parameters(model),
+    )
+
+
+@torch.inference_mode()
+def window_losses(model: Any, ids: Tensor) -> Tensor:
+    """Summed negative log-likelihood of each window: ids [batch, seq_len] -> float64 [batch]."""
+    logits = model(input_ids=ids).logits  # [batch, seq_len, vocabulary]
+    rows = max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
+    sums = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
+    targets = ids.to(logits.device)
+    for window in range(len(ids)):
+        for start in range(0, ids.shape[1] - 1, rows):
+            stop = min(start + rows, ids.shape[1] - 1)
+            # [rows, vocabulary], [rows] -> [rows]; the token after each position is its target
+            chunk = functional.cross_entropy(
+                logits[window, start:stop].float(), targets[window, start + 1 : stop + 1], reduction="none"
+            )
+            sums[window] += chunk.sum(dtype=torch.float64)
+    return sums
+
+
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Switch dropout and the key-value cache off inside the block; all modes come back after it."""
+    training = [module for module in model.modules() if module.training]
+    configs = [config for config in _configs(model) if hasattr(config, "use_cache")]
+    caching = [config.use_cache for config in configs]
+    model.eval()
+    for config in configs:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for config, use_cache in zip(configs, caching, strict=True):
+            config.use_cache = use_cache
+
+
+@contextmanager
+def placed(model: Any, device: torch.device | str | None) -> Iterator[torch.device]:
+    """Move the model to `device` inside the block and back after it; yield where its inputs belong."""
+    home: torch.device = model.get_input_embeddings().weight.device
+    target = home if device is None else torch.device(device)
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
+    if target == home:
+        yield home
+        return
+    try:
+        model.to(target)
+        yield target
+    finally:
+        model.to(home)
+
+
+def count_parameters(model: Any) -> int:
+    """Number of parameters; those tied or shared count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _configs(model: Any) -> list[Any]:
+    """The model's configuration and, for multimodal models, that of its language part."""
+    config = model.config
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return [config] if text is config else [config, text]
+
+
+def _check_vocabulary(model: Any, windows: TokenWindows) -> None:
+    n_embeddings = model.get_input_embeddings().weight.shape[0]
+    largest = int(windows.ids.max())
+    if largest >= n_embeddings:
+        raise RequestError(
+            f"token id {largest} is outside the model's vocabulary of {n_embeddings}: "
+            "the tokenizer is not this model's; use the one it was trained with"
+        )
+
+
+def _refuse_nan(losses: list[float], n_windows: int, model: Any) -> None:
+    dtype = str(model.dtype).removeprefix("torch.")
+    for number, loss in enumerate(losses, start=1):
+        if math.isnan(loss):
+            raise RequestError(
+                f"the model's loss is NaN in window {number} of {n_windows}: its weights are broken or overflow "
+                f"{dtype}; check the checkpoint, or use --dtype float32"
+            )
+
+
+def _finite_exp(mean_loss: float) -> float:
+    largest = sys.float_info.max
+    if mean_loss <= math.log(largest):
+        return math.exp(mean_loss)
+    logger.warning("perplexity overflows (mean loss %g per token): reported as %g", mean_loss, largest)
+    return largest
