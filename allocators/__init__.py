@@ -1,1 +1,77 @@
-"""Allocators."""
+"""Allocators: from an importance report and a target to a plan, in pure numbers.
+
+Adding one: a file with a frozen dataclass that follows the protocol `Allocator`, and a line in the table
+here. Packages of others register theirs through the entry point group of the same name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from owl_compress.allocators.base import Allocator, Curve, Group, OffBudget, create
+from owl_compress.allocators.planning import make_plan
+from owl_compress.allocators.target import Granularity, Solver, Target
+from owl_compress.errors import RequestError
+from owl_compress.plan import Plan
+from owl_compress.registry import Registry
+from owl_compress.report import ImportanceReport
+
+__all__ = [
+    "ALLOCATORS",
+    "Allocator",
+    "Curve",
+    "Granularity",
+    "Group",
+    "OffBudget",
+    "Solver",
+    "Target",
+    "allocate",
+    "create_allocator",
+]
+
+ALLOCATORS = Registry(
+    kind="allocator",
+    group="owl_compress.allocators",
+    builtin={
+        "dlp": "owl_compress.allocators.dlp:Dlp",
+        "er": "owl_compress.allocators.er:Er",
+        "er-plus": "owl_compress.allocators.er_plus:ErPlus",
+        "global": "owl_compress.allocators.global_threshold:GlobalThreshold",
+        "linear-depth": "owl_compress.allocators.linear_depth:LinearDepth",
+        "owl": "owl_compress.allocators.owl:Owl",
+        "owl-inverse": "owl_compress.allocators.owl_inverse:OwlInverse",
+        "random": "owl_compress.allocators.seeded_random:SeededRandom",
+        "uniform": "owl_compress.allocators.uniform:Uniform",
+        "weight-l1": "owl_compress.allocators.weight_l1:WeightL1",
+    },
+)
+
+
+def create_allocator(name: str, options: Mapping[str, Any] | None = None) -> Allocator:
+    """The allocator registered as `name`, with options as a user gives them; None counts as not given.
+
+    Raises:
+        RequestError: unknown name, an option it does not take, or a value of the wrong kind.
+    """
+    return create(ALLOCATORS.load(name), options or {})
+
+
+def allocate(
+    report: ImportanceReport,
+    allocator: str | Allocator,
+    target: Target,
+    options: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Divide `target` over the linears of `report`.
+
+    `allocator` is a registered name, with `options` for it, or an allocator that has its options already.
+
+    Raises:
+        RequestError: the request cannot be satisfied; the message says what, the value and the remedy.
+    """
+    if isinstance(allocator, str):
+        return make_plan(report, create_allocator(allocator, options), target)
+    if options:
+        raise RequestError(
+            f"options {sorted(options)} are for an allocator given by name, not for {allocator!r}"
+        )
+    return make_plan(report, allocator, target)

@@ -1,0 +1,127 @@
+"""What an allocator is: from groups and a target to a monotone family of budgets."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import fsum
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from owl_compress.allocators.target import Granularity, Target
+from owl_compress.errors import RequestError
+from owl_compress.files import first_problem
+from owl_compress.registry import nearest
+from owl_compress.report import LinearReport
+
+FloatArray = NDArray[np.float64]
+
+Curve = Callable[[float], FloatArray]
+"""One value per group, none of which falls when the argument rises.
+
+Far to the left every value is at or below the lower bound, far to the right at or above the upper one. The
+argument for which the mean meets the target is found by `budget.continuous`; the first one tried is the
+target itself, so a law that keeps the mean by itself is left untouched.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class OffBudget:
+    """One value per group from a rule that does not keep the budget, and is wanted for exactly that."""
+
+    values: FloatArray
+
+
+@dataclass(frozen=True)
+class Group:
+    """What gets one value: the linears of a block, one linear, or linears tied together.
+
+    Attributes:
+        name: of the block or linear.
+        n_weights: weights that the value applies to.
+        depth: index of its block in the order of execution.
+        metrics: those of the block (granularity block), or of the linear; of tied linears the weighted mean.
+        linears: the linears the value applies to.
+    """
+
+    name: str
+    n_weights: int
+    depth: int
+    metrics: Mapping[str, float]
+    linears: tuple[LinearReport, ...]
+
+
+class Allocator(Protocol):
+    """A frozen dataclass whose fields are the options a user may give."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    name: ClassVar[str]
+    """As registered."""
+    granularity: ClassVar[Granularity]
+    """What it gives a value to unless the user says otherwise."""
+
+    def settled(self, target: Target) -> Self:
+        """The same allocator with every option that was left open (None) settled for this target.
+
+        Raises:
+            RequestError: an option has a value that cannot be meant for this target.
+        """
+        ...
+
+    def curve(self, groups: Sequence[Group], target: Target) -> Curve | OffBudget:
+        """Budgets of `groups`; `target.value` is the mean these groups have to meet. Called when settled."""
+        ...
+
+    def importance(self, groups: Sequence[Group]) -> FloatArray | None:
+        """Non-negative numbers in which the budgets are claimed never to fall, or None for no such claim.
+
+        They are also what the solver `optimal` weighs errors with.
+        """
+        ...
+
+
+def sizes(groups: Sequence[Group]) -> FloatArray:
+    """Number of weights of each group."""
+    return np.array([group.n_weights for group in groups], dtype=np.float64)
+
+
+def weighted_mean(values: FloatArray, weights: FloatArray) -> float:
+    """Mean of `values`, correctly rounded sums: the order of the groups cannot show in the last digit."""
+    return fsum(values * weights) / fsum(weights)
+
+
+def metric_values(groups: Sequence[Group], metric: str) -> FloatArray:
+    """The metric of each group.
+
+    Raises:
+        RequestError: the report lacks it for some group; the nearest name that it has is offered.
+    """
+    for group in groups:
+        if metric not in group.metrics:
+            known = set(group.metrics).intersection(*(other.metrics for other in groups))
+            hint = nearest(metric, known) if known else "it has none"
+            raise RequestError(
+                f"the report has no metric {metric!r} for {group.name}: {hint} "
+                f"(or measure again with --metric {metric})"
+            )
+    return np.array([group.metrics[metric] for group in groups], dtype=np.float64)
+
+
+def create(kind: type[Allocator], options: Mapping[str, Any]) -> Allocator:
+    """Build an allocator from options as a user gives them; None counts as not given.
+
+    Raises:
+        RequestError: an option that it does not take, or a value of the wrong kind.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    taken = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in taken:
+            listed = f"it takes: {', '.join(taken)}" if taken else "it takes no options"
+            raise RequestError(f"{kind.name} takes no {name}; {listed}")
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        raise RequestError(f"{kind.name}: {first_problem(error)}") from error

@@ -1,0 +1,148 @@
+"""From a report to the groups that receive a value: skips and pins taken out, fused linears tied."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from itertools import groupby
+from math import fsum
+
+from owl_compress.allocators.base import Group
+from owl_compress.allocators.target import Granularity, Target
+from owl_compress.errors import RequestError
+from owl_compress.plan import Unit
+from owl_compress.report import BlockReport, ImportanceReport, LinearReport
+
+_FUSED = {
+    "attn.q": "attn.qkv",
+    "attn.k": "attn.qkv",
+    "attn.v": "attn.qkv",
+    "mlp.gate": "mlp.gate_up",
+    "mlp.up": "mlp.gate_up",
+}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Every linear of the report is skipped, pinned to a value, or free, by name."""
+
+    skipped: frozenset[str]
+    pinned: Mapping[str, float]
+
+    def is_free(self, linear: LinearReport) -> bool:
+        """True where the allocator decides."""
+        return linear.name not in self.skipped and linear.name not in self.pinned
+
+
+def partition(report: ImportanceReport, target: Target) -> Partition:
+    """Apply skips and pins.
+
+    A skip wins over a pin; among pins the name of a linear wins over that of a block, and a name over a glob
+    pattern; of two alike the later wins.
+
+    Raises:
+        RequestError: a name matches nothing, everything is skipped, or linears that have to stay alike
+            would not.
+    """
+    skipped = frozenset(name for pattern in target.skips for name in _matching(pattern, report, "--skip"))
+    pinned: dict[str, float] = {}
+    linears = {linear.name for block in report.blocks for linear in block.linears}
+    blocks = {block.name for block in report.blocks}
+    for pattern, value in sorted(
+        target.pins.items(), key=lambda pin: (pin[0] in blocks) + 2 * (pin[0] in linears)
+    ):
+        names = _matching(pattern, report, "--set") - skipped
+        if not names:
+            raise RequestError(f"--set {pattern} names only linears that are skipped: drop one of the two")
+        pinned |= dict.fromkeys(names, value)
+    if linears <= skipped:
+        raise RequestError("every linear is skipped: nothing is left to compress")
+    result = Partition(skipped, pinned)
+    for block in report.blocks:
+        _check_ties(block, result, target)
+    return result
+
+
+def build_groups(
+    report: ImportanceReport, split: Partition, granularity: Granularity, target: Target
+) -> tuple[Group, ...]:
+    """The free linears, grouped by block, or one by one with those tied that have to stay alike."""
+    groups: list[Group] = []
+    for depth, block in enumerate(report.blocks):
+        free = [linear for linear in block.linears if split.is_free(linear)]
+        if granularity == "block":
+            groups += [_group(block.name, depth, block.metrics, free)] if free else []
+            continue
+        tied: dict[str, list[LinearReport]] = {}
+        for linear in free:
+            tied.setdefault(_tie(linear, target), []).append(linear)
+        groups += [_group(_joint_name(same), depth, _joint_metrics(same), same) for same in tied.values()]
+    return tuple(groups)
+
+
+def _group(name: str, depth: int, metrics: Mapping[str, float], linears: Sequence[LinearReport]) -> Group:
+    return Group(name, sum(linear.n_weights for linear in linears), depth, metrics, tuple(linears))
+
+
+def _tie(linear: LinearReport, target: Target) -> str:
+    """What a linear shares its value with: bits within what servers fuse, widths within attention or FFN."""
+    match target.unit:
+        case Unit.BITS if target.tie:
+            return _FUSED.get(linear.role, linear.name)
+        case Unit.WIDTH:
+            return linear.role.partition(".")[0]
+        case _:
+            return linear.name
+
+
+def _check_ties(block: BlockReport, split: Partition, target: Target) -> None:
+    members = sorted(block.linears, key=lambda linear: _tie(linear, target))
+    for _, tied in groupby(members, key=lambda linear: _tie(linear, target)):
+        first, *others = tied
+        for other in others:
+            if _fate(first, split) != _fate(other, split):
+                untie = ", or untie them with --no-tie" if target.unit is Unit.BITS else ""
+                raise RequestError(
+                    f"{first.name} is {_fate(first, split)} but {other.name} is {_fate(other, split)}, and "
+                    f"both need the same {target.unit}: pin or skip them together{untie}"
+                )
+
+
+def _fate(linear: LinearReport, split: Partition) -> str:
+    if linear.name in split.skipped:
+        return "skipped"
+    return f"set to {split.pinned[linear.name]:g}" if linear.name in split.pinned else "left to the allocator"
+
+
+def _joint_name(linears: Sequence[LinearReport]) -> str:
+    first, *others = (linear.name for linear in linears)
+    return "+".join([first, *(name.rpartition(".")[2] for name in others)])
+
+
+def _joint_metrics(linears: Sequence[LinearReport]) -> Mapping[str, float]:
+    if len(linears) == 1:
+        return linears[0].metrics
+    total = sum(linear.n_weights for linear in linears)
+    shared = set(linears[0].metrics).intersection(*(linear.metrics for linear in linears))
+    return {
+        metric: fsum(linear.n_weights * linear.metrics[metric] for linear in linears) / total
+        for metric in sorted(shared)
+    }
+
+
+def _matching(pattern: str, report: ImportanceReport, option: str) -> frozenset[str]:
+    """Names of the linears that a block name, linear name or glob pattern stands for."""
+    found = frozenset(
+        linear.name
+        for block in report.blocks
+        for linear in block.linears
+        if pattern in (block.name, linear.name)
+        or fnmatchcase(block.name, pattern)
+        or fnmatchcase(linear.name, pattern)
+    )
+    if not found:
+        known = [name for block in report.blocks for name in (block.name, *(x.name for x in block.linears))]
+        close = get_close_matches(pattern, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"names look like {known[0]!r} and {known[1]!r}"
+        raise RequestError(f"{option} {pattern!r} matches no block or linear of the report: {hint}")
+    return found

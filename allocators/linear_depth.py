@@ -1,0 +1,43 @@
+"""Budgets that fall linearly with depth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from owl_compress.allocators.base import Curve, FloatArray, Group
+from owl_compress.allocators.spread import OwlLaw, settled_lam, settled_law, spread
+from owl_compress.allocators.target import Granularity, Target
+
+
+@dataclass(frozen=True)
+class LinearDepth:
+    """The first block keeps most, the last least, with equal steps between, and OWL's range for the same lam.
+
+    Needs nothing but the order of the blocks. Proposed for LLMs as a rule of thumb beside measured scores;
+    here with the mean met exactly for unequal blocks too.
+
+    Attributes:
+        lam: half the range (law `published`) or largest departure (law `bounded`, used on grids), as for
+        `Owl`.
+    """
+
+    name: ClassVar[str] = "linear-depth"
+    granularity: ClassVar[Granularity] = "block"
+
+    lam: float | None = None
+
+    def settled(self, target: Target) -> Self:
+        """Settle lam for the unit and grid."""
+        return replace(self, lam=settled_lam(self.lam, target, 0.08))
+
+    def curve(self, groups: Sequence[Group], target: Target) -> Curve:
+        """The law of OWL with falling depth as its score."""
+        law: OwlLaw = settled_law(None, target)
+        return spread(groups, target, self.importance(groups), settled_lam(self.lam, target, 0.08), law)
+
+    def importance(self, groups: Sequence[Group]) -> FloatArray:
+        """Blocks from here to the last one, this one counted."""
+        depths = np.array([group.depth for group in groups], dtype=np.float64)
+        return depths.max() + 1 - depths

@@ -1,0 +1,39 @@
+"""OWL turned round: blocks with more outliers keep less."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+from owl_compress.allocators.base import Curve, FloatArray, Group, metric_values
+from owl_compress.allocators.spread import OwlLaw, settled_lam, settled_law, spread
+from owl_compress.allocators.target import Granularity, Target
+
+
+@dataclass(frozen=True)
+class OwlInverse:
+    """OWL with z replaced by 1 - z: the control that shows which direction is right (OWL, arXiv 2310.05175).
+
+    Attributes:
+        metric, lam, law: as for `Owl`; on an N:M grid both laws keep the budget.
+    """
+
+    name: ClassVar[str] = "owl-inverse"
+    granularity: ClassVar[Granularity] = "block"
+
+    metric: str = "lod@5"
+    lam: float | None = None
+    law: OwlLaw | None = None
+
+    def settled(self, target: Target) -> Self:
+        """Settle lam and law for the unit and grid."""
+        return replace(self, lam=settled_lam(self.lam, target, 0.08), law=settled_law(self.law, target))
+
+    def curve(self, groups: Sequence[Group], target: Target) -> Curve:
+        """The law of OWL on the negated metric."""
+        lam, law = settled_lam(self.lam, target, 0.08), settled_law(self.law, target)
+        return spread(groups, target, -metric_values(groups, self.metric), lam, law)
+
+    def importance(self, groups: Sequence[Group]) -> FloatArray:
+        """The metric mirrored within its own range, min D + max D - D."""
+        scores = metric_values(groups, self.metric)
+        return scores.min() + (scores.max() - scores)

@@ -1,0 +1,164 @@
+"""From a report, an allocator and a target to a plan."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+from pydantic import JsonValue
+
+from owl_compress.allocators.base import Allocator, FloatArray, Group, OffBudget, sizes
+from owl_compress.allocators.budget import continuous, optimal, proportional
+from owl_compress.allocators.groups import Partition, build_groups, partition
+from owl_compress.allocators.target import Granularity, Target
+from owl_compress.errors import RequestError
+from owl_compress.plan import AllocatorRecord, LinearBudget, Plan, Unit, weighted_mean
+from owl_compress.report import ImportanceReport, LinearReport
+
+_SHAPE_OPTIONS = ("lam", "law")
+"""Options that shape the continuous law, which the solver `optimal` does without."""
+_ROUNDING = 1e-12
+
+
+def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) -> Plan:
+    """Divide the target over the linears of the report.
+
+    Raises:
+        RequestError: the request cannot be satisfied.
+    """
+    _check_solver(allocator, target)
+    settled = allocator.settled(target)
+    granularity = _granularity(settled, target)
+    split = partition(report, target)
+    groups = build_groups(report, split, granularity, target)
+    values, keeps_budget = _solve(settled, groups, _target_of_free(report, split, target))
+    chosen = split.pinned | {
+        linear.name: value
+        for group, value in zip(groups, values.tolist(), strict=True)
+        for linear in group.linears
+    }
+    budgets = tuple(
+        LinearBudget(
+            name=linear.name, block=block.name, n_weights=linear.n_weights, value=chosen[linear.name]
+        )
+        for block in report.blocks
+        for linear in block.linears
+        if linear.name not in split.skipped
+    )
+    achieved = weighted_mean(budgets)
+    drift: dict[str, JsonValue] = {"asked_target": target.value, "drift": achieved - target.value}
+    return Plan(
+        unit=target.unit,
+        target=target.value if keeps_budget else achieved,
+        grid=target.grid,
+        low=target.plan_low,
+        high=target.plan_high,
+        allocator=AllocatorRecord(
+            name=settled.name,
+            parameters=_parameters(settled, granularity, target) | ({} if keeps_budget else drift),
+        ),
+        report=report.fingerprint,
+        skipped=tuple(linear.name for linear in _linears(report) if linear.name in split.skipped),
+        budgets=budgets,
+    )
+
+
+def _linears(report: ImportanceReport) -> list[LinearReport]:
+    return [linear for block in report.blocks for linear in block.linears]
+
+
+def _granularity(allocator: Allocator, target: Target) -> Granularity:
+    if target.granularity is not None:
+        return target.granularity
+    # Attention and FFN of a block lose the same share unless that is asked for.
+    return "block" if target.unit is Unit.WIDTH else allocator.granularity
+
+
+def _check_solver(allocator: Allocator, target: Target) -> None:
+    if target.solver != "optimal":
+        return
+    options = asdict(allocator)
+    for name in _SHAPE_OPTIONS:
+        if options.get(name) is not None:
+            raise RequestError(
+                f"solver 'optimal' decides by importance alone and makes no use of {name} {options[name]!r}: "
+                "drop it, or use solver 'proportional'"
+            )
+
+
+def _target_of_free(report: ImportanceReport, split: Partition, target: Target) -> Target:
+    """The target of the linears that are neither skipped nor pinned: what the pins leave over."""
+    counted = [linear for linear in _linears(report) if linear.name not in split.skipped]
+    pinned = [linear for linear in counted if linear.name in split.pinned]
+    if not pinned:
+        return target
+    spent = sum((Fraction(split.pinned[linear.name]) * linear.n_weights for linear in pinned), Fraction(0))
+    n_all = sum(linear.n_weights for linear in counted)
+    n_free = n_all - sum(linear.n_weights for linear in pinned)
+    left = Fraction(target.value) * n_all - spent
+    if n_free == 0:
+        _check_all_pinned(float(spent / n_all), counted, target)
+        return target
+    mean = float(left / n_free)
+    low, high = target.plan_low, target.plan_high
+    if mean <= 0 or not low - _ROUNDING <= mean <= high + _ROUNDING:
+        side, remedy = (
+            ("below low", "pin less or raise") if mean < high else ("above high", "pin more or lower")
+        )
+        bound = low if mean < high else high
+        raise RequestError(
+            f"what is set by --set leaves an average of {mean:.4g} {target.unit} for the rest, "
+            f"{side} {bound:g}: {remedy} the target {target.value:g}"
+        )
+    return replace(target, value=min(max(mean, low), high), pins={})
+
+
+def _check_all_pinned(mean: float, linears: Sequence[LinearReport], target: Target) -> None:
+    """With nothing left to decide, the pins themselves have to spend the budget."""
+    smallest = min(linear.n_weights for linear in linears) / sum(linear.n_weights for linear in linears)
+    step = smallest * min((b - a for a, b in pairwise(target.levels)), default=0.0)
+    if not -_ROUNDING <= target.value - mean < max(step, _ROUNDING):
+        raise RequestError(
+            f"every linear is set by --set, to an average of {mean:.6g} {target.unit}, and the target is "
+            f"{target.value:g}: make them equal"
+        )
+
+
+def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tuple[FloatArray, bool]:
+    """One value per group, and whether the budget laws hold for them."""
+    low, high = target.solver_bounds
+    if not groups or target.value >= high - _ROUNDING:
+        return np.full(len(groups), high), True
+    importance = allocator.importance(groups)
+    if target.solver == "optimal":
+        if importance is None:
+            raise RequestError(
+                f"solver 'optimal' needs an importance, which {allocator.name} does not define: "
+                "use 'proportional'"
+            )
+        return optimal(groups, importance, target), True
+    curve = allocator.curve(groups, target)
+    if isinstance(curve, OffBudget):
+        return curve.values, False
+    values = continuous(curve, sizes(groups), target.value, low, high)
+    if target.grid is None:
+        return values, True
+    rank = np.zeros(len(groups)) if importance is None else importance
+    return proportional(groups, values, rank, target), True
+
+
+def _parameters(allocator: Allocator, granularity: Granularity, target: Target) -> dict[str, JsonValue]:
+    options = asdict(allocator)
+    if target.solver == "optimal":
+        options = {name: value for name, value in options.items() if name not in _SHAPE_OPTIONS}
+    parameters: dict[str, JsonValue] = options | {"granularity": granularity}
+    if target.grid is not None:
+        parameters["solver"] = target.solver
+    if target.unit is Unit.BITS and granularity == "linear":
+        parameters["tie"] = target.tie
+    if target.pins:
+        parameters["set"] = dict(target.pins)
+    if target.skips:
+        parameters["skip"] = list(target.skips)
+    return parameters

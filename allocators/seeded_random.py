@@ -1,0 +1,45 @@
+"""Budgets drawn at random."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import numpy as np
+
+from owl_compress.allocators.base import Curve, FloatArray, Group
+from owl_compress.allocators.spread import settled_lam, settled_law, spread
+from owl_compress.allocators.target import Granularity, Target
+
+
+@dataclass(frozen=True)
+class SeededRandom:
+    """OWL's law on scores drawn evenly from [0, 1): what any allocator has to beat (OWL's baseline).
+
+    A draw depends on the seed and the name of the group alone (sha256), so it is the same on every machine,
+    in every order of the blocks, and whatever else is skipped or pinned.
+
+    Attributes:
+        seed: which draw.
+        lam: as for `Owl`.
+    """
+
+    name: ClassVar[str] = "random"
+    granularity: ClassVar[Granularity] = "block"
+
+    seed: int = 0
+    lam: float | None = None
+
+    def settled(self, target: Target) -> Self:
+        """Settle lam for the unit and grid."""
+        return replace(self, lam=settled_lam(self.lam, target, 0.08))
+
+    def curve(self, groups: Sequence[Group], target: Target) -> Curve:
+        """The law of OWL on the draws."""
+        lam = settled_lam(self.lam, target, 0.08)
+        return spread(groups, target, self.importance(groups), lam, settled_law(None, target))
+
+    def importance(self, groups: Sequence[Group]) -> FloatArray:
+        """The draws."""
+        digests = (hashlib.sha256(f"{self.seed}:{group.name}".encode()).digest() for group in groups)
+        return np.array([int.from_bytes(digest[:8]) / 2.0**64 for digest in digests])

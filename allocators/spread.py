@@ -1,0 +1,110 @@
+"""The shape shared by OWL and its relatives: scores stretched to a range around the target."""
+
+from collections.abc import Sequence
+from math import floor, isfinite
+from typing import Literal
+
+import numpy as np
+
+from owl_compress.allocators.base import Curve, FloatArray, Group, sizes, weighted_mean
+from owl_compress.allocators.target import Target
+from owl_compress.errors import RequestError
+from owl_compress.plan import KeptOfGrid, Unit
+
+OwlLaw = Literal["published", "bounded"]
+
+_LAM_OF_KEPT = 2.0
+_LAM_OF_BITS = 1.0
+_SLACK = 1e-12
+
+
+def settled_lam(lam: float | None, target: Target, off_grid: float) -> float:
+    """The half range `lam`, checked, or its default where it was left open.
+
+    In density or width it is a fraction (default `off_grid`); on an N:M grid it counts kept weights of M
+    (default 2, as in OWL's mixed N:M); in bits it is bits (default 1).
+
+    Raises:
+        RequestError: lam is negative, not a number, or wider than the unit.
+    """
+    match target.grid:
+        case KeptOfGrid(kept_of=kept_of):
+            default, widest, meaning = _LAM_OF_KEPT, float(kept_of), f"kept weights of {kept_of}"
+        case None:
+            default, widest, meaning = off_grid, 1.0, f"a share of {target.unit}"
+        case _:
+            default, widest, meaning = _LAM_OF_BITS, target.outer_bounds[1], "bits"
+    value = default if lam is None else lam
+    if not isfinite(value) or not 0 <= value <= widest:
+        raise RequestError(
+            f"lam {value:g} is outside [0, {widest:g}] ({meaning}); the default is {default:g}"
+        )
+    return value
+
+
+def settled_law(law: OwlLaw | None, target: Target) -> OwlLaw:
+    """The law, or its default: `published`, but on a grid, whose ends are near, `bounded`."""
+    if law is not None:
+        return law
+    return "published" if target.grid is None else "bounded"
+
+
+def unit_range(scores: FloatArray) -> FloatArray:
+    """Stretch scores to z = (scores - min) / (max - min) in [0, 1]; all zero where all scores are equal."""
+    extent = np.ptp(scores)
+    return (scores - scores.min()) / extent if extent > 0 else np.zeros_like(scores)
+
+
+def deviations(scores: FloatArray, weights: FloatArray, lam: float, law: OwlLaw) -> FloatArray:
+    """How far each group departs from the target; the weighted mean of it is zero.
+
+    published: 2 · lam · (z - m), m the weighted mean of z (OWL, arXiv 2310.05175, as its code computes it).
+    The *range* is 2 · lam, so one group may depart further than lam.
+
+    bounded: the same shape, scaled so that the largest departure is lam, which is what the paper's text says.
+    """
+    z = unit_range(scores)
+    centred = z - weighted_mean(z, weights)
+    largest = np.abs(centred).max()
+    if largest == 0:
+        return centred
+    return 2 * lam * centred if law == "published" else lam * (centred / largest)
+
+
+def spread(groups: Sequence[Group], target: Target, scores: FloatArray, lam: float, law: OwlLaw) -> Curve:
+    """The law target + deviations as a family: its argument shifts all groups alike.
+
+    Without a grid and without bounds given by the user, a law that leaves [0, 1] is refused. A grid brings
+    its
+    own ends, and bounds given by the user are there to be met: then values are clipped, and the others
+    shifted until the mean holds again.
+
+    Raises:
+        RequestError: the law leaves [0, 1] unasked.
+    """
+    scale = 1 / target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else 1.0
+    shape = deviations(scores, sizes(groups), lam, law) * scale
+    if target.grid is None and not target.is_bounded_by_user:
+        _check_inside(groups, target, shape, lam)
+
+    def curve(shift: float) -> FloatArray:
+        return shift + shape
+
+    return curve
+
+
+def _check_inside(groups: Sequence[Group], target: Target, shape: FloatArray, lam: float) -> None:
+    values = target.value + shape
+    outside = np.maximum(values - 1, -values)
+    worst = int(outside.argmax())
+    if outside[worst] <= _SLACK:
+        return
+    # Departures grow in proportion to lam; the room is 1 - target above and target below.
+    room = np.where(shape > 0, 1 - target.value, target.value)
+    fitting = lam * float((room[shape != 0] / np.abs(shape[shape != 0])).min())
+    fitting = floor(fitting * 1e4) / 1e4
+    measure = "density" if target.unit is Unit.DENSITY else "width"
+    raise RequestError(
+        f"lam {lam:g} gives {groups[worst].name} a {measure} of {values[worst]:.4g}, outside [0, 1]: use "
+        f"lam {fitting:g} or less, or --low/--high to clip"
+    )
