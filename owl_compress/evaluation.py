@@ -145,8 +145,8 @@ def _refuse_nan(losses: list[float], n_windows: int, model: Any) -> None:
     for number, loss in enumerate(losses, start=1):
         if math.isnan(loss):
             raise RequestError(
-                f"the model's loss is NaN in window {number} of {n_windows}: its weights are broken or overflow "
-                f"{dtype}; check the checkpoint, or use --dtype float32"
+                f"the model's loss is NaN in window {number} of {n_windows}: its weights are broken, or "
+                f"overflow {dtype}; check the checkpoint, or use --dtype float32"
             )
 
 

@@ -192,7 +192,7 @@ def _hub_rows(source: str, wanted: _HubSet) -> Iterator[Any]:
     }
     arguments = {name: value for name, value in optional.items() if value is not None}
     logger.info("loading %s from the Hugging Face hub", source)
-    # What `datasets` raises spans its own errors, several HTTP libraries' and ValueErrors: all mean one thing.
+    # What `datasets` raises spans its own errors, ValueErrors and HTTP libraries': all mean the same here.
     try:
         rows = iter(
             datasets.load_dataset(wanted.path, split=wanted.split, streaming=wanted.streaming, **arguments)

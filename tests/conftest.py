@@ -1,7 +1,10 @@
 """A tiny tokenizer and a tiny model, built on the spot: no network, no files."""
 
+import os
 import string
-from collections.abc import Iterator
+
+# Tests never reach for the network: what would, fails at once instead of after many retries. Read at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
@@ -15,9 +18,8 @@ def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     It claims a context of 64 tokens, so that every longer text would draw transformers' warning.
     """
     special = ["<s>", "</s>", "<unk>"] if bos else ["</s>", "<unk>"]
-    vocabulary = {
-        token: index for index, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))
-    }
+    tokens = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -43,7 +45,7 @@ def tokenizer_without_bos() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A random Llama of three blocks, the same in every test; positions up to 128. A fresh one for each test."""
+    """A random Llama of three blocks, positions up to 128: always the same, and a fresh one for each test."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -62,14 +64,7 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 @pytest.fixture
 def prose() -> str:
-    """2000 characters of ASCII in which every piece of 20 characters occurs once: a window tells its place."""
+    """2000 characters of ASCII in which no piece of 20 characters occurs twice: a window tells its place."""
     letters = string.ascii_lowercase
     words = (f"{letters[i % 26]}{letters[i // 26 % 26]}{i:04d}" for i in range(400))
     return " ".join(words)[:2000]
-
-
-@pytest.fixture(autouse=True)
-def _no_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Tests never reach for the network; what does fails at once instead of after many retries."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield
