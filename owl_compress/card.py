@@ -87,15 +87,14 @@ def _metadata(plan: Plan, result: Result, origin: Origin) -> str:
 
 
 def _what_was_done(result: Result, plan: Plan) -> str:
-    identity, revision = (
-        result.model,
-        f" (revision `{result.model.revision}`)" if result.model.revision else "",
-    )
+    identity = result.model
+    revision = f" (revision `{identity.revision}`)" if identity.revision else ""
     text = (
         f"`{identity.id}`{revision}, family {identity.family}, in {identity.dtype}, with "
-        f"{_target(plan)}. The allocator **{plan.allocator.name}** ({_parameters(plan.allocator.parameters)}) "
-        f"gave every block its budget, and the backend **{result.backend.name}** "
-        f"({_parameters(result.backend.parameters)}) carried it out, with seed {result.seed}. "
+        f"{_target(plan)}. The allocator **{plan.allocator.name}** "
+        f"({_parameters(plan.allocator.parameters)}) gave every block its budget, and the backend "
+        f"**{result.backend.name}** ({_parameters(result.backend.parameters)}) carried it out, "
+        f"with seed {result.seed}. "
     )
     if plan.skipped:
         text += f"Left as they were and not in the account: {len(plan.skipped)} linear(s). "

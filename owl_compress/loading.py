@@ -35,9 +35,10 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt
 class LoadedModel:
     """A causal language model on the host in evaluation mode, its tokenizer, and what identifies it.
 
-    `source` is what the user named, and `id` the same for a hub id or a path. `revision` is the commit of
-    a hub model, the package version of the embedded one, otherwise None. `hub_id` is the model on the hub
-    that these weights are, where that is known. `dtype` is the weights' type, e.g. "bfloat16".
+    `source` is what the user named, and `id` the same, except for the embedded model, whose file it names.
+    `revision` is the commit of a hub model, the package version of the embedded one, otherwise None.
+    `hub_id` is the model on the hub that these weights are, or are dequantised from, where that is known.
+    `dtype` is the type of the weights, e.g. "bfloat16".
     """
 
     model: Any
@@ -105,7 +106,7 @@ def load_model(
         model=model,
         tokenizer=tokenizer,
         source=source,
-        id=BUILTIN_BASE_MODEL if builtin else source,
+        id=str(place.gguf) if builtin else source,
         revision=f"{BUILTIN_PACKAGE} {version(BUILTIN_PACKAGE)}" if builtin else commit,
         dtype=str(model.dtype).removeprefix("torch."),
         hub_id=BUILTIN_BASE_MODEL if builtin else (None if place.is_local else source),

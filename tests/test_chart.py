@@ -1,0 +1,122 @@
+"""The chart: drawn for every kind of plan, whole or not at all, leaving matplotlib's global state alone."""
+
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+
+from owl_compress.chart import budget_chart
+from owl_compress.errors import RequestError
+from owl_compress.plan import AllocatorRecord, BitsGrid, Grid, KeptOfGrid, LinearBudget, Plan, Unit
+from owl_compress.report import BlockReport, ImportanceReport, LinearReport, ModelIdentity, Provenance
+
+
+def report_of(n_blocks: int) -> ImportanceReport:
+    return ImportanceReport(
+        model=ModelIdentity(id="a/model", revision=None, family="llama", dtype="float32"),
+        blocks=tuple(
+            BlockReport(
+                name=f"layers.{i}", n_weights=8, metrics={"lod@5": 0.01 + 0.001 * i, "weight_l1": 2.0},
+                linears=tuple(
+                    LinearReport(name=f"layers.{i}.{j}", role="x", shape=(2, 2), n_weights=4, metrics={})
+                    for j in range(2)
+                ),
+            )
+            for i in range(n_blocks)
+        ),
+        provenance=Provenance(calibration=None, versions={}),
+    )  # fmt: skip
+
+
+def plan_of(
+    values: list[float], unit: Unit = Unit.DENSITY, grid: Grid | None = None, spread: float = 0.0
+) -> Plan:
+    return Plan(
+        unit=unit, target=sum(values) / len(values), grid=grid, low=0, high=16, report="x",
+        allocator=AllocatorRecord(name="owl"),
+        budgets=tuple(
+            LinearBudget(
+                name=f"layers.{i}.{j}", block=f"layers.{i}", n_weights=4, value=value + spread * sign
+            )
+            for i, value in enumerate(values)
+            for j, sign in enumerate((1, -1))
+        ),
+    )  # fmt: skip
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    content = png.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", content[16:24])
+    return width, height
+
+
+@pytest.mark.parametrize(
+    ("plan", "metric"),
+    [
+        (plan_of([0.3, 0.4, 0.5]), "lod@5"),
+        (plan_of([0.3, 0.4, 0.5], spread=0.05), "weight_l1"),
+        (plan_of([0.4] * 3), "lod@5"),
+        (plan_of([0.0] * 3), "lod@5"),
+        (plan_of([0.4]), "lod@5"),
+        (plan_of([0.375, 0.5, 0.25], grid=KeptOfGrid(kept_of=8)), "lod@5"),
+        (plan_of([2, 3, 4], Unit.BITS, BitsGrid(bits=(2, 3, 4))), "lod@5"),
+        (plan_of([0.8, 0.9, 0.7], Unit.WIDTH), "lod@5"),
+    ],
+)
+def test_every_kind_of_plan_is_drawn(plan: Plan, metric: str, tmp_path: Path) -> None:
+    budget_chart(report_of(3), plan, tmp_path / "chart.png", metric)
+    width, height = size_of(tmp_path / "chart.png")
+    assert width > 900
+    assert height > 700
+    assert [file.name for file in tmp_path.iterdir()] == ["chart.png"]
+
+
+def test_a_block_left_alone_is_a_gap(tmp_path: Path) -> None:
+    budget_chart(report_of(5), plan_of([0.3, 0.5]), tmp_path / "chart.png", "lod@5")
+    assert size_of(tmp_path / "chart.png")
+
+
+def test_plans_are_compared_even_under_one_name(tmp_path: Path) -> None:
+    others = {"uniform": plan_of([0.4] * 3), "owl": plan_of([0.35, 0.4, 0.45])}
+    budget_chart(report_of(3), plan_of([0.3, 0.4, 0.5]), tmp_path / "all.png", "lod@5", others=others)
+    budget_chart(report_of(3), plan_of([0.3, 0.4, 0.5]), tmp_path / "one.png", "lod@5")
+    assert (tmp_path / "all.png").read_bytes() != (tmp_path / "one.png").read_bytes()
+
+
+def test_the_same_chart_has_the_same_bytes_and_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "chart.png"
+    path.write_text("old")
+    budget_chart(report_of(3), plan_of([0.3, 0.4, 0.5]), path, "lod@5")
+    first = path.read_bytes()
+    budget_chart(report_of(3), plan_of([0.3, 0.4, 0.5]), path, "lod@5")
+    assert path.read_bytes() == first
+
+
+def test_matplotlib_keeps_its_global_state(tmp_path: Path) -> None:
+    def settings() -> dict[str, object]:
+        # Merely looking at the entry "backend" would choose one.
+        return {name: mpl.rcParams[name] for name in mpl.rcParams if name != "backend"}
+
+    before = settings()
+    budget_chart(report_of(3), plan_of([0.3, 0.4, 0.5]), tmp_path / "chart.png", "lod@5")
+    assert settings() == before
+    code = "import sys, owl_compress.chart; sys.exit('matplotlib.pyplot' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=dict(os.environ))
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    report, plan, path = report_of(3), plan_of([0.3, 0.4, 0.5]), tmp_path / "chart.png"
+    with pytest.raises(RequestError, match=r"no metric 'lod@6': did you mean 'lod@5'\?"):
+        budget_chart(report, plan, path, "lod@6")
+    with pytest.raises(RequestError, match=r"'layers\.3', which the report does not have"):
+        budget_chart(report, plan_of([0.3] * 4), path, "lod@5")
+    with pytest.raises(RequestError, match="density and bits do not fit"):
+        budget_chart(report, plan, path, "lod@5", others={"b": plan_of([2, 3, 4], Unit.BITS)})
+    with pytest.raises(RequestError, match="cannot write"):
+        budget_chart(report, plan, tmp_path / "none" / "chart.png", "lod@5")
+    assert list(tmp_path.iterdir()) == []
