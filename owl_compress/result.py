@@ -33,7 +33,7 @@ class Totals(Frozen):
     achieved: float
     n_weights: int
     bits_per_weight: float = Field(description="whole model, scales, zeros and embeddings included")
-    bytes_on_disk: int
+    bytes_on_disk: int | None = Field(description="of the weight files; None while the model is only in memory")
     n_params_before: int
     n_params_after: int
 

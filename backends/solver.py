@@ -1,0 +1,123 @@
+"""The second-order solver: columns are changed one after another, later columns make up for each change.
+
+Source: Optimal Brain Surgeon in the order-fixed form of SparseGPT (arXiv 2301.00774) and GPTQ (arXiv
+2210.17323). One factorisation serves all linears that read the same input.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from owl_compress.errors import RequestError
+from owl_compress.result import Fallback
+from owl_compress.statistics import Gram, Statistic
+
+SOLVER_BLOCK = 128
+"""Columns between two updates of all later columns; changes speed, and what SparseGPT compares at a time."""
+
+_DAMPING_STEPS = 8
+_DAMPING_FACTOR = 10.0
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Upper Cholesky factor U of the inverse damped Gram matrix, inverse = U^T U.
+
+    `upper` has shape [in, in]; `dead`, bool [in], marks inputs that were always zero. `raised` counts how
+    often the damping had to be multiplied by ten before the matrix was positive definite.
+    """
+
+    upper: Tensor
+    dead: Tensor
+    damping: float
+    raised: int
+
+
+class ColumnRule(Protocol):
+    """Decides what a column becomes. `columns` is how many columns are decided together (divides 128)."""
+
+    columns: int
+
+    def decide(self, first: int, weight_t: Tensor, diagonal: Tensor) -> None:
+        """Look at columns first, first + 1, ...: `weight_t` [columns, out] as updated so far, U_jj [columns]."""
+        ...
+
+    def apply(self, column: int, values: Tensor) -> Tensor:
+        """The new values of one column, shape [out]."""
+        ...
+
+
+def factorise(gram: Tensor, damping: float, name: str) -> Factor:
+    """Factorise the inverse of gram + damping * mean(diagonal) * I, with more damping where that fails.
+
+    Args:
+        gram: X^T X, shape [in, in], float32; unchanged.
+        damping: share of the mean diagonal that is added to the diagonal.
+        name: the linear that is named when it cannot be done.
+
+    Raises:
+        RequestError: not positive definite after all steps of damping.
+    """
+    diagonal = gram.diagonal()
+    dead = diagonal == 0
+    mean = diagonal.mean()
+    for raised in range(_DAMPING_STEPS):
+        share = damping * _DAMPING_FACTOR**raised
+        damped = gram.clone()
+        damped.diagonal().add_(share * mean)
+        damped.diagonal()[dead] = 1.0
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+        if not failed and bool(torch.isfinite(upper).all()):
+            return Factor(upper, dead, share, raised)
+    raise RequestError(
+        f"the Hessian of {name} is not positive definite even with damping {share:g}: "
+        "use more calibration text, or --dtype float32"
+    )
+
+
+def sweep_(weight_t: Tensor, factor: Factor, rule: ColumnRule) -> Tensor:
+    """Apply `rule` to every column in order; the columns after it take up the error it makes.
+
+    Args:
+        weight_t: the transposed weight, shape [in, out], float32 and contiguous; changed in place.
+        factor: of the Gram matrix of the inputs.
+        rule: what a column becomes.
+
+    Returns:
+        The squared output error of each output, under the damped Gram matrix, shape [out].
+    """
+    n_inputs, n_outputs = weight_t.shape
+    upper = factor.upper
+    squared_error = torch.zeros(n_outputs, dtype=torch.float64, device=weight_t.device)
+    for start in range(0, n_inputs, SOLVER_BLOCK):
+        stop = min(start + SOLVER_BLOCK, n_inputs)
+        errors = torch.empty(stop - start, n_outputs, device=weight_t.device)  # [columns, out]
+        for column in range(start, stop):
+            if column % rule.columns == 0:
+                decided = slice(column, min(column + rule.columns, n_inputs))
+                rule.decide(column, weight_t[decided], upper.diagonal()[decided])
+            new = rule.apply(column, weight_t[column])
+            error = torch.sub(weight_t[column], new, out=errors[column - start]).div_(upper[column, column])
+            weight_t[column] = new
+            # The outer product of the errors with the factor's row, on the rest of this solver block.
+            weight_t[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1.0)
+        weight_t[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1.0)
+        squared_error += errors.square_().sum(dim=0, dtype=torch.float64)
+    return squared_error
+
+def gram_of(statistic: Statistic | None) -> Tensor:
+    """The Gram matrix a second-order backend declared it needs, shape [in, in]."""
+    if not isinstance(statistic, Gram):
+        raise TypeError("a second-order backend needs the Gram matrix of its inputs")
+    return statistic.matrix
+
+
+def damping_fallbacks(factor: Factor, name: str) -> tuple[Fallback, ...]:
+    """What the result says of a Hessian that needed more damping."""
+    if not factor.raised:
+        return ()
+    return (Fallback(what=f"damping raised to {factor.damping:g}", where=name, count=factor.raised),)

@@ -1,0 +1,43 @@
+"""Wanda: weights times the norm of what they multiply."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from owl_compress.backend import BlockTask, LinearOutcome
+from owl_compress.backends.masking import prune_block_
+from owl_compress.backends.selection import ModelWideSurvey, Scope
+from owl_compress.plan import Unit
+from owl_compress.statistics import SecondMoments, Statistic
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Score |W_ij| * ‖X_j‖_2, compared within each output row unless told otherwise (arXiv 2306.11695).
+
+    The published code prunes floor(in * sparsity) weights of every row; here a linear keeps exactly
+    floor(density * numel), so some rows keep one weight more than others.
+    """
+
+    scope: Scope = Scope.ROW
+
+    unit: ClassVar[Unit] = Unit.DENSITY
+    statistic: ClassVar[type[Statistic]] = SecondMoments
+    error_measure: ClassVar[str] = "squared output error over squared output, as if inputs were uncorrelated"
+
+    @property
+    def survey(self) -> ModelWideSurvey | None:
+        """A model-wide comparison, in scope MODEL."""
+        return ModelWideSurvey(self) if self.scope is Scope.MODEL else None
+
+    def column_scale(self, statistic: Statistic | None, n_inputs: int) -> Tensor:  # noqa: ARG002
+        """‖X_j‖_2 of every input, shape [in]."""
+        if statistic is None:
+            raise ValueError("Wanda needs the second moments of its inputs")
+        return statistic.second_moments.sqrt().float()
+
+    def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
+        """Prune the linears of `task` in place."""
+        return prune_block_(task, self, self.scope)

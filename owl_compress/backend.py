@@ -1,0 +1,98 @@
+"""What a backend is: the one method it has, what it is given, and what it hands back.
+
+The backends themselves lie in `owl_compress.backends`; this module only states the contract, so that the
+walk can drive any of them without knowing one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from owl_compress.families import BlockSite, LinearSite
+from owl_compress.plan import Grid, Plan, Unit
+from owl_compress.result import Fallback
+from owl_compress.statistics import Statistic
+
+
+@dataclass(frozen=True)
+class LinearTask:
+    """One linear and the budget it has to meet."""
+
+    site: LinearSite
+    budget: float
+
+    @property
+    def n_kept(self) -> int:
+        """Number of weights that a density budget keeps: floor(density * numel)."""
+        return floor(self.budget * self.site.n_weights)
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """Linears that read the same input, with the statistic of that input (None if the backend needs none)."""
+
+    linears: tuple[LinearTask, ...]
+    statistic: Statistic | None
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """Everything a backend needs to compress one block in place."""
+
+    site: BlockSite
+    groups: tuple[GroupTask, ...]
+    grid: Grid | None
+
+
+@dataclass(frozen=True)
+class LinearOutcome:
+    """What was done to one linear; `achieved` is counted from its tensor, in the plan's unit."""
+
+    name: str
+    achieved: float
+    relative_error: float
+    seconds: float
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+class Survey(Protocol):
+    """A look at the whole dense model before the first block is touched (comparison across the model)."""
+
+    def see(self, task: BlockTask) -> None:
+        """Take notes of one dense block."""
+        ...
+
+    def redistribute(self, plan: Plan) -> Plan:
+        """The plan that follows from the notes, with the same total."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to carry out a plan, block by block.
+
+    `unit` is the plan's unit that it understands, `statistic` what it must know of a linear's inputs,
+    `error_measure` what its `relative_error` figures mean, `survey` a first look at the whole model, if it
+    needs one. A backend is a frozen dataclass; its fields are its options and are recorded in the result.
+    """
+
+    unit: ClassVar[Unit]
+    statistic: ClassVar[type[Statistic] | None]
+    error_measure: ClassVar[str]
+
+    @property
+    def survey(self) -> Survey | None:
+        """A fresh survey, or None."""
+        ...
+
+    def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
+        """Compress the linears of `task` in place, each to its budget."""
+        ...
+
+
+def density(weight: Tensor) -> float:
+    """Share of entries that are not zero."""
+    return int(torch.count_nonzero(weight)) / weight.numel()

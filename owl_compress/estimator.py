@@ -1,0 +1,103 @@
+"""The estimator: how important is each block and linear of a model? Measured once, in one forward pass."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from owl_compress.calibration import TokenWindows
+from owl_compress.families import LinearSite, ModelStructure, find_structure, parameter_device
+from owl_compress.metrics import DEFAULT_METRICS, Metric, find_metric
+from owl_compress.progress import SILENT, Progress
+from owl_compress.report import BlockReport, ImportanceReport, LinearReport, ModelIdentity, Provenance
+from owl_compress.scores import ScoredWeight, ScorePool, pooled
+from owl_compress.statistics import SecondMoments
+from owl_compress.versions import versions
+from owl_compress.walk import BlockVisit, BlockWalk
+
+
+def measure(
+    model: nn.Module,
+    calibration: TokenWindows,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    device: torch.device | None = None,
+    batch_size: int = 1,
+    identity: ModelIdentity | None = None,
+    progress: Progress = SILENT,
+) -> ImportanceReport:
+    """Measure the importance of every block and linear of `model` on the `calibration` tokens.
+
+    Scores are A_ij = |W_ij| * ‖X_j‖_2 with the norm over all calibration tokens (Wanda, arXiv 2306.11695;
+    OWL, arXiv 2310.05175, section 3). The metrics of a block pool the scores of all its linears and use one
+    mean for the whole block, those of a linear its own mean. The dense model's own activations are used.
+    Each block runs once per batch.
+
+    Args:
+        model: a causal language model; unchanged afterwards.
+        calibration: token windows, shape [sequences, seq_len].
+        metrics: names such as "lod@5"; see `owl_compress.metrics`.
+        device: where blocks are run; by default where the model is.
+        batch_size: sequences per forward pass; changes nothing but speed, up to rounding.
+        identity: what the report says about the model; by default read from its config.
+        progress: told about every block.
+
+    Raises:
+        RequestError: unknown metric or architecture, or activations with NaN or Inf.
+    """
+    structure = find_structure(model)
+    chosen = {name: find_metric(name) for name in metrics}
+    walk = BlockWalk(
+        model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
+    )
+    return ImportanceReport(
+        model=identity or identify(model, structure),
+        blocks=tuple(
+            _measure_block(visit, chosen)
+            for visit in walk.visits(progress, "measuring blocks")
+            if visit.site.linears  # all weights may be shared with an earlier block
+        ),
+        provenance=Provenance(calibration=calibration.record, versions=versions()),
+        notes=structure.notes,
+    )
+
+
+def identify(model: nn.Module, structure: ModelStructure, source: str | None = None) -> ModelIdentity:
+    """Identity of a model that is in memory already."""
+    config = getattr(model, "config", None)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return ModelIdentity(
+        id=source or str(getattr(config, "_name_or_path", "") or type(model).__name__),
+        revision=getattr(config, "_commit_hash", None),
+        family=structure.family,
+        dtype=dtype,
+    )
+
+
+def _measure_block(visit: BlockVisit, metrics: dict[str, Metric]) -> BlockReport:
+    site = visit.site
+    pools: dict[str, ScorePool] = {}
+    for group in visit.gather(SecondMoments, advance=True):
+        norms = group.statistic.second_moments.sqrt().float()  # [in]
+        pools |= {linear.name: ScorePool((ScoredWeight(linear.weight, norms),)) for linear in group.linears}
+    return BlockReport(
+        name=site.name,
+        n_weights=site.n_weights,
+        metrics=_evaluate(pooled([pools[linear.name] for linear in site.linears]), metrics),
+        linears=tuple(_measure_linear(linear, pools[linear.name], metrics) for linear in site.linears),
+    )
+
+
+def _measure_linear(linear: LinearSite, pool: ScorePool, metrics: dict[str, Metric]) -> LinearReport:
+    return LinearReport(
+        name=linear.name,
+        role=linear.role,
+        shape=linear.shape,
+        n_weights=linear.n_weights,
+        metrics=_evaluate(pool, metrics),
+        score_histogram=pool.histogram(),
+    )
+
+
+def _evaluate(pool: ScorePool, metrics: dict[str, Metric]) -> dict[str, float]:
+    return {name: metric(pool) for name, metric in metrics.items()}

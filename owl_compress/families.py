@@ -1,0 +1,237 @@
+"""Where the blocks and linears of a model are, and what role each linear plays.
+
+A small table knows the families by their `config.model_type`; any other decoder is found by structure.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from owl_compress.errors import RequestError
+
+_LLAMA_LIKE = {
+    "self_attn.q_proj": "attn.q",
+    "self_attn.k_proj": "attn.k",
+    "self_attn.v_proj": "attn.v",
+    "self_attn.o_proj": "attn.o",
+    "mlp.gate_proj": "mlp.gate",
+    "mlp.up_proj": "mlp.up",
+    "mlp.down_proj": "mlp.down",
+}
+_FUSED_DENSE = {"mlp.dense_h_to_4h": "mlp.fc1", "mlp.dense_4h_to_h": "mlp.fc2"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row of the table: where the blocks are, and the role of each linear by its name inside the block.
+
+    `bos` says how the family wants its windows to start: "every" where it is lost without a BOS token in
+    each window (Gemma), "first" otherwise.
+    """
+
+    name: str
+    blocks: str
+    roles: Mapping[str, str]
+    bos: Literal["every", "first"] = "first"
+
+
+_FAMILIES = (
+    Family("llama", "model.layers", _LLAMA_LIKE),
+    Family("mistral", "model.layers", _LLAMA_LIKE),
+    Family("qwen2", "model.layers", _LLAMA_LIKE),
+    Family("qwen3", "model.layers", _LLAMA_LIKE),
+    Family("gemma2", "model.layers", _LLAMA_LIKE, bos="every"),
+    Family("gemma3_text", "model.layers", _LLAMA_LIKE, bos="every"),
+    Family(
+        "phi3",
+        "model.layers",
+        {
+            "self_attn.qkv_proj": "attn.qkv",
+            "self_attn.o_proj": "attn.o",
+            "mlp.gate_up_proj": "mlp.gate_up",
+            "mlp.down_proj": "mlp.down",
+        },
+    ),
+    Family(
+        "opt",
+        "model.decoder.layers",
+        {
+            "self_attn.q_proj": "attn.q",
+            "self_attn.k_proj": "attn.k",
+            "self_attn.v_proj": "attn.v",
+            "self_attn.out_proj": "attn.o",
+            "fc1": "mlp.fc1",
+            "fc2": "mlp.fc2",
+        },
+    ),
+    Family(
+        "gpt2",
+        "transformer.h",
+        {"attn.c_attn": "attn.qkv", "attn.c_proj": "attn.o", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"},
+    ),
+    Family(
+        "gpt_neox",
+        "gpt_neox.layers",
+        {"attention.query_key_value": "attn.qkv", "attention.dense": "attn.o", **_FUSED_DENSE},
+    ),
+    Family(
+        "bloom",
+        "transformer.h",
+        {"self_attention.query_key_value": "attn.qkv", "self_attention.dense": "attn.o", **_FUSED_DENSE},
+    ),
+    Family(
+        "falcon",
+        "transformer.h",
+        {"self_attention.query_key_value": "attn.qkv", "self_attention.dense": "attn.o", **_FUSED_DENSE},
+    ),
+)
+FAMILIES: Mapping[str, Family] = {family.name: family for family in _FAMILIES}
+
+UNKNOWN_ROLE = "other"
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One weight matrix inside a block. `name` is the module's full name in the model."""
+
+    name: str
+    role: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a view of shape [out, in]; writing to it writes to the model."""
+        weight = self.module.get_parameter("weight").data
+        return weight.t() if isinstance(self.module, Conv1D) else weight  # Conv1D stores [in, out]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self.weight.shape
+        return rows, columns
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return self.weight.numel()
+
+
+@dataclass(frozen=True)
+class BlockSite:
+    """One transformer block and its linears, in the order in which the module lists them."""
+
+    name: str
+    module: nn.Module
+    linears: tuple[LinearSite, ...]
+
+    @property
+    def n_weights(self) -> int:
+        """Number of weights in all linears."""
+        return sum(linear.n_weights for linear in self.linears)
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """The compressible part of a model. `notes` say what was found without the family table."""
+
+    family: str
+    bos: Literal["every", "first"]
+    blocks: tuple[BlockSite, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def linears(self) -> Iterator[LinearSite]:
+        """All linears of all blocks, in order."""
+        return (linear for block in self.blocks for linear in block.linears)
+
+    @property
+    def linear_sizes(self) -> dict[str, int]:
+        """Number of weights by the name of the linear."""
+        return {linear.name: linear.n_weights for linear in self.linears}
+
+
+def find_structure(model: nn.Module) -> ModelStructure:
+    """Find the blocks and linears of `model`.
+
+    Raises:
+        RequestError: no list of blocks, or a block without any linear.
+    """
+    model_type = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
+    family = FAMILIES.get(model_type)
+    if family is not None:
+        path, notes = family.blocks, []
+        blocks = model.get_submodule(path)
+    else:
+        path, blocks = _longest_block_list(model)
+        notes = [f"family {model_type!r} is not in the table; blocks found by structure at {path!r}"]
+        family = Family(model_type, path, {})
+    if not isinstance(blocks, nn.ModuleList):
+        raise RequestError(f"{path} of this {model_type} model is no list of blocks: the architecture is unknown")
+    taken: set[int] = set()
+    sites = []
+    for index, block in enumerate(blocks):
+        name = f"{path}.{index}"
+        linears, shared = _find_linears(name, block, family.roles, taken)
+        notes += [f"{linear} shares its weight with an earlier linear and is compressed once" for linear in shared]
+        if not linears and not shared:
+            raise RequestError(f"block {name} ({type(block).__name__}) has no linear: nothing there to compress")
+        sites.append(BlockSite(name, block, linears))
+    return ModelStructure(family.name, family.bos, tuple(sites), tuple(notes))
+
+
+def _find_linears(
+    block_name: str, block: nn.Module, roles: Mapping[str, str], taken: set[int]
+) -> tuple[tuple[LinearSite, ...], list[str]]:
+    """Linears of one block, and the names of those whose weight is in `taken` (extended here) already."""
+    found, shared = [], []
+    for name, module in block.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.Linear | Conv1D):
+            continue
+        full_name = f"{block_name}.{name}"
+        if id(module.weight) in taken:
+            shared.append(full_name)
+            continue
+        taken.add(id(module.weight))
+        found.append(LinearSite(full_name, roles.get(name, UNKNOWN_ROLE), module))
+    return tuple(found), shared
+
+
+def _longest_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and module of the longest ModuleList of like modules; among equals the one with more parameters."""
+
+    def size(candidate: tuple[str, nn.ModuleList]) -> tuple[int, int]:
+        blocks = candidate[1]
+        return len(blocks), sum(parameter.numel() for parameter in blocks.parameters())
+
+    lists = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len({type(block) for block in module}) == 1
+        and any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
+    ]
+    if not lists:
+        raise RequestError(
+            f"{type(model).__name__} has no list of blocks with linears in it: the architecture is unknown"
+        )
+    return max(lists, key=size)
+
+
+def as_stored(site: LinearSite, weight: Tensor) -> Tensor:
+    """`weight` of shape [out, in] in the layout and data type in which the module stores it."""
+    stored = weight.t() if isinstance(site.module, Conv1D) else weight
+    return stored.to(site.module.get_parameter("weight").dtype).contiguous()
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Number of parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameter_device(module: nn.Module) -> torch.device:
+    """The device that the module's parameters live on."""
+    return next(module.parameters()).device

@@ -1,0 +1,92 @@
+"""Metrics of importance: plugins that turn the scores and weights of a block or linear into one number.
+
+A metric is a callable `ScorePool -> float` with a docstring that names its source. Further ones register
+through the entry point group `owl_compress.metrics`; an entry named "name" whose callable also takes a
+parameter is asked for as "name@parameter", like `lod@5`.
+"""
+
+from collections.abc import Callable
+from inspect import signature
+
+import torch
+
+from owl_compress.errors import RequestError
+from owl_compress.registry import Registry
+from owl_compress.scores import ScorePool
+
+Metric = Callable[[ScorePool], float]
+
+METRICS = Registry(
+    kind="metric",
+    group="owl_compress.metrics",
+    builtin={
+        "lod": "owl_compress.metrics:layer_outlier_distribution",
+        "score_mean": "owl_compress.metrics:score_mean",
+        "score_median": "owl_compress.metrics:score_median",
+        "weight_l1": "owl_compress.metrics:weight_l1",
+        "weight_l2": "owl_compress.metrics:weight_l2",
+    },
+)
+
+DEFAULT_METRICS = (
+    "lod@3",
+    "lod@5",
+    "lod@7",
+    "lod@10",
+    "score_mean",
+    "score_median",
+    "weight_l1",
+    "weight_l2",
+)
+
+
+def layer_outlier_distribution(pool: ScorePool, multiple: float) -> float:
+    """Fraction of scores above `multiple` times their mean: #(A > M * mean(A)) / #A.
+
+    Source: OWL (arXiv 2310.05175), section 3; there as a percentage, here as a fraction.
+    """
+    return pool.count_above(multiple * pool.mean) / pool.size
+
+
+def score_mean(pool: ScorePool) -> float:
+    """Mean of |W_ij| * ‖X_j‖."""
+    return pool.mean
+
+
+def score_median(pool: ScorePool) -> float:
+    """Lower median of |W_ij| * ‖X_j‖: what DLP (arXiv 2505.23807) ranks blocks by."""
+    return pool.median
+
+
+def weight_l1(pool: ScorePool) -> float:
+    """Sum of |W_ij|."""
+    return sum(float(member.weight.abs().sum(dtype=torch.float64)) for member in pool.members)
+
+
+def weight_l2(pool: ScorePool) -> float:
+    """Square root of the sum of W_ij^2."""
+    squares = sum(float(member.weight.float().square().sum(dtype=torch.float64)) for member in pool.members)
+    return float(squares**0.5)
+
+
+def find_metric(name: str) -> Metric:
+    """The metric called `name`, with its parameter after "@" filled in.
+
+    Raises:
+        RequestError: unknown metric, or a parameter that is no positive number.
+    """
+    base, at, parameter = name.partition("@")
+    metric: Callable[..., float] = METRICS.load(base)
+    takes_parameter = len(signature(metric).parameters) == 2
+    if takes_parameter != bool(at):
+        problem = "needs a parameter, as in" if takes_parameter else "takes no parameter, unlike"
+        raise RequestError(f"metric {name!r} {problem} lod@5")
+    if not takes_parameter:
+        return metric
+    try:
+        value = float(parameter)
+    except ValueError:
+        value = float("nan")
+    if not value > 0:
+        raise RequestError(f"metric {name!r} has parameter {parameter!r}: give a positive number, as in lod@5")
+    return lambda pool: metric(pool, value)

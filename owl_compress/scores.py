@@ -1,0 +1,118 @@
+"""Scores |W_ij| * scale_j, streamed: summed, counted, binned and ranked without ever being held at once.
+
+With scale_j = ‖X_j‖_2 these are the scores of Wanda and OWL. A `ScorePool` may span one linear, the
+linears of a block, or those of a whole model.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from owl_compress.report import ScoreHistogram
+
+_CHUNK = 1 << 20  # scores at a time: stays in a CPU's cache, and is enough to fill a GPU
+_PREFIX_BITS = 16
+_N_PREFIXES = 1 << (32 - _PREFIX_BITS - 1)  # the sign bit of a score is never set
+
+
+@dataclass(frozen=True)
+class ScoredWeight:
+    """One weight of shape [out, in] with the scale of its columns, shape [in], float32."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Scores in float32, some rows at a time, shape [rows, in]."""
+        rows = max(1, _CHUNK // self.weight.shape[1])
+        for part in self.weight.split(rows):
+            yield part.float().abs_().mul_(self.scale) if part.dtype != torch.float32 else part.abs().mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class ScorePool:
+    """Scores of one or several weights, treated as one population."""
+
+    members: tuple[ScoredWeight, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of scores."""
+        return sum(member.weight.numel() for member in self.members)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All scores, a chunk at a time, in float32."""
+        for member in self.members:
+            yield from member.chunks()
+
+    @cached_property
+    def mean(self) -> float:
+        """Arithmetic mean, summed in float64."""
+        return sum(float(chunk.sum(dtype=torch.float64)) for chunk in self.chunks()) / self.size
+
+    def count_above(self, threshold: float) -> int:
+        """Number of scores strictly above `threshold`."""
+        limit = torch.tensor(threshold, dtype=torch.float32).item()
+        return sum(int(torch.count_nonzero(chunk > limit)) for chunk in self.chunks())
+
+    @cached_property
+    def _prefix_counts(self) -> Tensor:
+        """Number of scores by the upper bits of their float32 pattern, which rises with the score."""
+        counts = None
+        for chunk in self.chunks():
+            part = torch.bincount(_bits(chunk) >> _PREFIX_BITS, minlength=_N_PREFIXES)
+            counts = part if counts is None else counts.add_(part)
+        if counts is None:
+            raise ValueError("an empty pool has no scores to count")
+        return counts.cpu()
+
+    def kth_smallest(self, k: int) -> float:
+        """The k-th smallest score, k from 1 to `size`, exactly: a radix selection in two passes."""
+        cumulative = self._prefix_counts.cumsum(0)
+        prefix = int(torch.searchsorted(cumulative, k))
+        rank = k - (int(cumulative[prefix - 1]) if prefix else 0)
+        suffix_counts = torch.zeros(1 << _PREFIX_BITS, dtype=torch.int64)
+        for chunk in self.chunks():
+            bits = _bits(chunk)
+            inside = bits[(bits >> _PREFIX_BITS) == prefix] & ((1 << _PREFIX_BITS) - 1)
+            suffix_counts += torch.bincount(inside, minlength=1 << _PREFIX_BITS).cpu()
+        suffix = int(torch.searchsorted(suffix_counts.cumsum(0), rank))
+        pattern = torch.tensor((prefix << _PREFIX_BITS) | suffix, dtype=torch.int32)
+        return float(pattern.view(torch.float32))
+
+    @property
+    def median(self) -> float:
+        """The lower median, as torch.median defines it."""
+        return self.kth_smallest((self.size + 1) // 2)
+
+    def histogram(self, bins_per_octave: int = 8) -> ScoreHistogram:
+        """Log-spaced histogram, at the resolution of the upper bits of float32 (2^-7 of a score).
+
+        Each group of equal upper bits is counted whole in the bin of its midpoint.
+        """
+        counts = self._prefix_counts
+        present = counts.nonzero().flatten()
+        n_zero = int(counts[0])  # zeros, and denormals too small to matter
+        present = present[present > 0]
+        if len(present) == 0:
+            return ScoreHistogram(bins_per_octave=bins_per_octave, first_bin=0, counts=(), n_zero=n_zero)
+        midpoints = ((present << _PREFIX_BITS) + (1 << (_PREFIX_BITS - 1))).to(torch.int32).view(torch.float32)
+        bins = (midpoints.double().log2() * bins_per_octave).floor().long()
+        first = int(bins[0])
+        binned = torch.zeros(int(bins[-1]) - first + 1, dtype=torch.int64)
+        binned.index_add_(0, bins - first, counts[present])
+        return ScoreHistogram(
+            bins_per_octave=bins_per_octave, first_bin=first, counts=tuple(binned.tolist()), n_zero=n_zero
+        )
+
+
+def pooled(pools: Sequence[ScorePool]) -> ScorePool:
+    """One population of all scores in `pools`."""
+    return ScorePool(tuple(member for pool in pools for member in pool.members))
+
+
+def _bits(scores: Tensor) -> Tensor:
+    return scores.view(torch.int32).flatten()

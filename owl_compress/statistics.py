@@ -1,0 +1,74 @@
+"""What a backend or the estimator wants to know about the inputs of a linear, summed over all tokens."""
+
+from abc import abstractmethod
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Statistic(Protocol):
+    """Accumulates inputs of one linear (or of several that read the same input)."""
+
+    n_tokens: int
+
+    @classmethod
+    @abstractmethod
+    def empty(cls, n_inputs: int, device: torch.device) -> Self:
+        """The statistic of no tokens, for inputs of `n_inputs` features."""
+
+    @abstractmethod
+    def add(self, inputs: Tensor) -> None:
+        """Add `inputs`, shape [tokens, in]."""
+
+    @property
+    @abstractmethod
+    def second_moments(self) -> Tensor:
+        """Sum of x_j^2 over all tokens, shape [in], float64."""
+
+
+class SecondMoments:
+    """Sums of squares of each input feature: what Wanda and LOD need."""
+
+    def __init__(self, sums: Tensor) -> None:
+        self._sums = sums
+        self.n_tokens = 0
+
+    @classmethod
+    def empty(cls, n_inputs: int, device: torch.device) -> Self:
+        """The statistic of no tokens."""
+        return cls(torch.zeros(n_inputs, dtype=torch.float64, device=device))
+
+    def add(self, inputs: Tensor) -> None:
+        """Add `inputs`, shape [tokens, in]; squared in float32, summed in float64."""
+        self._sums += inputs.float().square().sum(dim=0, dtype=torch.float64)
+        self.n_tokens += inputs.shape[0]
+
+    @property
+    def second_moments(self) -> Tensor:
+        """Sum of x_j^2 over all tokens, shape [in], float64."""
+        return self._sums
+
+
+class Gram:
+    """X^T X of the inputs: the Hessian of the layer-wise output error, up to a factor of two."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+        self.n_tokens = 0
+
+    @classmethod
+    def empty(cls, n_inputs: int, device: torch.device) -> Self:
+        """The statistic of no tokens."""
+        return cls(torch.zeros(n_inputs, n_inputs, dtype=torch.float32, device=device))
+
+    def add(self, inputs: Tensor) -> None:
+        """Add `inputs`, shape [tokens, in], in float32."""
+        inputs = inputs.float()
+        self.matrix.addmm_(inputs.t(), inputs)
+        self.n_tokens += inputs.shape[0]
+
+    @property
+    def second_moments(self) -> Tensor:
+        """Sum of x_j^2 over all tokens, shape [in], float64."""
+        return self.matrix.diagonal().double()
