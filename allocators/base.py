@@ -61,6 +61,8 @@ class Allocator(Protocol):
     """As registered."""
     granularity: ClassVar[Granularity]
     """What it gives a value to unless the user says otherwise."""
+    reads_scores: ClassVar[bool]
+    """Whether it looks at measured metrics or histograms, and not at names and sizes alone."""
 
     def settled(self, target: Target) -> Self:
         """The same allocator with every option that was left open (None) settled for this target.

@@ -123,25 +123,37 @@ def _least_cost(groups: Sequence[Group], cost: FloatArray, keys: Sequence[Key], 
     levels = np.array(target.levels)
     if len(levels) == 1:
         return np.full(len(groups), levels[0])
-    # The most important first; what is equal in importance goes by name, whatever its place in the file.
+    classes = _interchangeable(groups, keys)
+    first = [members[0] for members in classes]
+    weights = np.array([groups[i].n_weights for i in first], dtype=np.int64)
+    counts = np.array([len(members) for members in classes], dtype=np.int64)
+    divisor = gcd(*weights.tolist())
+    # Whole numbers from here on: a level is kept weights of M, or bits; a budget is weights times levels.
+    scale = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else 1
+    budget = target.value * scale * (int(weights @ counts) // divisor)
+    chosen = LevelChoice(
+        cost=cost[first] / max(cost.max(), np.finfo(np.float64).tiny),
+        members=counts,
+        weights=weights // divisor,
+        units=np.array([round(level * scale) for level in target.levels], dtype=np.int64),
+        keys=tuple(keys[i] for i in first),
+        most=floor(budget * (1 + _EQUAL)),
+    ).solve()
+    values = np.empty(len(groups))
+    for members, row in zip(classes, chosen, strict=True):
+        values[members] = np.repeat(levels, row)[::-1]
+    return values
+
+
+def _interchangeable(groups: Sequence[Group], keys: Sequence[Key]) -> list[list[int]]:
+    """Groups of equal key and size, by name; the classes from the highest key to the lowest, then by name."""
     order = sorted(
         range(len(groups)), key=lambda i: (tuple(-key for key in keys[i]), _natural(groups[i].name))
     )
-    weights = np.array([groups[i].n_weights for i in order], dtype=np.int64)
-    weights //= gcd(*weights.tolist())
-    # Whole numbers from here on: a level is kept weights of M, or bits; a budget is weights times levels.
-    scale = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else 1
-    units = np.array([round(level * scale) for level in target.levels], dtype=np.int64)
-    problem = LevelChoice(
-        cost=cost[order] / max(cost.max(), np.finfo(np.float64).tiny),
-        weights=weights,
-        units=units,
-        keys=tuple(keys[i] for i in order),
-        most=floor(target.value * scale * int(weights.sum()) * (1 + _EQUAL)),
-    )
-    values = np.empty(len(groups))
-    values[order] = levels[problem.solve()]
-    return values
+    classes: dict[tuple[Key, int], list[int]] = {}
+    for i in order:
+        classes.setdefault((keys[i], groups[i].n_weights), []).append(i)
+    return list(classes.values())
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:

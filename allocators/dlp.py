@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group, metric_values
-from owl_compress.allocators.spread import settled_lam, spread
+from owl_compress.allocators.spread import settled_lam, settled_law, spread
 from owl_compress.allocators.target import Granularity, Target
 
 _ALPHA = 0.15
@@ -32,6 +32,7 @@ class Dlp:
 
     name: ClassVar[str] = "dlp"
     granularity: ClassVar[Granularity] = "block"
+    reads_scores: ClassVar[bool] = True
 
     metric: str = "score_median"
     lam: float | None = None
@@ -42,7 +43,7 @@ class Dlp:
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve:
         """The law of OWL on the relative importance."""
-        law = "published" if target.grid is None else "bounded"
+        law = settled_law(None, target)
         # Negated scores have the same z as r, without the loss of digits in 1 - s / Σ s.
         scores = -metric_values(groups, self.metric)
         return spread(groups, target, scores, settled_lam(self.lam, target, _ALPHA), law)

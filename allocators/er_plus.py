@@ -18,11 +18,13 @@ class ErPlus:
 
     The description is OWL's (arXiv 2310.05175, after Liu et al. 2022): "forces the last layer dense if it is
     not, keeping the overall count". Last means last in the order of execution: the last linear of the last
-    block, or with granularity `block` that block.
+    block, or with granularity `block` that block. On a grid it gives up a step only where the budget cannot
+    be met else.
     """
 
     name: ClassVar[str] = "er-plus"
     granularity: ClassVar[Granularity] = "linear"
+    reads_scores: ClassVar[bool] = False
 
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""

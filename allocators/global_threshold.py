@@ -24,6 +24,7 @@ class GlobalThreshold:
 
     name: ClassVar[str] = "global"
     granularity: ClassVar[Granularity] = "linear"
+    reads_scores: ClassVar[bool] = True
 
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""
@@ -38,7 +39,9 @@ class GlobalThreshold:
         def curve(top_bins: float) -> FloatArray:
             position = min(max(top_bins, 0.0), float(last))
             whole = min(int(position), last - 1)
-            kept = shares[:, whole] + (position - whole) * (shares[:, whole + 1] - shares[:, whole])
+            kept: FloatArray = shares[:, whole] + (position - whole) * (
+                shares[:, whole + 1] - shares[:, whole]
+            )
             return floor + (ceiling - floor) * kept
 
         return curve
@@ -63,7 +66,7 @@ def _kept_shares(groups: Sequence[Group]) -> FloatArray:
             end = n_bins - (histogram.first_bin - first)
             row[end - len(histogram.counts) : end] += histogram.counts[::-1]
             row[n_bins] += histogram.n_zero
-    kept = np.concatenate([np.zeros((len(groups), 1)), counts.cumsum(axis=1)], axis=1)
+    kept: FloatArray = np.concatenate([np.zeros((len(groups), 1)), counts.cumsum(axis=1)], axis=1)
     return kept / kept[:, -1:]
 
 

@@ -25,6 +25,7 @@ class LinearDepth:
 
     name: ClassVar[str] = "linear-depth"
     granularity: ClassVar[Granularity] = "block"
+    reads_scores: ClassVar[bool] = False
 
     lam: float | None = None
 
@@ -40,4 +41,4 @@ class LinearDepth:
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """Blocks from here to the last one, this one counted."""
         depths = np.array([group.depth for group in groups], dtype=np.float64)
-        return depths.max() + 1 - depths
+        return float(depths.max()) + 1 - depths

@@ -52,6 +52,7 @@ class Owl:
 
     name: ClassVar[str] = "owl"
     granularity: ClassVar[Granularity] = "block"
+    reads_scores: ClassVar[bool] = True
 
     metric: str = "lod@5"
     lam: float | None = None

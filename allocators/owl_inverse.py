@@ -19,6 +19,7 @@ class OwlInverse:
 
     name: ClassVar[str] = "owl-inverse"
     granularity: ClassVar[Granularity] = "block"
+    reads_scores: ClassVar[bool] = True
 
     metric: str = "lod@5"
     lam: float | None = None
@@ -36,4 +37,4 @@ class OwlInverse:
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """The metric mirrored within its own range, min D + max D - D."""
         scores = metric_values(groups, self.metric)
-        return scores.min() + (scores.max() - scores)
+        return float(scores.min()) + (float(scores.max()) - scores)

@@ -33,7 +33,7 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
     split = partition(report, target)
     groups = build_groups(report, split, granularity, target)
     values, keeps_budget = _solve(settled, groups, _target_of_free(report, split, target))
-    chosen = split.pinned | {
+    chosen = dict(split.pinned) | {
         linear.name: value
         for group, value in zip(groups, values.tolist(), strict=True)
         for linear in group.linears
@@ -128,7 +128,7 @@ def _check_all_pinned(mean: float, linears: Sequence[LinearReport], target: Targ
 def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tuple[FloatArray, bool]:
     """One value per group, and whether the budget laws hold for them."""
     low, high = target.solver_bounds
-    if not groups or target.value >= high - _ROUNDING:
+    if not groups or target.value >= high:
         return np.full(len(groups), high), True
     importance = allocator.importance(groups)
     if target.solver == "optimal":

@@ -26,6 +26,7 @@ class SeededRandom:
 
     name: ClassVar[str] = "random"
     granularity: ClassVar[Granularity] = "block"
+    reads_scores: ClassVar[bool] = False
 
     seed: int = 0
     lam: float | None = None

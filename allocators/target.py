@@ -101,18 +101,24 @@ class Target:
                     raise RequestError("a target in bits needs bit choices, such as 2,3,4")
 
     def _check_choices(self) -> None:
-        for name, value, known in (
+        for name, choice, known in (
             ("granularity", self.granularity, get_args(Granularity)),
             ("solver", self.solver, get_args(Solver)),
         ):
-            if value is not None and value not in known:
-                raise RequestError(f"unknown {name} {value!r}: {nearest(value, known)}")
+            if choice is not None and choice not in known:
+                raise RequestError(f"unknown {name} {choice!r}: {nearest(choice, known)}")
         if self.solver == "optimal" and self.grid is None:
             raise RequestError("solver 'optimal' needs a grid (N:M or bits); without one use 'proportional'")
         if not self.levels and self.grid is not None:
             raise RequestError(
                 f"no value of the grid {_listed(self.grid.values())} lies in [low {self.plan_low:g}, "
                 f"high {self.plan_high:g}]: widen them"
+            )
+        lowest, highest = self.solver_bounds
+        if not lowest <= self.value <= highest:
+            raise RequestError(
+                f"target {self.value:g} with low {self.plan_low:g} and high {self.plan_high:g} is outside "
+                f"what the grid allows between them: {lowest:g} to {highest:g}"
             )
         for name, value in self.pins.items():
             self._check_pin(name, value)

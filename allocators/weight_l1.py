@@ -29,6 +29,7 @@ class WeightL1:
 
     name: ClassVar[str] = "weight-l1"
     granularity: ClassVar[Granularity] = "block"
+    reads_scores: ClassVar[bool] = True
 
     lam: float | None = None
 
