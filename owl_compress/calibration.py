@@ -46,6 +46,14 @@ class TokenWindows:
             raise RequestError(f"batch size {batch_size} is below 1: set --batch-size to at least 1")
         return [self.ids[start : start + batch_size] for start in range(0, len(self), batch_size)]
 
+    def first(self, samples: int) -> "TokenWindows":
+        """The first `samples` windows, or all of them if there are fewer; a random sample stays one."""
+        ids = self.ids[:samples]
+        record = self.record.model_copy(
+            update={"sequences": len(ids), "token_ids_sha256": token_ids_sha256(ids)}
+        )
+        return TokenWindows(ids, record)
+
 
 def sample_windows(
     tokenizer: Any,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from owl_compress.errors import RequestError
 from owl_compress.registry import nearest
@@ -106,3 +107,20 @@ def _memory_message(what: str, error: BaseException, remedies: str) -> str:
     wanted = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
     amount = f" (another {wanted[1]} did not fit)" if wanted else ""
     return f"out of memory while {what}{amount}: {remedies}"
+
+
+_HEADROOM = 0.6
+"""Share of the free device memory that a model's weights may take; activations and statistics need the rest."""
+
+
+def place_(model: nn.Module, device: torch.device) -> None:
+    """Move `model` to `device` if its weights fit there with room to work; else it stays on the host.
+
+    A model on the host is visited block by block and needs one block on the device at a time.
+    """
+    if device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(device)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if size < _HEADROOM * free:
+        model.to(device)

@@ -62,6 +62,36 @@ def measure(
     )
 
 
+def outline(model: nn.Module, identity: ModelIdentity | None = None) -> ImportanceReport:
+    """The report of a model that nobody measured: names and sizes, for allocators that look at no more."""
+    structure = find_structure(model)
+    blocks = [
+        BlockReport(
+            name=site.name,
+            n_weights=site.n_weights,
+            metrics={},
+            linears=tuple(
+                LinearReport(
+                    name=linear.name,
+                    role=linear.role,
+                    shape=linear.shape,
+                    n_weights=linear.n_weights,
+                    metrics={},
+                )
+                for linear in site.linears
+            ),
+        )
+        for site in structure.blocks
+        if site.linears
+    ]
+    return ImportanceReport(
+        model=identity or identify(model, structure),
+        blocks=tuple(blocks),
+        provenance=Provenance(calibration=None, versions=versions()),
+        notes=structure.notes,
+    )
+
+
 def identify(model: nn.Module, structure: ModelStructure, source: str | None = None) -> ModelIdentity:
     """Identity of a model that is in memory already."""
     config = getattr(model, "config", None)

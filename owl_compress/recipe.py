@@ -16,7 +16,7 @@ BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""
 
 _ALWAYS_WRITTEN = {
-    "model", "allocator", "backend", "calib", "samples", "seq_len", "sampling", "seed", "bos", "dtype",
+    "model", "allocator", "plan", "backend", "calib", "samples", "seq_len", "sampling", "seed", "bos", "dtype",
 }  # fmt: skip
 """What shapes the checkpoint is written even at its default, which another version may choose otherwise."""
 
@@ -41,12 +41,13 @@ class Recipe(Frozen):
     bits: float | None = None
     bit_choices: tuple[int, ...] | None = None
 
-    allocator: str
+    allocator: str | None = None
+    plan: str | None = Field(default=None, description="a plan to carry out, instead of allocating one")
     metric: str | None = None
     lam: float | None = None
     owl_law: Literal["published", "bounded"] | None = None
     solver: Literal["proportional", "optimal"] | None = None
-    granularity: Literal["block", "linear"] = "block"
+    granularity: Literal["block", "linear"] | None = None
     low: float | None = None
     high: float | None = None
     set_: dict[str, float] = Field(default={}, alias="set", description="budgets pinned by hand")
@@ -115,6 +116,12 @@ class Recipe(Frozen):
     def _names_one_budget(self) -> Self:
         named = [option_name(budget) for budget in BUDGETS if getattr(self, budget) is not None]
         choices = ", ".join(option_name(budget) for budget in BUDGETS)
+        if (self.allocator is None) == (self.plan is None):
+            raise ValueError("name an allocator or a plan, one of them")
+        if self.plan is not None:
+            if named:
+                raise ValueError(f"a plan carries its own budget: drop {named[0]}")
+            return self
         if len(named) != 1:
             raise ValueError(
                 f"name exactly one budget of {choices}; this has {' and '.join(named) or 'none'}"
@@ -175,6 +182,12 @@ class Recipe(Frozen):
             dropped = {*BUDGETS, "bit_choices"} if "bits" not in given else set(BUDGETS)
             old = {key: value for key, value in old.items() if key not in dropped}
         return type(self).from_options(old | given, "options")
+
+    def beside(self, folder: Path) -> Self:
+        """The same recipe, with the path of its plan seen from where `folder` is."""
+        if self.plan is None or Path(self.plan).is_absolute():
+            return self
+        return self.model_copy(update={"plan": str(folder / self.plan)})
 
     @classmethod
     def read(cls, path: Path | str) -> Self:

@@ -1,0 +1,101 @@
+"""What the command line shows: progress on stderr, tables or JSON on stdout."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from owl_compress.progress import SILENT, Progress
+
+T = TypeVar("T")
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class BarProgress:
+    """A bar on a terminal: steps done, time left, memory held at most."""
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """Yield `items` under a bar."""
+        columns = (
+            TextColumn("{task.description:<20}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[memory]}"),
+        )
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=total, memory="")
+            for item in items:
+                yield item
+                bar.update(task, advance=1, memory=_memory())
+
+
+class LineProgress:
+    """Plain lines for logs: the first step, then one every ten seconds, then the last."""
+
+    def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
+        """Yield `items`, writing a line now and then."""
+        start = last = monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = monotonic()
+            if done == total or now - last > _SECONDS_BETWEEN_LINES:
+                last = now
+                left = (now - start) / done * (total - done)
+                sys.stderr.write(
+                    f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left, {_memory()}\n"
+                )
+
+
+def _memory() -> str:
+    import torch  # loaded by then; --help must not wait for it
+
+    from owl_compress.device import peak_host_bytes
+
+    host = f"host {peak_host_bytes() / 2**30:.1f} GiB"
+    if not torch.cuda.is_available():
+        return host
+    return f"{host}, device {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the answer of a command goes: `as_json` leaves stdout to one JSON value."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    @property
+    def progress(self) -> Progress:
+        """The progress that fits the terminal."""
+        if self.quiet:
+            return SILENT
+        return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+    def say(self, text: str) -> None:
+        """A remark for people, on stderr."""
+        if not self.quiet:
+            sys.stderr.write(text + "\n")
+
+    def answer(self, value: Mapping[str, Any] | Sequence[Any], table: Table | None = None) -> None:
+        """The answer of the command: `value` as JSON, or the `table` that shows it."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+        elif table is not None and not self.quiet:
+            console = Console(width=None if sys.stdout.isatty() else 110)
+            console.print(table)
+
+    def show(self, table: Table) -> None:
+        """A further table for people; JSON has its content in the answer already."""
+        if not self.as_json:
+            self.answer({}, table)

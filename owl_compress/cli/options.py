@@ -1,0 +1,137 @@
+"""Options that several commands share, each written once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_BUDGET, _ALLOCATOR, _TEXT, _MACHINE = "Budget (exactly one)", "Allocator", "Text", "Machine"
+
+Model = Annotated[
+    str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be new or empty.")]
+OptionalOut = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder to write; must be new or empty.")
+]
+OptionalOutFile = Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")]
+OutFile = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
+
+Sparsity = Annotated[
+    float | None, typer.Option(help="Share of weights removed, 0.7 = 70 %.", rich_help_panel=_BUDGET)
+]
+Nm = Annotated[
+    str | None,
+    typer.Option(help="N:M, N weights KEPT on average of every M: 3:8, 2.5:8.", rich_help_panel=_BUDGET),
+]
+PruneRatio = Annotated[
+    float | None,
+    typer.Option(help="Share of block parameters removed (structured).", rich_help_panel=_BUDGET),
+]
+Bits = Annotated[float | None, typer.Option(help="Average bits per weight.", rich_help_panel=_BUDGET)]
+BitChoices = Annotated[
+    str | None, typer.Option(help="Widths to mix, for --bits: 2,3,4.", rich_help_panel=_BUDGET)
+]
+
+AllocatorName = Annotated[
+    str, typer.Option("--allocator", help="Who divides the budget.", rich_help_panel=_ALLOCATOR)
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(help="Metric the allocator ranks by, such as lod@5.", rich_help_panel=_ALLOCATOR),
+]
+Lam = Annotated[
+    float | None,
+    typer.Option(help="How far budgets may move from the average.", rich_help_panel=_ALLOCATOR),
+]
+OwlLaw = Annotated[
+    str | None,
+    typer.Option(help="'published' (range 2 lam) or 'bounded' (within lam).", rich_help_panel=_ALLOCATOR),
+]
+Granularity = Annotated[
+    str | None,
+    typer.Option(help="'block' or 'linear': what gets a budget of its own.", rich_help_panel=_ALLOCATOR),
+]
+SolverName = Annotated[
+    str | None,
+    typer.Option("--solver", help="On a grid: 'proportional' or 'optimal'.", rich_help_panel=_ALLOCATOR),
+]
+Low = Annotated[float | None, typer.Option(help="Lower bound of every budget.", rich_help_panel=_ALLOCATOR)]
+High = Annotated[float | None, typer.Option(help="Upper bound of every budget.", rich_help_panel=_ALLOCATOR)]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="NAME=VALUE: pin a block or linear (or a pattern).", rich_help_panel=_ALLOCATOR
+    ),
+]
+Skips = Annotated[
+    list[str] | None,
+    typer.Option("--skip", help="Leave a block or linear (or a pattern) alone.", rich_help_panel=_ALLOCATOR),
+]
+
+BackendName = Annotated[str, typer.Option("--backend", help="Who carries the plan out.")]
+Scope = Annotated[
+    str | None, typer.Option(help="Comparison group of the pruning scores: row, linear or model.")
+]
+
+Calib = Annotated[
+    str,
+    typer.Option(
+        help="Calibration text: .txt, .jsonl, .parquet, 'wikitext2', 'ptb', 'c4', 'builtin', or a hub set.",
+        rich_help_panel=_TEXT,
+    ),
+]
+Data = Annotated[str, typer.Option(help="Evaluation text, named like --calib.", rich_help_panel=_TEXT)]
+OptionalData = Annotated[
+    str | None,
+    typer.Option("--data", help="Evaluation text; perplexity before and after.", rich_help_panel=_TEXT),
+]
+TextField = Annotated[
+    str, typer.Option(help="Field with the text in .jsonl and .parquet.", rich_help_panel=_TEXT)
+]
+Samples = Annotated[int, typer.Option(help="Calibration sequences.", rich_help_panel=_TEXT)]
+MeasureSamples = Annotated[
+    int | None,
+    typer.Option(help="Sequences to measure importance on (the first of --samples).", rich_help_panel=_TEXT),
+]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(help="Tokens per sequence; default 2048 or the model's maximum.", rich_help_panel=_TEXT),
+]
+Sampling = Annotated[
+    str, typer.Option(help="'first' (consecutive) or 'random' windows.", rich_help_panel=_TEXT)
+]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=_TEXT)]
+Bos = Annotated[
+    str,
+    typer.Option(help="BOS token: auto, every (window), first (of the text), never.", rich_help_panel=_TEXT),
+]
+MaxWindows = Annotated[
+    int | None, typer.Option(help="Evaluate on the first K windows only.", rich_help_panel=_TEXT)
+]
+
+BatchSize = Annotated[int, typer.Option(help="Sequences per forward pass.", rich_help_panel=_MACHINE)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)]
+Dtype = Annotated[
+    str,
+    typer.Option(help="auto (the checkpoint's), bfloat16, float16, float32.", rich_help_panel=_MACHINE),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=_MACHINE)
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run code from the model's repository.", rich_help_panel=_MACHINE
+    ),
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickled weights.", rich_help_panel=_MACHINE)
+]
+
+AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON, alone on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat any fallback as an error.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show budgets, predicted size and memory; write nothing.")
+]

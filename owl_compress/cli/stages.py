@@ -1,0 +1,200 @@
+"""The stages one by one: measure, allocate, compress."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from owl_compress.cli import options
+from owl_compress.cli.console import Output
+from owl_compress.cli.run import execute
+from owl_compress.cli.tables import plan_table, report_table
+from owl_compress.errors import RequestError
+from owl_compress.plan import Plan
+from owl_compress.recipe import Recipe
+from owl_compress.report import ImportanceReport
+
+
+def measure(
+    model: options.Model,
+    out: options.OutFile,
+    calib: options.Calib = "c4",
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric besides the default ones; repeatable.")
+    ] = None,
+    text_field: options.TextField = "text",
+    samples: options.Samples = 128,
+    seq_len: options.SeqLen = None,
+    sampling: options.Sampling = "random",
+    seed: options.Seed = 0,
+    bos: options.Bos = "auto",
+    batch_size: options.BatchSize = 1,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure the importance of every block and linear, and write the report."""
+    from owl_compress.device import memory_errors, resolve_device
+    from owl_compress.estimator import measure as measure_importance
+    from owl_compress.metrics import DEFAULT_METRICS, find_metric
+    from owl_compress.pipeline import stages
+
+    output = Output(as_json=as_json, quiet=quiet)
+    metrics = list(dict.fromkeys([*DEFAULT_METRICS, *(metric or ())]))
+    for name in metrics:
+        find_metric(name)
+    where = resolve_device(device)
+    output.say(f"loading {model}")
+    with memory_errors("measuring"):
+        loaded = stages.load(
+            model,
+            dtype=dtype,
+            device=where,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        windows = stages.calibrate(
+            loaded,
+            calib,
+            samples=samples,
+            seq_len=seq_len,
+            sampling=sampling,
+            seed=seed,
+            bos=bos,
+            text_field=text_field,
+        )
+        report = measure_importance(
+            loaded.model,
+            windows,
+            metrics=metrics,
+            device=where,
+            batch_size=batch_size,
+            identity=stages.identity_of(loaded),
+            progress=output.progress,
+        )
+    report.write(out)
+    output.answer(report.model_dump(mode="json"), report_table(report))
+    output.say(f"wrote {out}")
+
+
+def allocate(
+    report: Annotated[Path, typer.Argument(help="The report that `measure` wrote.")],
+    out: options.OptionalOutFile = None,
+    allocator: options.AllocatorName = "owl",
+    sparsity: options.Sparsity = None,
+    nm: options.Nm = None,
+    prune_ratio: options.PruneRatio = None,
+    bits: options.Bits = None,
+    bit_choices: options.BitChoices = None,
+    metric: options.Metric = None,
+    lam: options.Lam = None,
+    owl_law: options.OwlLaw = None,
+    granularity: options.Granularity = None,
+    solver: options.SolverName = None,
+    low: options.Low = None,
+    high: options.High = None,
+    pins: options.Pins = None,
+    skips: options.Skips = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the allocator `random`.")] = None,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Divide a budget over the blocks of a report, and write the plan."""
+    from owl_compress.allocators import allocate as divide
+    from owl_compress.pipeline.request import allocator_of, target_of
+
+    if out is None and not dry_run:
+        raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
+    # The request of a run, whose model is measured already and whose backend is still open.
+    request = Recipe.from_options(
+        {
+            "model": str(report),
+            "backend": "any",
+            "allocator": allocator,
+            "sparsity": sparsity,
+            "nm": nm,
+            "prune_ratio": prune_ratio,
+            "bits": bits,
+            "bit_choices": bit_choices,
+            "metric": metric,
+            "lam": lam,
+            "owl_law": owl_law,
+            "granularity": granularity,
+            "solver": solver,
+            "low": low,
+            "high": high,
+            "set": pins or [],
+            "skip": skips or [],
+            "seed": seed or 0,
+        },
+        "options",
+    )
+    output = Output(as_json=as_json, quiet=quiet)
+    plan = divide(ImportanceReport.read(report), allocator_of(request), target_of(request))
+    if out is not None and not dry_run:
+        plan.write(out)
+    output.answer(plan.model_dump(mode="json"), plan_table(plan))
+    if out is not None and not dry_run:
+        output.say(f"wrote {out}")
+
+
+def compress(
+    model: options.Model,
+    plan: Annotated[Path, typer.Option(help="The plan that `allocate` wrote.")],
+    backend: options.BackendName = "wanda",
+    out: options.OptionalOut = None,
+    scope: options.Scope = None,
+    calib: options.Calib = "c4",
+    data: options.OptionalData = None,
+    text_field: options.TextField = "text",
+    samples: options.Samples = 128,
+    seq_len: options.SeqLen = None,
+    sampling: options.Sampling = "random",
+    seed: options.Seed = 0,
+    bos: options.Bos = "auto",
+    max_windows: options.MaxWindows = None,
+    batch_size: options.BatchSize = 1,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    strict: options.Strict = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Carry a plan out with a backend, and write the checkpoint."""
+    Plan.read(plan)
+    recipe = Recipe.from_options(
+        {
+            "model": model,
+            "plan": str(plan),
+            "backend": backend,
+            "scope": scope,
+            "calib": calib,
+            "data": data,
+            "text_field": text_field,
+            "samples": samples,
+            "seq_len": seq_len,
+            "sampling": sampling,
+            "seed": seed,
+            "bos": bos,
+            "max_windows": max_windows,
+            "batch_size": batch_size,
+            "device": device,
+            "dtype": dtype,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "allow_pickle": allow_pickle,
+            "strict": strict,
+        },
+        "options",
+    )
+    execute(recipe, out, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)

@@ -1,0 +1,95 @@
+"""The tables that commands print."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from owl_compress.plan import KeptOfGrid, Plan, Unit
+from owl_compress.report import ImportanceReport
+from owl_compress.result import PerplexityRecord, Result
+
+if TYPE_CHECKING:  # tables are drawn without loading torch
+    from owl_compress.prediction import Prediction
+
+_UNIT_HEADINGS = {
+    Unit.DENSITY: ("density (kept)", "sparsity (removed)"),
+    Unit.WIDTH: ("width (kept)", "removed"),
+    Unit.BITS: ("bits per weight", ""),
+}
+
+
+def new_table(title: str, *headings: str) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def report_table(report: ImportanceReport) -> Table:
+    """Metrics per block."""
+    metrics = list(report.blocks[0].metrics)
+    table = new_table(f"Importance of {report.model.id}", "block", "weights", *metrics)
+    for block in report.blocks:
+        table.add_row(block.name, f"{block.n_weights:,}", *(f"{block.metrics[name]:.5g}" for name in metrics))
+    return table
+
+
+def plan_table(plan: Plan) -> Table:
+    """Budget per block, with the total below."""
+    kept, removed = _UNIT_HEADINGS[plan.unit]
+    headings = ["block", "weights", kept, *([removed] if removed else [])]
+    if isinstance(plan.grid, KeptOfGrid):
+        headings.append(f"N kept of {plan.grid.kept_of}")
+    table = new_table(f"Plan by {plan.allocator.name}: {plan.unit} {plan.target:g} on average", *headings)
+    total = sum(budget.n_weights for budget in plan.budgets)
+    rows = [(row.name, row.n_weights, row.value) for row in plan.per_block]
+    for name, n_weights, value in [*rows, ("all blocks", total, plan.achieved)]:
+        cells = [f"{value:.4f}"]
+        if removed:
+            cells.append(f"{1 - value:.4f}")
+        if isinstance(plan.grid, KeptOfGrid):
+            cells.append(f"{value * plan.grid.kept_of:.4g}")
+        table.add_row(name, f"{n_weights:,}", *cells)
+    return table
+
+
+def result_table(result: Result) -> Table:
+    """Totals of one compression."""
+    totals = result.totals
+    table = new_table(f"{result.model.id}, compressed by {result.backend.name}", "what", "value")
+    table.add_row("asked (mean over compressed weights)", f"{totals.asked:.6f}")
+    table.add_row("achieved, counted", f"{totals.achieved:.6f}")
+    table.add_row("compressed weights", f"{totals.n_weights:,}")
+    table.add_row("parameters before / after", f"{totals.n_params_before:,} / {totals.n_params_after:,}")
+    table.add_row("bits per weight, whole model", f"{totals.bits_per_weight:.3f}")
+    if totals.bytes_on_disk is not None:
+        table.add_row("bytes on disk", f"{totals.bytes_on_disk:,}")
+    if result.evaluation:
+        table.add_row("perplexity before", f"{result.evaluation.dense.perplexity:.4f}")
+        table.add_row("perplexity after", f"{result.evaluation.compressed.perplexity:.4f}")
+    table.add_row("fallbacks", str(sum(fallback.count for fallback in result.fallbacks)))
+    table.add_row("seconds", f"{result.wall_seconds:.1f}")
+    table.add_row("peak host memory, GiB", f"{result.peak_host_bytes / 2**30:.2f}")
+    if result.peak_device_bytes:
+        table.add_row("peak device memory, GiB", f"{result.peak_device_bytes / 2**30:.2f}")
+    return table
+
+
+def perplexity_table(record: PerplexityRecord) -> Table:
+    """One evaluation."""
+    table = new_table(f"Perplexity on {record.data}", "what", "value")
+    for name, value in record.model_dump().items():
+        if name != "data":
+            table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
+    return table
+
+
+def prediction_table(prediction: "Prediction") -> Table:
+    """What a compression will need and leave."""
+    table = new_table("Predicted", "what", "value")
+    table.add_row("checkpoint, stored dense, GiB", f"{prediction.checkpoint_bytes / 2**30:.3f}")
+    table.add_row("weights kept in the linears", f"{prediction.n_weights_kept:,}")
+    table.add_row("one block at work on the device, GiB", f"{prediction.working_bytes / 2**30:.3f}")
+    table.add_row("activations between blocks, GiB", f"{prediction.activation_bytes / 2**30:.3f}")
+    return table

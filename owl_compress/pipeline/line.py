@@ -1,0 +1,182 @@
+"""The whole line for one recipe: measure, allocate, compress, evaluate, save."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from owl_compress.allocators import Allocator, allocate
+from owl_compress.calibration import TokenWindows
+from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.device import memory_errors, resolve_device
+from owl_compress.errors import RequestError
+from owl_compress.estimator import measure, outline
+from owl_compress.files import check_output_folder
+from owl_compress.loading import LoadedModel
+from owl_compress.metrics import DEFAULT_METRICS
+from owl_compress.pipeline.request import allocator_of, backend_of, target_of
+from owl_compress.pipeline.stages import calibrate, evaluate, identity_of, load, save
+from owl_compress.plan import Plan
+from owl_compress.progress import SILENT, Progress
+from owl_compress.recipe import Recipe
+from owl_compress.report import ImportanceReport
+from owl_compress.result import Evaluation, PerplexityRecord, Result
+
+DEFAULT_MEASURE_SAMPLES = 16
+"""Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run made: everything but the model, which was compressed in place."""
+
+    report: ImportanceReport | None
+    plan: Plan
+    result: Result
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe, and who is told how far it is."""
+
+    recipe: Recipe
+    progress: Progress = SILENT
+
+    def load(self) -> LoadedModel:
+        """Load the model of the recipe, on the device if it fits there."""
+        recipe = self.recipe
+        return load(
+            recipe.model,
+            dtype=recipe.dtype,
+            device=resolve_device(recipe.device),
+            revision=recipe.revision,
+            trust_remote_code=recipe.trust_remote_code,
+            allow_pickle=recipe.allow_pickle,
+        )
+
+    def plan(
+        self, loaded: LoadedModel, calibration: TokenWindows | None
+    ) -> tuple[ImportanceReport | None, Plan]:
+        """The recipe's own plan; or else measure `loaded`, if the allocator asks for it, and allocate."""
+        recipe = self.recipe
+        if recipe.plan is not None:
+            return None, Plan.read(recipe.plan)
+        allocator = allocator_of(recipe)
+        identity = identity_of(loaded)
+        if allocator.reads_scores and calibration is not None:
+            report = measure(
+                loaded.model,
+                calibration.first(recipe.measure_samples or DEFAULT_MEASURE_SAMPLES),
+                metrics=metrics_of(allocator),
+                device=resolve_device(recipe.device),
+                batch_size=recipe.batch_size,
+                identity=identity,
+                progress=self.progress,
+            )
+        else:
+            report = outline(loaded.model, identity)
+        return report, allocate(report, allocator, target_of(recipe))
+
+    def windows(self, loaded: LoadedModel) -> TokenWindows | None:
+        """The calibration windows of the recipe; None if neither allocator nor backend looks at text."""
+        recipe = self.recipe
+        measures = recipe.plan is None and allocator_of(recipe).reads_scores
+        if not measures and backend_of(recipe).statistic is None:
+            return None
+        return calibrate(
+            loaded,
+            recipe.calib,
+            samples=recipe.samples,
+            seq_len=recipe.seq_len,
+            sampling=recipe.sampling,
+            seed=recipe.seed,
+            bos=recipe.bos,
+            text_field=recipe.text_field,
+        )
+
+    def evaluate(self, loaded: LoadedModel, data: str) -> PerplexityRecord:
+        """Perplexity on the recipe's evaluation text."""
+        recipe = self.recipe
+        return evaluate(
+            loaded,
+            data,
+            seq_len=recipe.seq_len,
+            bos=recipe.bos,
+            max_windows=recipe.max_windows,
+            text_field=recipe.text_field,
+            batch_size=recipe.batch_size,
+            device=resolve_device(recipe.device),
+            progress=self.progress,
+        )
+
+    def run(self, out: Path | None, loaded: LoadedModel | None = None) -> Run:
+        """Do it all, and write `out` unless it is None; a `loaded` model is used instead of loading one.
+
+        Raises:
+            RequestError: see everything this calls; with `strict` also any fallback.
+        """
+        recipe = self.recipe
+        self.check(out)
+        with memory_errors("running the recipe"):
+            loaded = loaded or self.load()
+            calibration = self.windows(loaded)
+            dense = self.evaluate(loaded, recipe.data) if recipe.data else None
+            report, plan = self.plan(loaded, calibration)
+            result = self.compress_(loaded, plan, calibration)
+            if recipe.data and dense:
+                after = self.evaluate(loaded, recipe.data)
+                result = result.model_copy(update={"evaluation": Evaluation(dense=dense, compressed=after)})
+            if out:
+                result = save(loaded, result, plan, out, report=report, recipe=settled(recipe, calibration))
+        return Run(report, plan, result)
+
+    def check(self, out: Path | None) -> None:
+        """Refuse what can be refused before a model is loaded."""
+        if out:
+            check_output_folder(out)
+        resolve_device(self.recipe.device)
+        if self.recipe.plan is not None:
+            Plan.read(self.recipe.plan)
+        else:
+            allocator_of(self.recipe).settled(target_of(self.recipe))
+        backend_of(self.recipe)
+
+    def compress_(self, loaded: LoadedModel, plan: Plan, calibration: TokenWindows | None) -> Result:
+        """Compress `loaded` in place with the recipe's backend."""
+        recipe = self.recipe
+        options = WalkOptions(resolve_device(recipe.device), recipe.batch_size, progress=self.progress)
+        result = compress_with_(
+            loaded.model, plan, backend_of(recipe), recipe.backend, calibration, options, identity_of(loaded)
+        )
+        refuse_fallbacks(result, strict=recipe.strict)
+        return result
+
+
+def refuse_fallbacks(result: Result, *, strict: bool) -> None:
+    """With `strict`, refuse a result that did not go the first way.
+
+    Raises:
+        RequestError: there is a fallback.
+    """
+    if strict and result.fallbacks:
+        first = result.fallbacks[0]
+        raise RequestError(
+            f"--strict: {first.what} at {first.where} ({len(result.fallbacks)} fallbacks in all)"
+        )
+
+
+def settled(recipe: Recipe, calibration: TokenWindows | None) -> Recipe:
+    """The recipe with what was left open filled in as it was done; a plan is the one beside the recipe."""
+    filled: dict[str, object] = {}
+    if calibration is not None:
+        filled = {"seq_len": calibration.record.seq_len, "bos": calibration.record.bos}
+    if recipe.plan is not None:
+        filled["plan"] = "plan.json"
+    elif calibration is not None:
+        filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
+    return recipe.with_options(filled)
+
+
+def metrics_of(allocator: Allocator) -> Sequence[str]:
+    """The default metrics, and the allocator's own if it is another."""
+    own = getattr(allocator, "metric", None)
+    return DEFAULT_METRICS if own is None or own in DEFAULT_METRICS else (*DEFAULT_METRICS, own)

@@ -1,0 +1,200 @@
+"""The stages by name: what the Python interface offers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from owl_compress.allocators import Allocator, Target
+from owl_compress.allocators import allocate as allocate_to_target
+from owl_compress.backend import Backend
+from owl_compress.calibration import (
+    TokenWindows,
+    evaluation_windows,
+    resolve_bos,
+    resolve_seq_len,
+    sample_windows,
+)
+from owl_compress.card import model_card, origin_of
+from owl_compress.checkpoint import bytes_on_disk
+from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.device import DTYPES, place_
+from owl_compress.errors import RequestError
+from owl_compress.evaluation import perplexity
+from owl_compress.estimator import identify
+from owl_compress.families import find_structure
+from owl_compress.files import output_folder
+from owl_compress.loading import LoadedModel, load_model
+from owl_compress.pipeline.request import create_backend, split_target
+from owl_compress.plan import Plan
+from owl_compress.progress import SILENT, Progress
+from owl_compress.recipe import Recipe
+from owl_compress.registry import nearest
+from owl_compress.report import ImportanceReport, ModelIdentity
+from owl_compress.result import PerplexityRecord, Result
+from owl_compress.saving import save_checkpoint
+from owl_compress.text import load_text
+
+
+def allocate(
+    report: ImportanceReport,
+    allocator: str | Allocator = "owl",
+    *,
+    target: Target | None = None,
+    **options: Any,
+) -> Plan:
+    """Divide a budget over the linears of `report`.
+
+    Give a `target`, or one of `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`) and
+    the options of a target (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is an
+    option of the allocator, such as `metric="lod@5"` or `lam=0.08`.
+
+    Raises:
+        RequestError: the request cannot be satisfied.
+    """
+    if target is None:
+        target, options = split_target(options)
+    return allocate_to_target(report, allocator, target, options)
+
+
+def compress_(
+    model: nn.Module,
+    plan: Plan,
+    backend: str | Backend,
+    calibration: TokenWindows | None = None,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 1,
+    keep_on: torch.device | None = None,
+    progress: Progress = SILENT,
+) -> Result:
+    """Compress `model` in place as `plan` says; see `owl_compress.compression.compress_with_`.
+
+    `backend` is a registered name, or a backend that has its options already.
+    """
+    if isinstance(backend, str):
+        name, backend = backend, create_backend(backend)
+    else:
+        name = type(backend).__name__.lower()
+    options = WalkOptions(device=device, batch_size=batch_size, keep_on=keep_on, progress=progress)
+    return compress_with_(model, plan, backend, name, calibration, options)
+
+
+def calibrate(
+    loaded: LoadedModel,
+    source: str,
+    *,
+    samples: int = 128,
+    seq_len: int | None = None,
+    sampling: str = "random",
+    seed: int = 0,
+    bos: str = "auto",
+    text_field: str = "text",
+) -> TokenWindows:
+    """Token windows to measure or compress `loaded` with, cut out of the text `source`.
+
+    `source` is a path, a named set, or "builtin"; see `owl_compress.text.load_text`. The windows have shape
+    [samples, seq_len].
+    """
+    return sample_windows(
+        loaded.tokenizer,
+        load_text(source, text_field=text_field, part="calibration"),
+        samples=samples,
+        seq_len=resolve_seq_len(seq_len, loaded.model.config),
+        sampling=sampling,  # type: ignore[arg-type]  # checked where it is used
+        seed=seed,
+        bos=resolve_bos(bos, find_structure(loaded.model).bos),
+    )
+
+
+def evaluate(
+    loaded: LoadedModel,
+    source: str,
+    *,
+    seq_len: int | None = None,
+    bos: str = "auto",
+    max_windows: int | None = None,
+    text_field: str = "text",
+    batch_size: int = 1,
+    device: torch.device | None = None,
+    progress: Progress = SILENT,
+) -> PerplexityRecord:
+    """Perplexity of `loaded` on the text `source`, in consecutive windows of `seq_len` tokens."""
+    windows = evaluation_windows(
+        loaded.tokenizer,
+        load_text(source, text_field=text_field, part="evaluation"),
+        seq_len=resolve_seq_len(seq_len, loaded.model.config),
+        bos=resolve_bos(bos, find_structure(loaded.model).bos),
+        max_windows=max_windows,
+    )
+    return perplexity(loaded.model, windows, batch_size=batch_size, device=device, progress=progress)
+
+
+def load(
+    source: str,
+    *,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LoadedModel:
+    """Load a model from a hub id, a checkpoint folder, a `.gguf` file, or "builtin".
+
+    With `device` the model is moved there if it fits; a model that does not fit stays on the host.
+
+    Raises:
+        RequestError: not there, not whole, not a causal language model, pickled, or in need of remote code.
+    """
+    if dtype not in {"auto", *DTYPES}:
+        raise RequestError(f"unknown dtype {dtype!r}: {nearest(dtype, ['auto', *DTYPES])}")
+    loaded = load_model(
+        source,
+        dtype="auto" if dtype == "auto" else DTYPES[dtype],
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    if device:
+        place_(loaded.model, device)
+    return loaded
+
+
+def identity_of(loaded: LoadedModel) -> ModelIdentity:
+    """What report and result say about `loaded`."""
+    identity = identify(loaded.model, find_structure(loaded.model), source=loaded.id)
+    return identity.model_copy(update={"revision": loaded.revision})
+
+
+def save(
+    loaded: LoadedModel,
+    result: Result,
+    plan: Plan,
+    folder: Path | str,
+    *,
+    report: ImportanceReport | None = None,
+    recipe: Recipe | None = None,
+) -> Result:
+    """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
+
+    Returns:
+        The result as written, with the bytes on disk.
+    """
+    recipe_yaml = recipe.to_yaml() if recipe else None
+    with output_folder(Path(folder)) as temporary:
+        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary)
+        size = bytes_on_disk(temporary)
+        totals = result.totals.model_copy(
+            update={"bytes_on_disk": size, "bits_per_weight": 8 * size / result.totals.n_params_after}
+        )
+        result = result.model_copy(update={"totals": totals, "notes": (*result.notes, *notes)})
+        result.write(temporary / "result.json")
+        plan.write(temporary / "plan.json")
+        if report:
+            report.write(temporary / "report.json")
+        if recipe_yaml:
+            (temporary / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
+        card = model_card(result, plan, recipe_yaml, origin_of(loaded))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+    return result
