@@ -110,7 +110,7 @@ def _memory_message(what: str, error: BaseException, remedies: str) -> str:
 
 
 _HEADROOM = 0.6
-"""Share of the free device memory that a model's weights may take; activations and statistics need the rest."""
+"""Share of the free device memory that weights may take; activations and statistics need the rest."""
 
 
 def place_(model: nn.Module, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from owl_compress.statistics import Gram
 
 _FLOAT32, _FLOAT64 = 4, 8
 _WORKING_COPIES = 3
-"""Float32 matrices of a linear's size that a backend holds at a time: weight, scores or errors, mask or product."""
+"""Float32 matrices of a linear's size that a backend holds at a time: weight, scores, mask or product."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""
 
 _ALWAYS_WRITTEN = {
-    "model", "allocator", "plan", "backend", "calib", "samples", "seq_len", "sampling", "seed", "bos", "dtype",
+    "model", "allocator", "plan", "backend", "dtype",
+    "calib", "samples", "seq_len", "sampling", "seed", "bos",
 }  # fmt: skip
 """What shapes the checkpoint is written even at its default, which another version may choose otherwise."""
 

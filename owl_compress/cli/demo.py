@@ -11,6 +11,7 @@ from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import new_table
 from owl_compress.files import check_output_folder
+from owl_compress.plan import Plan
 from owl_compress.recipe import Recipe
 
 _SPARSITY = 0.6
@@ -52,10 +53,10 @@ def demo(
     dense = lines["owl"].evaluate(loaded, "builtin")
     rows = [_Row("dense", 0.0, 0.0, dense.perplexity, 0.0)]
     with output_folder(out) as folder:
-        plans, reports = {}, {}
+        plans: dict[str, Plan] = {}
         for name, line in lines.items():
             start = perf_counter()
-            reports[name], plans[name] = line.plan(loaded, calibration)
+            report, plans[name] = line.plan(loaded, calibration)
             result = line.compress_(loaded, plans[name], calibration)
             seconds = perf_counter() - start
             after = line.evaluate(loaded, "builtin")
@@ -67,14 +68,10 @@ def demo(
             if keep:
                 save(loaded, result, plans[name], folder / name, recipe=line.recipe)
             loaded.model.load_state_dict(dense_weights)
-        reports["owl"].write(folder / "report.json")
-        budget_chart(
-            reports["owl"],
-            plans["owl"],
-            folder / "budgets.png",
-            _METRIC,
-            others={"uniform": plans["uniform"]},
-        )
+            if report is not None and name == "owl":
+                report.write(folder / "report.json")
+                others = {"uniform": plans["uniform"]}
+                budget_chart(report, plans["owl"], folder / "budgets.png", _METRIC, others=others)
     table = new_table(
         f"SmolLM2-135M at {_SPARSITY:.0%} sparsity with Wanda, calibrated and evaluated on the builtin text",
         "budgets",

@@ -65,7 +65,7 @@ def run(
     execute(recipe, out, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
 
 
-_NOT_IN_RECIPES = {"model", "out", "dry_run", "as_json", "quiet"}
+_NOT_IN_RECIPES = {"model", "report", "out", "dry_run", "as_json", "quiet"}
 _RECIPE_NAMES = {"pins": "set", "skips": "skip"}
 
 
@@ -74,15 +74,20 @@ def given_options(context: typer.Context) -> dict[str, object]:
     return {
         _RECIPE_NAMES.get(name, name): value
         for name, value in context.params.items()
-        if name not in _NOT_IN_RECIPES and context.get_parameter_source(name).name == "COMMANDLINE"
+        if name not in _NOT_IN_RECIPES and _is_typed(context, name)
     }
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def execute(recipe: Recipe, out: Path | None, output: Output, *, dry_run: bool) -> None:
     """Carry the recipe out and show what came of it."""
     from owl_compress.pipeline.line import Line
-    from owl_compress.prediction import predict
     from owl_compress.pipeline.request import backend_of
+    from owl_compress.prediction import predict
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the folder to write, or add --dry-run")

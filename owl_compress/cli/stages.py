@@ -7,7 +7,7 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.run import execute
+from owl_compress.cli.run import execute, given_options
 from owl_compress.cli.tables import plan_table, report_table
 from owl_compress.errors import RequestError
 from owl_compress.plan import Plan
@@ -83,6 +83,7 @@ def measure(
 
 
 def allocate(
+    context: typer.Context,
     report: Annotated[Path, typer.Argument(help="The report that `measure` wrote.")],
     out: options.OptionalOutFile = None,
     allocator: options.AllocatorName = "owl",
@@ -112,29 +113,8 @@ def allocate(
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
     # The request of a run, whose model is measured already and whose backend is still open.
-    request = Recipe.from_options(
-        {
-            "model": str(report),
-            "backend": "any",
-            "allocator": allocator,
-            "sparsity": sparsity,
-            "nm": nm,
-            "prune_ratio": prune_ratio,
-            "bits": bits,
-            "bit_choices": bit_choices,
-            "metric": metric,
-            "lam": lam,
-            "owl_law": owl_law,
-            "granularity": granularity,
-            "solver": solver,
-            "low": low,
-            "high": high,
-            "set": pins or [],
-            "skip": skips or [],
-            "seed": seed or 0,
-        },
-        "options",
-    )
+    defaults = {"model": str(report), "backend": "any", "allocator": allocator}
+    request = Recipe.from_options(defaults | given_options(context), "options")
     output = Output(as_json=as_json, quiet=quiet)
     plan = divide(ImportanceReport.read(report), allocator_of(request), target_of(request))
     if out is not None and not dry_run:
@@ -145,6 +125,7 @@ def allocate(
 
 
 def compress(
+    context: typer.Context,
     model: options.Model,
     plan: Annotated[Path, typer.Option(help="The plan that `allocate` wrote.")],
     backend: options.BackendName = "wanda",
@@ -172,29 +153,6 @@ def compress(
 ) -> None:
     """Carry a plan out with a backend, and write the checkpoint."""
     Plan.read(plan)
-    recipe = Recipe.from_options(
-        {
-            "model": model,
-            "plan": str(plan),
-            "backend": backend,
-            "scope": scope,
-            "calib": calib,
-            "data": data,
-            "text_field": text_field,
-            "samples": samples,
-            "seq_len": seq_len,
-            "sampling": sampling,
-            "seed": seed,
-            "bos": bos,
-            "max_windows": max_windows,
-            "batch_size": batch_size,
-            "device": device,
-            "dtype": dtype,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
-            "allow_pickle": allow_pickle,
-            "strict": strict,
-        },
-        "options",
-    )
+    defaults = {"model": model, "plan": str(plan), "backend": backend}
+    recipe = Recipe.from_options(defaults | given_options(context) | {"plan": str(plan)}, "options")
     execute(recipe, out, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)

@@ -1,1 +1,1 @@
-"""The thin layer that knows allocators and backends by name: single stages, and the whole line for a recipe."""
+"""The thin layer that knows allocators and backends by name: single stages, and a recipe's whole line."""

