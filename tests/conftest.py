@@ -11,6 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# Tiny matrices lose more to the handing over between threads than they gain by it.
+torch.set_num_threads(1)
+
 
 def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     """One token for each byte of UTF-8: 259 or 258 ids. With `bos`, a BOS once at the start, as Llama does.
