@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, LinearOutcome
+from owl_compress.backend import BlockTask, GroupTask, LinearOutcome
 from owl_compress.backends.masking import prune_block_
-from owl_compress.backends.selection import ModelWideSurvey, Scope
+from owl_compress.backends.model_wide import ModelWideSurvey
+from owl_compress.backends.selection import Scope
 from owl_compress.plan import Unit
-from owl_compress.statistics import Statistic
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,10 @@ class Magnitude:
         """A model-wide comparison, in scope MODEL."""
         return ModelWideSurvey(self) if self.scope is Scope.MODEL else None
 
-    def column_scale(self, statistic: Statistic | None, n_inputs: int) -> Tensor:  # noqa: ARG002
+    def column_scale(self, group: GroupTask) -> Tensor:
         """One for every input, shape [in]."""
-        return torch.ones(n_inputs)
+        weight = group.linears[0].site.weight
+        return torch.ones(weight.shape[1], device=weight.device)
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
         """Prune the linears of `task` in place."""

@@ -1,34 +1,43 @@
 """Pruning by a mask alone: what magnitude and Wanda share once their scores are told apart."""
 
+from math import isfinite
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
 from owl_compress.backend import BlockTask, LinearOutcome, LinearTask, density
-from owl_compress.backends.selection import ColumnScale, Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.backends.model_wide import ColumnScale
+from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.errors import RequestError
 from owl_compress.plan import Grid, KeptOfGrid
 
 
 def prune_block_(task: BlockTask, scoring: ColumnScale, scope: Scope) -> list[LinearOutcome]:
-    """Zero all but the highest scores |W_ij| * scale_j of every linear of `task`."""
-    return [
-        _prune_linear_(linear, scoring.column_scale(group.statistic, linear.site.shape[1]), scope, task.grid)
-        for group in task.groups
-        for linear in group.linears
-    ]
+    """Zero all but the highest scores |W_ij| * scale_j of every linear of `task`.
+
+    Raises:
+        RequestError: a weight holds NaN or Inf, or the N:M grid does not fit it.
+    """
+    outcomes = []
+    for group in task.groups:
+        scale = scoring.column_scale(group)
+        outcomes += [_prune_linear_(linear, scale, scope, task.grid) for linear in group.linears]
+    return outcomes
 
 
 def _prune_linear_(task: LinearTask, scale: Tensor, scope: Scope, grid: Grid | None) -> LinearOutcome:
     start = perf_counter()
     weight = task.site.weight
-    scores = weight.float().abs() * scale
+    scores = weight.abs().float().mul_(scale)
     if isinstance(grid, KeptOfGrid):
         mask = keep_mask_of_groups(scores, kept_per_group(task, grid), grid.kept_of)
     else:
         mask = keep_mask(scores, task.n_kept, scope)
     energy = scores.square_()  # W_ij^2 * scale_j^2: the output energy if inputs were uncorrelated
     total = float(energy.sum(dtype=torch.float64))
+    if not isfinite(total):
+        raise RequestError(f"{task.site.name} holds NaN or Inf, or overflows: check the checkpoint")
     lost = float(energy.masked_fill_(mask, 0.0).sum(dtype=torch.float64))
     weight.masked_fill_(~mask, 0.0)
     return LinearOutcome(

@@ -1,20 +1,14 @@
-"""Which weights stay: exact counts by selection, within a row, a linear, the whole model, or N of M inputs."""
+"""Which weights stay: exact counts by selection, within a row, a linear, or N of M inputs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
-from math import floor, nextafter
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, LinearTask
+from owl_compress.backend import LinearTask
 from owl_compress.errors import RequestError
-from owl_compress.plan import KeptOfGrid, Plan
-from owl_compress.scores import ScoredWeight, ScorePool
-from owl_compress.statistics import Statistic
+from owl_compress.plan import KeptOfGrid
 
 
 class Scope(StrEnum):
@@ -73,11 +67,27 @@ def _keep_by_row(scores: Tensor, n_kept: int) -> Tensor:
         threshold[favoured] = next_best[favoured]
         row_kept[favoured] += 1
     mask = scores >= threshold[:, None]
-    surplus = mask.sum(dim=1) - row_kept
-    for row in surplus.nonzero().flatten().tolist():
-        ties = (scores[row] == threshold[row]).nonzero().flatten()
-        mask[row, ties[len(ties) - int(surplus[row]) :]] = False
+    _drop_last_ties_(mask, scores, threshold, row_kept)
     return mask
+
+
+def _drop_last_ties_(mask: Tensor, scores: Tensor, threshold: Tensor, row_kept: Tensor) -> None:
+    """Clear entries of `mask` whose score equals their row's threshold, the last ones, until counts are met.
+
+    `mask` and `scores` [rows, columns]; `threshold` and the counts `row_kept` [rows].
+    """
+    surplus = mask.sum(dim=1) - row_kept
+    crowded = surplus.nonzero().flatten()
+    if len(crowded) == 0:
+        return
+    ties = (scores[crowded] == threshold[crowded, None]).nonzero()  # [ties, 2], rows rising, then columns
+    rows, columns = ties.unbind(dim=1)
+    last_of_row = torch.bincount(rows, minlength=len(crowded)).cumsum(dim=0)
+    rank_from_end = last_of_row[rows] - torch.arange(
+        len(rows), device=rows.device
+    )  # 1 for the last tie of a row
+    gone = rank_from_end <= surplus[crowded][rows]
+    mask[crowded[rows[gone]], columns[gone]] = False
 
 
 def _order_statistics(scores: Tensor, *ranks: int) -> tuple[Tensor, ...]:
@@ -86,69 +96,3 @@ def _order_statistics(scores: Tensor, *ranks: int) -> tuple[Tensor, ...]:
         ordered = np.partition(scores.numpy(), sorted(set(ranks)), axis=1)
         return tuple(torch.from_numpy(ordered[:, rank].copy()) for rank in ranks)
     return tuple(scores.kthvalue(rank + 1, dim=1).values for rank in ranks)
-
-
-class ColumnScale(Protocol):
-    """How a backend scores: |W_ij| * scale_j."""
-
-    def column_scale(self, statistic: Statistic | None, n_inputs: int) -> Tensor:
-        """The scale of each input, shape [in], float32."""
-        ...
-
-
-@dataclass
-class ModelWideSurvey:
-    """Compares the scores |W_ij| * scale_j of all linears with each other, on the dense model.
-
-    The `plan` sets the total alone: the number of weights kept in the whole model. One threshold over all
-    scores, found exactly, then gives the count of each linear.
-    """
-
-    scoring: ColumnScale
-    _weights: dict[str, ScoredWeight] = field(default_factory=dict)
-
-    def see(self, task: BlockTask) -> None:
-        """Note the scale of every input; the weights are referred to, not copied."""
-        for group in task.groups:
-            for linear in group.linears:
-                scale = self.scoring.column_scale(group.statistic, linear.site.shape[1])
-                self._weights[linear.site.name] = ScoredWeight(linear.site.weight, scale.to(linear.site.weight.device))
-
-    def redistribute(self, plan: Plan) -> Plan:
-        """Per-linear densities of one model-wide comparison, with as many weights kept as `plan` keeps."""
-        pool = ScorePool(tuple(self._weights[budget.name] for budget in plan.budgets))
-        n_kept = sum(floor(budget.value * budget.n_weights) for budget in plan.budgets)
-        counts = _counts_above(pool, n_kept)
-        budgets = [
-            budget.model_copy(update={"value": density_keeping(kept, budget.n_weights)})
-            for budget, kept in zip(plan.budgets, counts, strict=True)
-        ]
-        return Plan.model_validate(
-            {**plan.model_dump(), "low": 0.0, "high": 1.0, "budgets": [budget.model_dump() for budget in budgets]}
-        )
-
-
-def _counts_above(pool: ScorePool, n_kept: int) -> Sequence[int]:
-    """How many of the `n_kept` highest scores of the pool lie in each member; equal scores go to the first."""
-    if n_kept == 0:
-        return [0] * len(pool.members)
-    threshold = pool.kth_smallest(pool.size - n_kept + 1)
-    singles = [ScorePool((member,)) for member in pool.members]
-    counts = [single.count_above(threshold) for single in singles]
-    missing = n_kept - sum(counts)
-    for index, single in enumerate(singles):
-        ties = sum(int((chunk == threshold).sum()) for chunk in single.chunks())
-        taken = min(ties, missing)
-        counts[index] += taken
-        missing -= taken
-    return counts
-
-
-def density_keeping(n_kept: int, n_weights: int) -> float:
-    """The smallest density whose floor(density * n_weights) is `n_kept`."""
-    value = n_kept / n_weights
-    while floor(value * n_weights) < n_kept:
-        value = nextafter(value, 1.0)
-    return value
-
-

@@ -19,14 +19,16 @@ SOLVER_BLOCK = 128
 
 _DAMPING_STEPS = 8
 _DAMPING_FACTOR = 10.0
+_LEAST_RAISED = 1e-6  # where a damping of zero starts to climb from
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Factor:
     """Upper Cholesky factor U of the inverse damped Gram matrix, inverse = U^T U.
 
-    `upper` has shape [in, in]; `dead`, bool [in], marks inputs that were always zero. `raised` counts how
-    often the damping had to be multiplied by ten before the matrix was positive definite.
+    `upper` has shape [in, in]; `dead`, bool [in], marks inputs that were always zero. `damping` is the share
+    of the mean diagonal that was added at last, `raised` how often it had to be multiplied by ten before the
+    matrix was positive definite.
     """
 
     upper: Tensor
@@ -36,12 +38,12 @@ class Factor:
 
 
 class ColumnRule(Protocol):
-    """Decides what a column becomes. `columns` is how many columns are decided together (divides 128)."""
+    """Decides what a column becomes. `columns` is how many columns are decided together."""
 
     columns: int
 
     def decide(self, first: int, weight_t: Tensor, diagonal: Tensor) -> None:
-        """Look at columns first, first + 1, ...: `weight_t` [columns, out] as updated so far, U_jj [columns]."""
+        """Look at columns from `first` on: `weight_t` [columns, out] as updated so far, U_jj [columns]."""
         ...
 
     def apply(self, column: int, values: Tensor) -> Tensor:
@@ -49,8 +51,22 @@ class ColumnRule(Protocol):
         ...
 
 
+def check_damping(damping: float) -> None:
+    """Refuse a damping that cannot be meant.
+
+    Raises:
+        RequestError: negative, infinite or not a number.
+    """
+    if not 0 <= damping < float("inf"):
+        raise RequestError(
+            f"damping {damping} is not a share of the mean diagonal: give 0 or more, as in 0.01"
+        )
+
+
 def factorise(gram: Tensor, damping: float, name: str) -> Factor:
     """Factorise the inverse of gram + damping * mean(diagonal) * I, with more damping where that fails.
+
+    Inputs that were always zero get a one on the diagonal: nothing depends on them.
 
     Args:
         gram: X^T X, shape [in, in], float32; unchanged.
@@ -63,8 +79,8 @@ def factorise(gram: Tensor, damping: float, name: str) -> Factor:
     diagonal = gram.diagonal()
     dead = diagonal == 0
     mean = diagonal.mean()
+    share = damping
     for raised in range(_DAMPING_STEPS):
-        share = damping * _DAMPING_FACTOR**raised
         damped = gram.clone()
         damped.diagonal().add_(share * mean)
         damped.diagonal()[dead] = 1.0
@@ -73,8 +89,9 @@ def factorise(gram: Tensor, damping: float, name: str) -> Factor:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed and bool(torch.isfinite(upper).all()):
             return Factor(upper, dead, share, raised)
+        share = max(share, _LEAST_RAISED) * _DAMPING_FACTOR
     raise RequestError(
-        f"the Hessian of {name} is not positive definite even with damping {share:g}: "
+        f"the Hessian of {name} is not positive definite even with damping {share / _DAMPING_FACTOR:g}: "
         "use more calibration text, or --dtype float32"
     )
 
@@ -88,13 +105,15 @@ def sweep_(weight_t: Tensor, factor: Factor, rule: ColumnRule) -> Tensor:
         rule: what a column becomes.
 
     Returns:
-        The squared output error of each output, under the damped Gram matrix, shape [out].
+        The squared output error of each output, under the damped Gram matrix, shape [out], float64.
     """
     n_inputs, n_outputs = weight_t.shape
     upper = factor.upper
     squared_error = torch.zeros(n_outputs, dtype=torch.float64, device=weight_t.device)
-    for start in range(0, n_inputs, SOLVER_BLOCK):
-        stop = min(start + SOLVER_BLOCK, n_inputs)
+    # What is decided together must be up to date: no decision reaches over the end of a solver block.
+    length = max(1, SOLVER_BLOCK // rule.columns) * rule.columns
+    for start in range(0, n_inputs, length):
+        stop = min(start + length, n_inputs)
         errors = torch.empty(stop - start, n_outputs, device=weight_t.device)  # [columns, out]
         for column in range(start, stop):
             if column % rule.columns == 0:
@@ -106,8 +125,10 @@ def sweep_(weight_t: Tensor, factor: Factor, rule: ColumnRule) -> Tensor:
             # The outer product of the errors with the factor's row, on the rest of this solver block.
             weight_t[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1.0)
         weight_t[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1.0)
+        errors[factor.dead[start:stop]] = 0.0  # a weight that only ever met zeros makes no error
         squared_error += errors.square_().sum(dim=0, dtype=torch.float64)
     return squared_error
+
 
 def gram_of(statistic: Statistic | None) -> Tensor:
     """The Gram matrix a second-order backend declared it needs, shape [in, in]."""

@@ -1,7 +1,8 @@
 """SparseGPT: prune by saliency under the Hessian, and let the kept weights make up for the loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from time import perf_counter
 from typing import ClassVar
 
@@ -9,31 +10,28 @@ import torch
 from torch import Tensor
 
 from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask, density
-from owl_compress.backends.selection import (
-    ModelWideSurvey,
-    Scope,
-    keep_mask,
-    keep_mask_of_groups,
-    kept_per_group,
-)
+from owl_compress.backends.model_wide import ModelWideSurvey
+from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
 from owl_compress.backends.solver import (
     SOLVER_BLOCK,
-    Factor,
+    check_damping,
     damping_fallbacks,
     factorise,
     gram_of,
     sweep_,
 )
+from owl_compress.errors import RequestError
 from owl_compress.plan import Grid, KeptOfGrid, Unit
 from owl_compress.statistics import Gram, Statistic
 
 
 @dataclass(frozen=True)
 class SparseGPT:
-    """Saliency W_ij^2 / U_jj^2, compared within 128 columns of a linear unless told otherwise (arXiv 2301.00774).
+    """Saliency W_ij^2 / U_jj^2, compared within 128 columns of a linear unless told otherwise.
 
-    The published code prunes one weight more than asked per 128 columns and none of the remainder; here the
-    counts of the column blocks add up to floor(density * numel) exactly.
+    Source: arXiv 2301.00774. The published code prunes one weight more than asked per 128 columns; here the
+    counts of the column blocks add up to floor(density * numel) exactly. Inputs that were always zero lose
+    their weights first, but keep them where the budget allows (the published code zeroes them beforehand).
     """
 
     scope: Scope = Scope.LINEAR
@@ -43,14 +41,17 @@ class SparseGPT:
     statistic: ClassVar[type[Statistic]] = Gram
     error_measure: ClassVar[str] = "squared output error over squared output, under the damped Hessian"
 
+    def __post_init__(self) -> None:
+        check_damping(self.damping)
+
     @property
     def survey(self) -> ModelWideSurvey | None:
         """A model-wide comparison, in scope MODEL."""
         return ModelWideSurvey(self) if self.scope is Scope.MODEL else None
 
-    def column_scale(self, statistic: Statistic | None, n_inputs: int) -> Tensor:  # noqa: ARG002
+    def column_scale(self, group: GroupTask) -> Tensor:
         """1 / U_jj of every input, shape [in]: the root of the saliency of a weight of one."""
-        factor = factorise(gram_of(statistic), self.damping, "the model-wide comparison")
+        factor = factorise(gram_of(group.statistic), self.damping, group.linears[0].site.name)
         return factor.upper.diagonal().reciprocal().masked_fill(factor.dead, 0.0)
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
@@ -60,33 +61,47 @@ class SparseGPT:
     def _compress_group_(self, group: GroupTask, grid: Grid | None) -> list[LinearOutcome]:
         start = perf_counter()
         gram = gram_of(group.statistic)
+        rule = _rule(group.linears, grid, self.scope)
         factor = factorise(gram, self.damping, group.linears[0].site.name)
+        rule.dead = factor.dead
         # All linears of the group side by side: [in, out of the first + out of the second + ...].
         weight_t = torch.cat([linear.site.weight.float().t() for linear in group.linears], dim=1)
         energy = (weight_t * (gram @ weight_t)).sum(dim=0, dtype=torch.float64)  # [out]: ‖w_i X‖^2
-        squared_error = sweep_(weight_t, factor, self._rule(group.linears, factor, grid))
-        outcomes = []
+        squared_error = sweep_(weight_t, factor, rule)
         widths = [linear.site.shape[0] for linear in group.linears]
-        parts = zip(group.linears, *(t.split(widths, dim=-1) for t in (weight_t, squared_error, energy)), strict=True)
+        parts = zip(
+            group.linears,
+            weight_t.split_with_sizes(widths, dim=1),
+            squared_error.split_with_sizes(widths),
+            energy.split_with_sizes(widths),
+            strict=True,
+        )
+        outcomes = []
         for linear, part, errors, energies in parts:
+            relative_error = float(errors.sum() / energies.sum().clamp_min(1e-30))
+            if not isfinite(relative_error):
+                raise RequestError(
+                    f"{linear.site.name} holds NaN or Inf, or overflows: check the checkpoint, or try "
+                    "--dtype float32"
+                )
             linear.site.weight.copy_(part.t())
-            share = linear.site.n_weights / weight_t.numel()
             outcomes.append(
                 LinearOutcome(
                     linear.site.name,
                     achieved=density(linear.site.weight),
-                    relative_error=float(errors.sum() / energies.sum().clamp_min(1e-30)),
-                    seconds=(perf_counter() - start) * share,
+                    relative_error=relative_error,
+                    seconds=(perf_counter() - start) * linear.site.n_weights / weight_t.numel(),
                     fallbacks=damping_fallbacks(factor, linear.site.name),
                 )
             )
         return outcomes
 
-    def _rule(self, linears: Sequence[LinearTask], factor: Factor, grid: Grid | None) -> "_PruneColumns":
-        if isinstance(grid, KeptOfGrid):
-            kept = [kept_per_group(linear, grid) for linear in linears]
-            return _PruneColumns(linears, factor, columns=grid.kept_of, kept_of_group=kept, scope=self.scope)
-        return _PruneColumns(linears, factor, columns=SOLVER_BLOCK, kept_of_group=None, scope=self.scope)
+
+def _rule(linears: Sequence[LinearTask], grid: Grid | None, scope: Scope) -> "_PruneColumns":
+    if isinstance(grid, KeptOfGrid):
+        kept = [kept_per_group(linear, grid) for linear in linears]
+        return _PruneColumns(linears, grid.kept_of, kept, scope)
+    return _PruneColumns(linears, SOLVER_BLOCK, None, scope)
 
 
 @dataclass
@@ -94,28 +109,30 @@ class _PruneColumns:
     """The column rule: some columns at a time, choose which weights of each linear go."""
 
     linears: Sequence[LinearTask]
-    factor: Factor
     columns: int
-    kept_of_group: list[int] | None
+    kept_of_group: Sequence[int] | None
     scope: Scope
+    dead: Tensor = field(init=False)
+    _first: int = field(init=False)
+    _gone: Tensor = field(init=False)
 
     def decide(self, first: int, weight_t: Tensor, diagonal: Tensor) -> None:
         """Choose the mask of these columns, shape [columns, out], from their saliencies."""
         scores_t = (weight_t / diagonal[:, None]).abs_()
-        scores_t[self.factor.dead[first : first + len(weight_t)]] = 0.0
+        scores_t[self.dead[first : first + len(weight_t)]] = 0.0
         widths = [linear.site.shape[0] for linear in self.linears]
         masks = [
             self._mask(index, scores.t().contiguous(), first).t()
-            for index, scores in enumerate(scores_t.split(widths, dim=1))
+            for index, scores in enumerate(scores_t.split_with_sizes(widths, dim=1))
         ]
         self._first = first
-        self._keep = torch.cat(masks, dim=1).to(weight_t.dtype)
+        self._gone = torch.cat(masks, dim=1).logical_not_()
 
     def _mask(self, index: int, scores: Tensor, first: int) -> Tensor:
         if self.kept_of_group is not None:
             return keep_mask_of_groups(scores, self.kept_of_group[index], self.columns)
         task = self.linears[index]
-        rows, n_inputs = task.site.shape
+        n_inputs = task.site.shape[1]
         last = first + scores.shape[1]
         # Whole counts whose sum over the column blocks is n_kept.
         n_kept = task.n_kept * last // n_inputs - task.n_kept * first // n_inputs
@@ -123,5 +140,4 @@ class _PruneColumns:
 
     def apply(self, column: int, values: Tensor) -> Tensor:
         """The column with the chosen weights set to zero."""
-        return values * self._keep[column - self._first]
-
+        return values.masked_fill(self._gone[column - self._first], 0.0)

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, LinearOutcome
+from owl_compress.backend import BlockTask, GroupTask, LinearOutcome
 from owl_compress.backends.masking import prune_block_
-from owl_compress.backends.selection import ModelWideSurvey, Scope
+from owl_compress.backends.model_wide import ModelWideSurvey
+from owl_compress.backends.selection import Scope
 from owl_compress.plan import Unit
 from owl_compress.statistics import SecondMoments, Statistic
 
@@ -32,11 +33,11 @@ class Wanda:
         """A model-wide comparison, in scope MODEL."""
         return ModelWideSurvey(self) if self.scope is Scope.MODEL else None
 
-    def column_scale(self, statistic: Statistic | None, n_inputs: int) -> Tensor:  # noqa: ARG002
+    def column_scale(self, group: GroupTask) -> Tensor:
         """‖X_j‖_2 of every input, shape [in]."""
-        if statistic is None:
-            raise ValueError("Wanda needs the second moments of its inputs")
-        return statistic.second_moments.sqrt().float()
+        if group.statistic is None:
+            raise TypeError("Wanda needs the second moments of its inputs")
+        return group.statistic.second_moments.sqrt().float()
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
         """Prune the linears of `task` in place."""

@@ -33,7 +33,10 @@ class LinearTask:
 
 @dataclass(frozen=True)
 class GroupTask:
-    """Linears that read the same input, with the statistic of that input (None if the backend needs none)."""
+    """Linears that read the same input, with the statistic of that input.
+
+    For a backend that needs no statistic it is None, and every linear is a group of its own.
+    """
 
     linears: tuple[LinearTask, ...]
     statistic: Statistic | None

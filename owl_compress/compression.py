@@ -1,6 +1,7 @@
 """The driver: walks the blocks of a model and has a backend compress each one, exactly to the plan."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from math import fsum
 from time import perf_counter
@@ -13,7 +14,8 @@ from owl_compress.calibration import TokenWindows
 from owl_compress.device import peak_device_bytes, peak_host_bytes
 from owl_compress.errors import RequestError
 from owl_compress.estimator import identify
-from owl_compress.families import LinearSite, ModelStructure, find_structure, n_parameters, parameter_device
+from owl_compress.families import LinearSite, ModelStructure, find_structure
+from owl_compress.model_state import n_parameters, parameter_device
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
 from owl_compress.report import ModelIdentity
@@ -41,7 +43,7 @@ def compress_with_(
     options: WalkOptions | None = None,
     identity: ModelIdentity | None = None,
 ) -> Result:
-    """Compress `model` in place, block by block, each block on the outputs of the compressed blocks before it.
+    """Compress `model` in place, each block on the outputs of the compressed blocks before it.
 
     Args:
         model: a causal language model on the host or on a device; its weights stay there.
@@ -100,10 +102,16 @@ def _check_request(
     plan.check_fits(structure.linear_sizes)
     if plan.unit is not backend.unit:
         raise RequestError(
-            f"backend {name!r} carries out budgets in {backend.unit}, the plan is in {plan.unit}: choose another backend"
+            f"backend {name!r} carries out budgets in {backend.unit}, the plan is in {plan.unit}: "
+            "choose another backend"
         )
     if backend.statistic is not None and calibration is None:
         raise RequestError(f"backend {name!r} needs calibration text: give --calib")
+    if plan.grid is not None and backend.survey is not None:
+        raise RequestError(
+            f"backend {name!r} is to compare weights across the model, which leaves the grid of the plan: "
+            "use --scope row or linear, or a plan without a grid"
+        )
 
 
 @dataclass(frozen=True)
@@ -122,43 +130,48 @@ class _Driver:
         survey = self.backend.survey
         if survey is None:
             return plan
-        for visit, linears in self._visits(plan, "surveying blocks"):
-            survey.see(self._task(visit, linears, plan, advance=True))
+        with closing(self._visits(plan, "surveying blocks")) as visits:
+            for visit, budgets in visits:
+                survey.see(self._task(visit, budgets, plan, advance=True))
         return survey.redistribute(plan)
 
     def compress_(self, plan: Plan) -> list[LinearOutcome]:
         """Compress every block; the outcomes in the order of the plan."""
         outcomes: dict[str, LinearOutcome] = {}
-        for visit, linears in self._visits(plan, "compressing blocks"):
-            task = self._task(visit, linears, plan, advance=False)
-            outcomes |= {outcome.name: outcome for outcome in self.backend.compress_block_(task)}
+        with closing(self._visits(plan, "compressing blocks")) as visits:
+            for visit, budgets in visits:
+                # No name holds the task: its statistics must be gone before the next block's are gathered.
+                done = self.backend.compress_block_(self._task(visit, budgets, plan, advance=False))
+                outcomes |= {outcome.name: outcome for outcome in done}
         return [outcomes[budget.name] for budget in plan.budgets]
 
-    def _visits(self, plan: Plan, what: str) -> Iterator[tuple[BlockVisit, dict[str, float]]]:
+    def _visits(self, plan: Plan, what: str) -> Generator[tuple[BlockVisit, dict[str, float]], None, None]:
         """Blocks in order, each with the budgets of those of its linears that are in the plan."""
         values = {budget.name: budget.value for budget in plan.budgets}
+        windows = self.calibration if self.backend.statistic is not None else None
         walk = BlockWalk(
             self.model,
             self.structure,
-            self.calibration.batches(self.options.batch_size) if self.calibration and self.backend.statistic else (),
+            windows.batches(self.options.batch_size) if windows is not None else (),
             device=self.device,
             keep_on=self.options.keep_on,
         )
-        for visit in walk.visits(self.options.progress, what):
-            budgets = {site.name: values[site.name] for site in visit.site.linears if site.name in values}
-            if budgets:
-                yield visit, budgets
+        with closing(walk.visits(self.options.progress, what)) as visits:
+            for visit in visits:
+                budgets = {site.name: values[site.name] for site in visit.site.linears if site.name in values}
+                if budgets:
+                    yield visit, budgets
 
     def _task(self, visit: BlockVisit, budgets: dict[str, float], plan: Plan, *, advance: bool) -> BlockTask:
-        def tasks(sites: tuple[LinearSite, ...]) -> tuple[LinearTask, ...]:
-            return tuple(LinearTask(site, budgets[site.name]) for site in sites if site.name in budgets)
+        def task(site: LinearSite) -> LinearTask:
+            return LinearTask(site, budgets[site.name])
 
         if self.backend.statistic is None:
-            groups = [GroupTask(tasks(visit.site.linears), None)]
+            groups = [GroupTask((task(site),), None) for site in visit.site.linears if site.name in budgets]
         else:
-            gathered = visit.gather(self.backend.statistic, advance=advance)
-            groups = [GroupTask(tasks(group.linears), group.statistic) for group in gathered]
-        return BlockTask(visit.site, tuple(group for group in groups if group.linears), plan.grid)
+            gathered = visit.gather(self.backend.statistic, budgets, advance=advance)
+            groups = [GroupTask(tuple(map(task, group.linears)), group.statistic) for group in gathered]
+        return BlockTask(visit.site, tuple(groups), plan.grid)
 
 
 def _row(plan: Plan, outcome: LinearOutcome, index: int) -> LinearResult:

@@ -1,13 +1,17 @@
 """The estimator: how important is each block and linear of a model? Measured once, in one forward pass."""
 
 from collections.abc import Sequence
+from contextlib import closing
+from math import isfinite
 
 import torch
 from torch import nn
 
 from owl_compress.calibration import TokenWindows
-from owl_compress.families import LinearSite, ModelStructure, find_structure, parameter_device
+from owl_compress.errors import RequestError
+from owl_compress.families import LinearSite, ModelStructure, find_structure
 from owl_compress.metrics import DEFAULT_METRICS, Metric, find_metric
+from owl_compress.model_state import parameter_device
 from owl_compress.progress import SILENT, Progress
 from owl_compress.report import BlockReport, ImportanceReport, LinearReport, ModelIdentity, Provenance
 from owl_compress.scores import ScoredWeight, ScorePool, pooled
@@ -50,13 +54,15 @@ def measure(
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
     )
+    with closing(walk.visits(progress, "measuring blocks")) as visits:
+        blocks = tuple(
+            _measure_block(visit, chosen)
+            for visit in visits
+            if visit.site.linears  # all weights may be shared with an earlier block
+        )
     return ImportanceReport(
         model=identity or identify(model, structure),
-        blocks=tuple(
-            _measure_block(visit, chosen)
-            for visit in walk.visits(progress, "measuring blocks")
-            if visit.site.linears  # all weights may be shared with an earlier block
-        ),
+        blocks=blocks,
         provenance=Provenance(calibration=calibration.record, versions=versions()),
         notes=structure.notes,
     )
@@ -113,8 +119,8 @@ def _measure_block(visit: BlockVisit, metrics: dict[str, Metric]) -> BlockReport
     return BlockReport(
         name=site.name,
         n_weights=site.n_weights,
-        metrics=_evaluate(pooled([pools[linear.name] for linear in site.linears]), metrics),
         linears=tuple(_measure_linear(linear, pools[linear.name], metrics) for linear in site.linears),
+        metrics=_evaluate(site.name, pooled([pools[linear.name] for linear in site.linears]), metrics),
     )
 
 
@@ -124,10 +130,17 @@ def _measure_linear(linear: LinearSite, pool: ScorePool, metrics: dict[str, Metr
         role=linear.role,
         shape=linear.shape,
         n_weights=linear.n_weights,
-        metrics=_evaluate(pool, metrics),
+        metrics=_evaluate(linear.name, pool, metrics),
         score_histogram=pool.histogram(),
     )
 
 
-def _evaluate(pool: ScorePool, metrics: dict[str, Metric]) -> dict[str, float]:
-    return {name: metric(pool) for name, metric in metrics.items()}
+def _evaluate(where: str, pool: ScorePool, metrics: dict[str, Metric]) -> dict[str, float]:
+    values = {name: metric(pool) for name, metric in metrics.items()}
+    for name, value in values.items():
+        if not isfinite(value):
+            raise RequestError(
+                f"metric {name} of {where} is {value}: its weights hold NaN or Inf, or overflow; check the "
+                "checkpoint, or try --dtype float32"
+            )
+    return values

@@ -14,6 +14,7 @@ from torch.nn import functional
 from owl_compress.calibration import TokenWindows
 from owl_compress.device import memory_errors
 from owl_compress.errors import RequestError
+from owl_compress.model_state import evaluation_mode, n_parameters
 from owl_compress.progress import SILENT, Progress
 from owl_compress.result import PerplexityRecord
 
@@ -61,7 +62,7 @@ def perplexity(
         dtype=str(model.dtype).removeprefix("torch."),
         data=windows.record.source,
         bos=windows.record.bos,
-        n_params=count_parameters(model),
+        n_params=n_parameters(model),
     )
 
 
@@ -84,24 +85,6 @@ def window_losses(model: Any, ids: Tensor) -> Tensor:
 
 
 @contextmanager
-def evaluation_mode(model: Any) -> Iterator[None]:
-    """Switch dropout and the key-value cache off inside the block; all modes come back after it."""
-    training = [module for module in model.modules() if module.training]
-    configs = [config for config in _configs(model) if hasattr(config, "use_cache")]
-    caching = [config.use_cache for config in configs]
-    model.eval()
-    for config in configs:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for config, use_cache in zip(configs, caching, strict=True):
-            config.use_cache = use_cache
-
-
-@contextmanager
 def placed(model: Any, device: torch.device | str | None) -> Iterator[torch.device]:
     """Move the model to `device` inside the block and back after it; yield where its inputs belong."""
     home: torch.device = model.get_input_embeddings().weight.device
@@ -116,18 +99,6 @@ def placed(model: Any, device: torch.device | str | None) -> Iterator[torch.devi
         yield target
     finally:
         model.to(home)
-
-
-def count_parameters(model: Any) -> int:
-    """Number of parameters; those tied or shared count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _configs(model: Any) -> list[Any]:
-    """The model's configuration and, for multimodal models, that of its language part."""
-    config = model.config
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return [config] if text is config else [config, text]
 
 
 def _check_vocabulary(model: Any, windows: TokenWindows) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -158,29 +157,39 @@ def find_structure(model: nn.Module) -> ModelStructure:
     """Find the blocks and linears of `model`.
 
     Raises:
-        RequestError: no list of blocks, or a block without any linear.
+        RequestError: no list of blocks, a block without any linear, or weights that are quantized already.
     """
     model_type = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
-    family = FAMILIES.get(model_type)
-    if family is not None:
-        path, notes = family.blocks, []
-        blocks = model.get_submodule(path)
-    else:
+    family = FAMILIES.get(model_type) or Family(model_type, "", {})
+    path, blocks = family.blocks, _module_list(model, family.blocks)
+    notes = []
+    if blocks is None:
         path, blocks = _longest_block_list(model)
-        notes = [f"family {model_type!r} is not in the table; blocks found by structure at {path!r}"]
-        family = Family(model_type, path, {})
-    if not isinstance(blocks, nn.ModuleList):
-        raise RequestError(f"{path} of this {model_type} model is no list of blocks: the architecture is unknown")
+        reason = "has no blocks at its usual place" if model_type in FAMILIES else "is not in the table"
+        notes = [f"family {model_type!r} {reason}; blocks found by structure at {path!r}"]
     taken: set[int] = set()
     sites = []
     for index, block in enumerate(blocks):
         name = f"{path}.{index}"
         linears, shared = _find_linears(name, block, family.roles, taken)
-        notes += [f"{linear} shares its weight with an earlier linear and is compressed once" for linear in shared]
+        notes += [
+            f"{linear} shares its weight with an earlier linear and is compressed once" for linear in shared
+        ]
         if not linears and not shared:
-            raise RequestError(f"block {name} ({type(block).__name__}) has no linear: nothing there to compress")
+            raise RequestError(
+                f"block {name} ({type(block).__name__}) has no linear: nothing there to compress"
+            )
         sites.append(BlockSite(name, block, linears))
     return ModelStructure(family.name, family.bos, tuple(sites), tuple(notes))
+
+
+def _module_list(model: nn.Module, path: str) -> nn.ModuleList | None:
+    """The ModuleList at `path`, if there is one."""
+    try:
+        found = model.get_submodule(path)
+    except AttributeError:
+        return None
+    return found if isinstance(found, nn.ModuleList) else None
 
 
 def _find_linears(
@@ -195,25 +204,34 @@ def _find_linears(
         if id(module.weight) in taken:
             shared.append(full_name)
             continue
+        if not module.weight.is_floating_point():
+            raise RequestError(
+                f"{full_name} holds {module.weight.dtype}: the model is quantized already; give the original"
+            )
         taken.add(id(module.weight))
         found.append(LinearSite(full_name, roles.get(name, UNKNOWN_ROLE), module))
     return tuple(found), shared
 
 
 def _longest_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and module of the longest ModuleList of like modules; among equals the one with more parameters."""
+    """Path and module of the longest ModuleList of like modules; among equals the one with more parameters.
+
+    Lists inside such a list (the experts of each block) do not count.
+    """
 
     def size(candidate: tuple[str, nn.ModuleList]) -> tuple[int, int]:
         blocks = candidate[1]
         return len(blocks), sum(parameter.numel() for parameter in blocks.parameters())
 
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len({type(block) for block in module}) == 1
-        and any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
-    ]
+    lists: list[tuple[str, nn.ModuleList]] = []
+    for name, module in model.named_modules():  # parents come before their children
+        if (
+            isinstance(module, nn.ModuleList)
+            and len({type(block) for block in module}) == 1
+            and any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
+            and not any(name.startswith(f"{outer}.") for outer, _ in lists)
+        ):
+            lists.append((name, module))
     if not lists:
         raise RequestError(
             f"{type(model).__name__} has no list of blocks with linears in it: the architecture is unknown"
@@ -225,13 +243,3 @@ def as_stored(site: LinearSite, weight: Tensor) -> Tensor:
     """`weight` of shape [out, in] in the layout and data type in which the module stores it."""
     stored = weight.t() if isinstance(site.module, Conv1D) else weight
     return stored.to(site.module.get_parameter("weight").dtype).contiguous()
-
-
-def n_parameters(model: nn.Module) -> int:
-    """Number of parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def parameter_device(module: nn.Module) -> torch.device:
-    """The device that the module's parameters live on."""
-    return next(module.parameters()).device

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from owl_compress.errors import RequestError
 
-_NUMBER_LIST = re.compile(r"\[\s+(-?\d[-\d.eE+,\s]*?)\s+\]")
+# Only the layout of JSON has line breaks, never a string in it: what a string says stays as it is.
+_NUMBER_LIST = re.compile(r"\[\n\s*(-?\d[-\d.eE+,\s]*?)\n\s*\]")
 
 
 class Frozen(BaseModel):
@@ -28,7 +29,7 @@ class Frozen(BaseModel):
 
 
 class Document(Frozen):
-    """A value with a file of its own: `schema` names the format and its version, e.g. "owl-compress/plan/1"."""
+    """A value with a file of its own; `schema` names format and version, as in "owl-compress/plan/1"."""
 
     SCHEMA: ClassVar[str]
 
@@ -60,7 +61,9 @@ class Document(Frozen):
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}") from error
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RequestError(f"{path} is not whole JSON ({error}): truncated, or not a file of ours") from error
+            raise RequestError(
+                f"{path} is not whole JSON ({error}): truncated, or not a file of ours"
+            ) from error
         cls._check_schema(content, path)
         try:
             return cls.model_validate(content)
@@ -76,9 +79,12 @@ class Document(Frozen):
         found_kind, _, found_version = str(found).rpartition("/")
         if found_kind == kind and found_version.isdigit() and int(found_version) > int(version):
             raise RequestError(
-                f"{path} has schema {found}, newer than {cls.SCHEMA} which this version reads: upgrade owl-compress"
+                f"{path} has schema {found}, newer than {cls.SCHEMA} which this version reads: "
+                "upgrade owl-compress"
             )
-        raise RequestError(f"{path} has schema {found!r}, expected {cls.SCHEMA!r}: this is another kind of file")
+        raise RequestError(
+            f"{path} has schema {found!r}, expected {cls.SCHEMA!r}: this is another kind of file"
+        )
 
 
 def first_problem(error: ValidationError) -> str:

@@ -5,10 +5,12 @@ through the entry point group `owl_compress.metrics`; an entry named "name" whos
 parameter is asked for as "name@parameter", like `lod@5`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from inspect import signature
+from math import isfinite, sqrt
 
 import torch
+from torch import Tensor
 
 from owl_compress.errors import RequestError
 from owl_compress.registry import Registry
@@ -60,13 +62,16 @@ def score_median(pool: ScorePool) -> float:
 
 def weight_l1(pool: ScorePool) -> float:
     """Sum of |W_ij|."""
-    return sum(float(member.weight.abs().sum(dtype=torch.float64)) for member in pool.members)
+    return sum(float(part.sum(dtype=torch.float64)) for part in _magnitudes(pool))
 
 
 def weight_l2(pool: ScorePool) -> float:
     """Square root of the sum of W_ij^2."""
-    squares = sum(float(member.weight.float().square().sum(dtype=torch.float64)) for member in pool.members)
-    return float(squares**0.5)
+    return sqrt(sum(float(part.square_().sum(dtype=torch.float64)) for part in _magnitudes(pool)))
+
+
+def _magnitudes(pool: ScorePool) -> Iterator[Tensor]:
+    return (part for member in pool.members for part in member.magnitudes())
 
 
 def find_metric(name: str) -> Metric:
@@ -87,6 +92,8 @@ def find_metric(name: str) -> Metric:
         value = float(parameter)
     except ValueError:
         value = float("nan")
-    if not value > 0:
-        raise RequestError(f"metric {name!r} has parameter {parameter!r}: give a positive number, as in lod@5")
+    if not (isfinite(value) and value > 0):
+        raise RequestError(
+            f"metric {name!r} has parameter {parameter!r}: give a positive number, as in lod@5"
+        )
     return lambda pool: metric(pool, value)

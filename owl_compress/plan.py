@@ -24,7 +24,7 @@ class Unit(StrEnum):
 
 
 class KeptOfGrid(Frozen):
-    """N:M sparsity: a density is a whole number of weights *kept* out of every `kept_of` consecutive inputs."""
+    """N:M sparsity: a density is a whole number of weights *kept* of every `kept_of` consecutive inputs."""
 
     kept_of: PositiveInt
 
@@ -67,7 +67,7 @@ class AllocatorRecord(Frozen):
     """Which allocator made the plan, with all its parameters."""
 
     name: str
-    parameters: dict[str, JsonValue] = {}
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 def weighted_mean(budgets: tuple[LinearBudget, ...]) -> float:
@@ -109,10 +109,16 @@ class Plan(Document):
         names = [budget.name for budget in self.budgets]
         if len(set(names)) != len(names):
             raise ValueError("a linear is listed twice")
+        if self.unit is not Unit.BITS and not 0 <= self.low <= self.high <= 1:
+            raise ValueError(
+                f"low {self.low} and high {self.high} must lie in [0, 1] for budgets in {self.unit}"
+            )
         on_grid = set(self.grid.values()) if self.grid else None
         for budget in self.budgets:
             if not self.low <= budget.value <= self.high:
-                raise ValueError(f"{budget.name} has {budget.value}, outside [low {self.low}, high {self.high}]")
+                raise ValueError(
+                    f"{budget.name} has {budget.value}, outside [low {self.low}, high {self.high}]"
+                )
             if on_grid is not None and budget.value not in on_grid:
                 raise ValueError(f"{budget.name} has {budget.value}, off the grid {sorted(on_grid)}")
         if self.achieved > self.target + ROUNDING * max(1.0, abs(self.target)):
@@ -146,7 +152,9 @@ class Plan(Document):
         remedy = "the plan was made for another model, or edited; allocate it from this model's own report"
         for budget in self.budgets:
             if budget.name not in linear_sizes:
-                raise RequestError(f"plan names linear {budget.name!r}, which the model does not have: {remedy}")
+                raise RequestError(
+                    f"plan names linear {budget.name!r}, which the model does not have: {remedy}"
+                )
             if linear_sizes[budget.name] != budget.n_weights:
                 raise RequestError(
                     f"{budget.name} has {linear_sizes[budget.name]} weights in the model "

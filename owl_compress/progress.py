@@ -10,7 +10,7 @@ class Progress(Protocol):
     """Something that watches an iteration."""
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
-        """Yield `items` unchanged; `total` is their number, `what` a short description ("measuring blocks")."""
+        """Yield `items` unchanged; `total` is their number, `what` says what is done ("measuring blocks")."""
         ...
 
 

@@ -46,7 +46,7 @@ class LinearReport(Frozen):
 
 
 class BlockReport(Frozen):
-    """Importance of one transformer block: its own metrics (pooled over its linears) and those of each linear."""
+    """Importance of one transformer block: its own metrics, pooled over its linears, and those of each."""
 
     name: str
     n_weights: PositiveInt

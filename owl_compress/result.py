@@ -33,7 +33,9 @@ class Totals(Frozen):
     achieved: float
     n_weights: int
     bits_per_weight: float = Field(description="whole model, scales, zeros and embeddings included")
-    bytes_on_disk: int | None = Field(description="of the weight files; None while the model is only in memory")
+    bytes_on_disk: int | None = Field(
+        description="of the weight files; None while the model is only in memory"
+    )
     n_params_before: int
     n_params_after: int
 
@@ -50,7 +52,7 @@ class MethodRecord(Frozen):
     """Which backend ran, with all its parameters."""
 
     name: str
-    parameters: dict[str, JsonValue] = {}
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class PerplexityRecord(Frozen):

@@ -7,7 +7,9 @@ linears of a block, or those of a whole model.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import fsum
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,21 +20,42 @@ _PREFIX_BITS = 16
 _N_PREFIXES = 1 << (32 - _PREFIX_BITS - 1)  # the sign bit of a score is never set
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScoredWeight:
-    """One weight of shape [out, in] with the scale of its columns, shape [in], float32."""
+    """One weight of shape [out, in] with the scale of its columns, shape [in], float32.
+
+    Sum and counts are remembered, so that a pool over several weights need not look at them again.
+    """
 
     weight: Tensor
     scale: Tensor
 
+    def magnitudes(self) -> Iterator[Tensor]:
+        """|W| in float32, some rows at a time, shape [rows, in]; the caller may overwrite it."""
+        rows = max(1, _CHUNK // self.weight.shape[1])
+        for start in range(0, self.weight.shape[0], rows):
+            yield self.weight[start : start + rows].abs().float()
+
     def chunks(self) -> Iterator[Tensor]:
         """Scores in float32, some rows at a time, shape [rows, in]."""
-        rows = max(1, _CHUNK // self.weight.shape[1])
-        for part in self.weight.split(rows):
-            yield part.float().abs_().mul_(self.scale) if part.dtype != torch.float32 else part.abs().mul_(self.scale)
+        for part in self.magnitudes():
+            yield part.mul_(self.scale)
+
+    @cached_property
+    def total(self) -> float:
+        """Sum of the scores, in float64."""
+        return sum(float(chunk.sum(dtype=torch.float64)) for chunk in self.chunks())
+
+    @cached_property
+    def prefix_counts(self) -> Tensor:
+        """Number of scores by the upper bits of their float32 pattern, which rises with the score."""
+        counts = torch.zeros(_N_PREFIXES, dtype=torch.int64, device=self.weight.device)
+        for chunk in self.chunks():
+            counts += torch.bincount(_bits(chunk) >> _PREFIX_BITS, minlength=_N_PREFIXES)
+        return counts.cpu()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScorePool:
     """Scores of one or several weights, treated as one population."""
 
@@ -48,26 +71,19 @@ class ScorePool:
         for member in self.members:
             yield from member.chunks()
 
-    @cached_property
+    @property
     def mean(self) -> float:
         """Arithmetic mean, summed in float64."""
-        return sum(float(chunk.sum(dtype=torch.float64)) for chunk in self.chunks()) / self.size
+        return fsum(member.total for member in self.members) / self.size
 
     def count_above(self, threshold: float) -> int:
         """Number of scores strictly above `threshold`."""
-        limit = torch.tensor(threshold, dtype=torch.float32).item()
+        limit = _float32_at_most(threshold)  # above a double is above the float32 just below it
         return sum(int(torch.count_nonzero(chunk > limit)) for chunk in self.chunks())
 
     @cached_property
     def _prefix_counts(self) -> Tensor:
-        """Number of scores by the upper bits of their float32 pattern, which rises with the score."""
-        counts = None
-        for chunk in self.chunks():
-            part = torch.bincount(_bits(chunk) >> _PREFIX_BITS, minlength=_N_PREFIXES)
-            counts = part if counts is None else counts.add_(part)
-        if counts is None:
-            raise ValueError("an empty pool has no scores to count")
-        return counts.cpu()
+        return torch.stack([member.prefix_counts for member in self.members]).sum(dim=0)
 
     def kth_smallest(self, k: int) -> float:
         """The k-th smallest score, k from 1 to `size`, exactly: a radix selection in two passes."""
@@ -99,7 +115,9 @@ class ScorePool:
         present = present[present > 0]
         if len(present) == 0:
             return ScoreHistogram(bins_per_octave=bins_per_octave, first_bin=0, counts=(), n_zero=n_zero)
-        midpoints = ((present << _PREFIX_BITS) + (1 << (_PREFIX_BITS - 1))).to(torch.int32).view(torch.float32)
+        midpoints = (
+            ((present << _PREFIX_BITS) + (1 << (_PREFIX_BITS - 1))).to(torch.int32).view(torch.float32)
+        )
         bins = (midpoints.double().log2() * bins_per_octave).floor().long()
         first = int(bins[0])
         binned = torch.zeros(int(bins[-1]) - first + 1, dtype=torch.int64)
@@ -116,3 +134,9 @@ def pooled(pools: Sequence[ScorePool]) -> ScorePool:
 
 def _bits(scores: Tensor) -> Tensor:
     return scores.view(torch.int32).flatten()
+
+
+def _float32_at_most(value: float) -> float:
+    """The largest float32 that is not above `value`."""
+    nearest = np.float32(value)
+    return float(np.nextafter(nearest, np.float32(-np.inf)) if float(nearest) > value else nearest)

@@ -1,36 +1,26 @@
 """The block walk: one pass over the blocks of a model, one block on the device at a time.
 
-The inputs of the first block, and the other arguments of every block, are captured by running the model
-with its blocks replaced by stand-ins that only take notes. After that each block is run by itself on the
-outputs of the block before it. The estimator and every backend go through here.
+The inputs of the first block, and the other arguments of every block, are captured first. After that each
+block is run by itself on the outputs of the block before it. The estimator and every backend go through
+here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from owl_compress.capture import Arguments, capture, map_tensors
 from owl_compress.errors import RequestError
-from owl_compress.families import BlockSite, LinearSite, ModelStructure, parameter_device
+from owl_compress.families import BlockSite, LinearSite, ModelStructure
+from owl_compress.model_state import evaluation_mode, parameter_device
 from owl_compress.progress import SILENT, Progress
 from owl_compress.statistics import Statistic
 
 S = TypeVar("S", bound=Statistic)
-
-
-class _CaptureDone(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
-    """Ends a forward pass once the last stand-in has been called."""
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    """What one block is called with besides the hidden states."""
-
-    positional: tuple[Any, ...]
-    named: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,21 +40,24 @@ class BlockVisit:
     _index: int
     _advanced: bool = field(default=False, init=False)
 
-    def gather(self, statistic: type[S], *, advance: bool = False) -> tuple[LinearGroup, ...]:
+    def gather(
+        self, statistic: type[S], names: Collection[str] | None = None, *, advance: bool = False
+    ) -> tuple[LinearGroup, ...]:
         """Run the block once over all batches and gather `statistic` for the input of each linear.
 
-        Linears that are called with the same tensor share one statistic. With `advance` the outputs of this
-        very pass become the next block's inputs.
+        Linears that are called with the same tensor share one statistic. Linears whose name is not in
+        `names` are left out. With `advance` the outputs of this very pass become the next block's inputs.
 
         Raises:
             RequestError: a linear that no token reached, or inputs with NaN or Inf.
         """
+        linears = [linear for linear in self.site.linears if names is None or linear.name in names]
         gathering = _Gathering(statistic)
         with ExitStack() as hooks:
-            for linear in self.site.linears:
+            for linear in linears:
                 hooks.callback(linear.module.register_forward_pre_hook(gathering.hook(linear)).remove)
             self._run(before_each=gathering.start_forward, keep=advance)
-        return gathering.groups(self.site)
+        return gathering.groups(linears)
 
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""
@@ -112,13 +105,16 @@ class _Gathering:
 
         return on_input
 
-    def groups(self, site: BlockSite) -> tuple[LinearGroup, ...]:
-        for linear in site.linears:
+    def groups(self, linears: Sequence[LinearSite]) -> tuple[LinearGroup, ...]:
+        self._seen.clear()
+        for linear in linears:
             if linear.name not in self._group_of:
-                raise RequestError(f"no token reached {linear.name}: more or other calibration text is needed")
+                raise RequestError(
+                    f"no token reached {linear.name}: more or other calibration text is needed"
+                )
         result = []
         for group, statistic in enumerate(self._statistics):
-            members = tuple(linear for linear in site.linears if self._group_of[linear.name] == group)
+            members = tuple(linear for linear in linears if self._group_of[linear.name] == group)
             if not bool(torch.isfinite(statistic.second_moments).all()):
                 raise RequestError(
                     f"the inputs of {members[0].name} hold NaN or Inf: the model or its data type overflows; "
@@ -154,11 +150,15 @@ class BlockWalk:
         self._model = model
         self._batches = batches
         self._device = device
-        self._arguments: list[list[_Arguments]] = []  # by batch, then by block
-        self._on_device: dict[int, Tensor] = {}
+        self._arguments: list[tuple[Arguments, ...]] = []  # by batch, then by block
+        self._copies = _DeviceCopies(device)
 
-    def visits(self, progress: Progress = SILENT, what: str = "blocks") -> Iterator[BlockVisit]:
-        """Yield each block while it is on the device; a block left without advancing is advanced."""
+    def visits(self, progress: Progress = SILENT, what: str = "blocks") -> Generator[BlockVisit, None, None]:
+        """Yield each block while it is on the device; a block left without advancing is advanced.
+
+        Close the generator where it may be left early (`contextlib.closing`): that is what takes the last
+        block home and puts the model's modes back.
+        """
         blocks = self.structure.blocks
         with evaluation_mode(self._model), torch.no_grad():
             if self._batches:
@@ -170,148 +170,41 @@ class BlockWalk:
                     if self.hidden and visit.must_advance:
                         visit.advance()
             self.hidden.clear()
-            self._on_device.clear()
+            self._arguments.clear()
 
     def run_block(self, index: int, batch: int) -> Tensor:
         """Hidden states of `batch` after block `index`, shape [batch, seq_len, hidden], on the device."""
-        arguments = self._arguments[batch][index]
+        arguments: Arguments = map_tensors(self._arguments[batch][index], self._copies.of)
         hidden = self.hidden[batch].to(self._device, non_blocking=True)
-        positional = self._to_device(arguments.positional)
-        outputs = self.structure.blocks[index].module(hidden, *positional, **self._to_device(arguments.named))
+        block = self.structure.blocks[index].module
+        outputs = block(hidden, *arguments.positional, **arguments.named)
         return outputs if isinstance(outputs, Tensor) else outputs[0]
 
     def _capture(self) -> None:
-        """Fill `hidden` and the arguments of every block, running everything but the blocks."""
-        shape = self._output_shape()
-        shared = _SharedTensors()
-        for batch in self._batches:
-            shared.start_batch()
-            calls: list[_Arguments] = []
-            with _stand_ins(self.structure, lambda hidden, call: self._note(hidden, call, calls, shape)):
-                self._forward(batch)
-            self._arguments.append([shared.share(call) for call in calls])
-
-    def _note(
-        self, hidden: Tensor, call: _Arguments, calls: list[_Arguments], shape: "_OutputShape"
-    ) -> Tensor | tuple[Any, ...]:
-        if not calls:
-            self.hidden.append(hidden.to(self.keep_on))
-        calls.append(call)
-        if len(calls) == len(self.structure.blocks):
-            raise _CaptureDone
-        return shape.around(hidden)
-
-    def _output_shape(self) -> "_OutputShape":
-        """Learn from one token whether a block returns a tensor or a tuple."""
-        found: list[Any] = []
-
-        def on_output(_module: nn.Module, _arguments: Any, outputs: Any) -> None:
-            found.append(outputs)
-            raise _CaptureDone
-
-        handle = self.structure.blocks[0].module.register_forward_hook(on_output)
-        try:
-            self._forward(self._batches[0][:1, :1])
-        finally:
-            handle.remove()
-        return _OutputShape(None if isinstance(found[0], Tensor) else tuple(found[0][1:]))
-
-    def _forward(self, token_ids: Tensor) -> None:
-        try:
-            self._model(input_ids=token_ids.to(parameter_device(self._model)), use_cache=False)
-        except _CaptureDone:
-            return
-        raise RequestError("the model's forward pass never calls its blocks: the architecture is unknown")
-
-    def _to_device(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            # Captured tensors live as long as the walk, so their ids are good keys.
-            return self._on_device.setdefault(id(value), value.to(self._device))
-        if isinstance(value, tuple | list):
-            return type(value)(self._to_device(item) for item in value)
-        if isinstance(value, dict):
-            return {key: self._to_device(item) for key, item in value.items()}
-        return value
+        for captured in capture(self._model, self.structure.blocks, self._batches):
+            self.hidden.append(captured.hidden.to(self.keep_on))
+            self._arguments.append(captured.arguments)
 
 
-@dataclass(frozen=True)
-class _OutputShape:
-    """How a block wraps its hidden states: bare (None), or in a tuple with these further items."""
-
-    further: tuple[Any, ...] | None
-
-    def around(self, hidden: Tensor) -> Tensor | tuple[Any, ...]:
-        return hidden if self.further is None else (hidden, *self.further)
-
-
-class _SharedTensors:
-    """Keeps one copy of tensors that are equal in every batch: masks, positions, rotary embeddings."""
+class _DeviceCopies:
+    """Copies of captured tensors on the device: masks and rotary embeddings, few and often used."""
 
     _REMEMBERED = 16
 
-    def __init__(self) -> None:
-        self._known: list[Tensor] = []
-        self._this_batch: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def start_batch(self) -> None:
-        self._this_batch.clear()
-
-    def share(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._share_tensor(value)
-        if isinstance(value, _Arguments):
-            return _Arguments(self.share(value.positional), self.share(value.named))
-        if isinstance(value, tuple | list):
-            return type(value)(self.share(item) for item in value)
-        if isinstance(value, dict):
-            return {key: self.share(item) for key, item in value.items()}
-        return value
-
-    def _share_tensor(self, tensor: Tensor) -> Tensor:
-        if id(tensor) not in self._this_batch:
-            kept = next((known for known in self._known if _same(known, tensor)), tensor)
-            if kept is tensor:
-                self._known = [*self._known, tensor][-self._REMEMBERED :]
-            self._this_batch[id(tensor)] = (tensor, kept)
-        return self._this_batch[id(tensor)][1]
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
-
-
-@contextmanager
-def _stand_ins(
-    structure: ModelStructure, note: Callable[[Tensor, _Arguments], Tensor | tuple[Any, ...]]
-) -> Iterator[None]:
-    """Replace the forward of every block by `note`, called with the hidden states and the other arguments."""
-
-    def stand_in(*positional: Any, **named: Any) -> Tensor | tuple[Any, ...]:
-        if positional:
-            return note(positional[0], _Arguments(positional[1:], named))
-        hidden = named.pop("hidden_states")
-        return note(hidden, _Arguments((), named))
-
-    modules = [block.module for block in structure.blocks]
-    try:
-        for module in modules:
-            module.forward = stand_in
-        yield
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch off dropout and the like, and put every module back as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+    def of(self, tensor: Tensor) -> Tensor:
+        known = self._copies.get(id(tensor))
+        if known is not None:
+            return known[1]
+        copy = tensor.to(self._device)
+        if copy is not tensor:
+            if len(self._copies) == self._REMEMBERED:
+                self._copies.clear()
+            self._copies[id(tensor)] = (tensor, copy)  # holding `tensor` keeps its id from being reused
+        return copy
 
 
 @contextmanager

@@ -29,7 +29,8 @@ def plan_of(
     unit: Unit = Unit.DENSITY, values: tuple[float, float] = (0.7, 0.5), grid: Grid | None = None
 ) -> Plan:
     return Plan(
-        unit=unit, target=sum(values) / 2, grid=grid, low=0, high=16, report="ab" * 32, skipped=("lm_head",),
+        unit=unit, target=sum(values) / 2, grid=grid, low=0, high=16 if unit is Unit.BITS else 1,
+        report="ab" * 32, skipped=("lm_head",),
         allocator=AllocatorRecord(name="owl", parameters={"metric": "lod@5", "lam": 0.08, "low": None}),
         budgets=tuple(
             LinearBudget(name=name, block=block, n_weights=100, value=values[int(block[-1])])

@@ -36,7 +36,8 @@ def plan_of(
     values: list[float], unit: Unit = Unit.DENSITY, grid: Grid | None = None, spread: float = 0.0
 ) -> Plan:
     return Plan(
-        unit=unit, target=sum(values) / len(values), grid=grid, low=0, high=16, report="x",
+        unit=unit, target=sum(values) / len(values), grid=grid, low=0,
+        high=16 if unit is Unit.BITS else 1, report="x",
         allocator=AllocatorRecord(name="owl"),
         budgets=tuple(
             LinearBudget(

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from owl_compress import evaluation
 from owl_compress.calibration import TokenWindows, evaluation_windows
 from owl_compress.errors import RequestError
-from owl_compress.evaluation import count_parameters, evaluation_mode, perplexity
+from owl_compress.evaluation import perplexity
+from owl_compress.model_state import evaluation_mode, n_parameters
 from owl_compress.text import Text
 
 T = TypeVar("T")
@@ -86,9 +87,9 @@ def test_the_record_is_filled(tiny_llama: LlamaForCausalLM, windows: TokenWindow
 
 
 def test_tied_parameters_count_once(tiny_llama: LlamaForCausalLM) -> None:
-    before = count_parameters(tiny_llama)
+    before = n_parameters(tiny_llama)
     tiny_llama.lm_head.weight = tiny_llama.model.embed_tokens.weight
-    assert count_parameters(tiny_llama) == before - 259 * 32
+    assert n_parameters(tiny_llama) == before - 259 * 32
 
 
 def test_losses_of_a_half_precision_model_are_taken_in_float32(
