@@ -46,6 +46,9 @@ _FAMILIES = (
     Family("gemma2", "model.layers", _LLAMA_LIKE, bos="every"),
     Family("gemma3_text", "model.layers", _LLAMA_LIKE, bos="every"),
     Family(
+        "gemma3", "model.language_model.layers", _LLAMA_LIKE, bos="every"
+    ),  # with a vision tower beside it
+    Family(
         "phi3",
         "model.layers",
         {
@@ -104,8 +107,7 @@ class LinearSite:
     @property
     def weight(self) -> Tensor:
         """The weight as a view of shape [out, in]; writing to it writes to the model."""
-        weight = self.module.get_parameter("weight").data
-        return weight.t() if isinstance(self.module, Conv1D) else weight  # Conv1D stores [in, out]
+        return in_rows(self.module, self.module.get_parameter("weight").data)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -239,7 +241,6 @@ def _longest_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=size)
 
 
-def as_stored(site: LinearSite, weight: Tensor) -> Tensor:
-    """`weight` of shape [out, in] in the layout and data type in which the module stores it."""
-    stored = weight.t() if isinstance(site.module, Conv1D) else weight
-    return stored.to(site.module.get_parameter("weight").dtype).contiguous()
+def in_rows(module: nn.Module, stored: Tensor) -> Tensor:
+    """The weight of a linear as a view of shape [out, in], however the module stores it."""
+    return stored.t() if isinstance(module, Conv1D) else stored  # Conv1D stores [in, out]

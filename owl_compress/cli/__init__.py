@@ -20,6 +20,7 @@ app.command("measure")(stages.measure)
 app.command("allocate")(stages.allocate)
 app.command("compress")(stages.compress)
 app.command("eval")(evaluate.evaluate)
+app.command("verify")(evaluate.verify)
 app.command("run")(run.run)
 app.command("demo")(demo.demo)
 

@@ -1,8 +1,13 @@
-"""Evaluation of a model or of an output folder."""
+"""Evaluation of a model or of an output folder: perplexity, and whether it keeps what was asked."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.tables import perplexity_table
+from owl_compress.cli.tables import perplexity_table, verification_table
 
 
 def evaluate(
@@ -48,3 +53,20 @@ def evaluate(
             progress=output.progress,
         )
     output.answer(record.model_dump(mode="json"), perplexity_table(record))
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder that compress or run wrote.")],
+    pattern: Annotated[
+        str, typer.Option(help="'plan', or N:M with N weights KEPT at most of every M inputs.")
+    ] = "plan",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Count the saved tensors group by group; exit code 2 if any group keeps more than it may."""
+    from owl_compress.verification import verify as verify_folder
+
+    verification = verify_folder(folder, pattern)
+    Output(as_json=as_json, quiet=quiet).answer(verification.as_dict(), verification_table(verification))
+    if not verification.ok:
+        raise typer.Exit(2)

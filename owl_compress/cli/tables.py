@@ -10,6 +10,7 @@ from owl_compress.result import PerplexityRecord, Result
 
 if TYPE_CHECKING:  # tables are drawn without loading torch
     from owl_compress.prediction import Prediction
+    from owl_compress.verification import Verification
 
 _UNIT_HEADINGS = {
     Unit.DENSITY: ("density (kept)", "sparsity (removed)"),
@@ -92,4 +93,22 @@ def prediction_table(prediction: "Prediction") -> Table:
     table.add_row("weights kept in the linears", f"{prediction.n_weights_kept:,}")
     table.add_row("one block at work on the device, GiB", f"{prediction.working_bytes / 2**30:.3f}")
     table.add_row("activations between blocks, GiB", f"{prediction.activation_bytes / 2**30:.3f}")
+    return table
+
+
+def verification_table(verification: "Verification") -> Table:
+    """The linears that keep more than they may, or a line that says there are none."""
+    title = f"{verification.groups:,} groups of {verification.linears} linears against {verification.pattern}"
+    table = new_table(title, "linear", "groups", "violating", "first (row, input)", "kept", "allowed")
+    for broken in verification.violations:
+        table.add_row(
+            broken.linear,
+            f"{broken.groups:,}",
+            f"{broken.violating:,}",
+            f"{broken.row}, {broken.first_input}",
+            str(broken.kept),
+            str(broken.allowed),
+        )
+    if verification.ok:
+        table.add_row("every group keeps no more than it may", "", "", "", "", "")
     return table
