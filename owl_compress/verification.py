@@ -23,7 +23,7 @@ _PATTERN = re.compile(r"(\d+):(\d+)")
 class Violation:
     """One linear that keeps more than it may: in how many groups, and the first of them.
 
-    `row` and `first_input` say where that group begins; a group is a whole linear where no N:M pattern is asked.
+    `row` and `first_input` say where that group begins; without an N:M pattern a group is a whole linear.
     """
 
     linear: str
