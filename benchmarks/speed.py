@@ -1,0 +1,110 @@
+"""What do the steps cost? Paired timings in one process; quote ratios and medians, never single seconds.
+
+    python benchmarks/speed.py --calib validation.txt [--samples 12] [--seq-len 512] [--repeats 5] > rows.jsonl
+
+- measure: against the plain forward pass of the same model on the same tokens.
+- run_owl: measuring on the default number of sequences, allocating and pruning, against pruning alone.
+- sparsegpt: against wanda.
+"""
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+from rows import print_row
+
+from owl_compress import Line, Recipe, measure
+from owl_compress.calibration import TokenWindows
+from owl_compress.loading import LoadedModel
+from owl_compress.pipeline.line import DEFAULT_MEASURE_SAMPLES
+
+_PUBLISHED_SAMPLES = 128
+
+
+def main() -> None:
+    """Run the pairs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--calib", required=True)
+    parser.add_argument("--samples", type=int, default=12)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    recipe = Recipe.from_options(
+        {
+            "model": "builtin",
+            "allocator": "uniform",
+            "backend": "wanda",
+            "sparsity": 0.6,
+            "calib": arguments.calib,
+            "samples": arguments.samples,
+            "seq_len": arguments.seq_len,
+        }
+    )
+    loaded = Line(recipe).load()
+    windows = Line(recipe).windows(loaded)
+    if windows is None:
+        raise ValueError("Wanda needs calibration text")
+    pairs = {
+        "measure": (lambda: _forward(loaded, windows), lambda: measure(loaded.model, windows)),
+        "run_owl": _owl_pair(loaded, recipe, windows),
+        "sparsegpt": (
+            lambda: _compress(loaded, recipe, windows),
+            lambda: _compress(loaded, recipe.with_options({"backend": "sparsegpt"}), windows),
+        ),
+    }
+    for name, (base, ours) in pairs.items():
+        if arguments.only in name:
+            _pair(name, base, ours, arguments.repeats, samples=arguments.samples, seq_len=arguments.seq_len)
+
+
+def _pair(name: str, base: Callable[[], None], ours: Callable[[], None], repeats: int, **facts: int) -> None:
+    times: list[tuple[float, float]] = []
+    for _ in range(repeats):
+        times.append((_seconds(base), _seconds(ours)))
+    print_row(
+        "speed",
+        name=name,
+        median_base_seconds=median(base for base, _ in times),
+        median_seconds=median(ours for _, ours in times),
+        median_ratio=median(ours / base for base, ours in times),
+        ratios=[round(ours / base, 3) for base, ours in times],
+        **facts,
+    )
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter() - start
+
+
+def _forward(loaded: LoadedModel, windows: TokenWindows) -> None:
+    with torch.inference_mode():
+        for batch in windows.batches(1):
+            loaded.model(batch.to(loaded.model.device), use_cache=False)
+
+
+def _compress(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> None:
+    """Allocate and compress; the weights are pruned further each time, which costs the same."""
+    line = Line(recipe)
+    _, plan = line.plan(loaded, windows)
+    line.compress_(loaded, plan, windows)
+
+
+def _owl_pair(
+    loaded: LoadedModel, recipe: Recipe, windows: TokenWindows
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The share of sequences that is measured stays that of a default run: 128 calibrated."""
+    share = DEFAULT_MEASURE_SAMPLES / _PUBLISHED_SAMPLES
+    measured = max(1, round(share * len(windows)))
+    owl = recipe.with_options({"allocator": "owl", "measure_samples": measured})
+    return lambda: _compress(loaded, recipe, windows), lambda: _compress(loaded, owl, windows)
+
+
+if __name__ == "__main__":
+    main()
