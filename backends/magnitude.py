@@ -24,6 +24,9 @@ class Magnitude:
     statistic: ClassVar[None] = None
     error_measure: ClassVar[str] = "share of the squared weights removed"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scope", Scope(self.scope))  # options arrive as plain text
+
     @property
     def survey(self) -> ModelWideSurvey | None:
         """A model-wide comparison, in scope MODEL."""

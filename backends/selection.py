@@ -9,6 +9,7 @@ from torch import Tensor
 from owl_compress.backend import LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.plan import KeptOfGrid
+from owl_compress.registry import nearest
 
 
 class Scope(StrEnum):
@@ -17,6 +18,10 @@ class Scope(StrEnum):
     ROW = "row"  # every output keeps the same number
     LINEAR = "linear"
     MODEL = "model"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Scope":
+        raise RequestError(f"unknown scope {value!r}: {nearest(str(value), cls)}")
 
 
 def keep_mask(scores: Tensor, n_kept: int, scope: Scope) -> Tensor:

@@ -42,6 +42,7 @@ class SparseGPT:
     error_measure: ClassVar[str] = "squared output error over squared output, under the damped Hessian"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scope", Scope(self.scope))  # options arrive as plain text
         check_damping(self.damping)
 
     @property

@@ -28,6 +28,9 @@ class Wanda:
     statistic: ClassVar[type[Statistic]] = SecondMoments
     error_measure: ClassVar[str] = "squared output error over squared output, as if inputs were uncorrelated"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scope", Scope(self.scope))  # options arrive as plain text
+
     @property
     def survey(self) -> ModelWideSurvey | None:
         """A model-wide comparison, in scope MODEL."""
