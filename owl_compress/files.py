@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -104,7 +104,7 @@ def write_text(path: Path, text: str) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
-            Path(temporary).chmod(0o644)
+            _permit_(Path(temporary))
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -112,26 +112,61 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_output_folder(path: Path) -> None:
-    """Refuse an output folder that holds anything already, before any work is done."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """Refuse an output folder that could not be written, or holds anything already, before any work is done.
+
+    Raises:
+        RequestError: it is a file, is not empty, or lies where no folder can be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise RequestError(f"output folder {path} is a file: name a folder that is new or empty")
+    if path.exists() and any(path.iterdir()):
         raise RequestError(f"output folder {path} exists and is not empty: name a new one or remove it")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RequestError(f"cannot make output folder {path}: {parent} is no folder that can be written to")
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before any work is done.
+
+    Raises:
+        RequestError: it is a folder, or its folder is missing or cannot be written to.
+    """
+    if path.is_dir():
+        raise RequestError(f"output file {path} is a folder: name a file in it, such as {path / 'NAME.json'}")
+    if not path.parent.is_dir():
+        raise RequestError(f"cannot write {path}: make its folder {path.parent} first")
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"cannot write {path}: its folder {path.parent} cannot be written to")
 
 
 @contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that becomes `path` on success and vanishes on any failure."""
     check_output_folder(path)
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
         try:
             yield temporary
-            temporary.chmod(0o755)
+            _permit_(temporary)
             if path.is_dir():
                 path.rmdir()
             temporary.replace(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            for folder in missing:  # the deepest first; none is empty after a success
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _permit_(path: Path) -> None:
+    """Give a file, or a folder with all in it, the permissions of a new one; temporary ones are private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for entry in [path, *path.rglob("*")]:
+        entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
 
 
 @contextmanager
