@@ -1,8 +1,12 @@
 """The command line: one module per group of commands, and one place that turns errors into exit codes."""
 
 import logging
+import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import typer
 
@@ -14,6 +18,7 @@ app = typer.Typer(
     help="Measure layer importance once, turn it into budgets, compress with any backend.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 app.command("measure")(stages.measure)
@@ -26,29 +31,75 @@ app.command("demo")(demo.demo)
 
 _DONE, _DEFECT, _UNSATISFIABLE = 0, 1, 2
 
+# What the libraries below have to say to programmers is not for users; what is, is said by our own errors.
+_QUIET_LIBRARIES = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the request cannot be satisfied, 1 a defect of ours."""
+    for name, value in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     sys.exit(_exit_code(arguments))
 
 
 def _exit_code(arguments: list[str] | None) -> int:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    try:
-        code = app(arguments, standalone_mode=False)
-    except RequestError as error:
-        return _refuse(str(error))
-    except (KeyboardInterrupt, typer.Abort):
-        return _refuse("interrupted: nothing was written that looks finished; run again to start over")
-    except typer.TyperException as error:
-        return _refuse(error.format_message())
-    except Exception:  # noqa: BLE001 - whatever else escapes is a defect, and says so
-        traceback.print_exc()
-        sys.stderr.write("owl-compress: this is a defect of owl-compress; please report the lines above\n")
-        return _DEFECT
+    with _own_log_on_stderr():
+        try:
+            code = app(arguments, standalone_mode=False)
+            sys.stdout.flush()
+        except RequestError as error:
+            return _refuse(str(error))
+        except (KeyboardInterrupt, typer.Abort):
+            return _refuse("interrupted: nothing was written that looks finished; run again to start over")
+        except typer.TyperException as error:
+            return _refuse_usage(error)
+        except BrokenPipeError:  # whoever read our answer has had enough of it, as in `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return _DONE
+        except Exception:  # noqa: BLE001 - whatever else escapes is a defect, and says so
+            traceback.print_exc()
+            sys.stderr.write("owl-compress: this is a defect of ours; please report the lines above\n")
+            return _DEFECT
     return code if isinstance(code, int) else _DONE
 
 
 def _refuse(message: str) -> int:
     sys.stderr.write(f"owl-compress: {' '.join(message.split())}\n")
     return _UNSATISFIABLE
+
+
+def _refuse_usage(error: typer.TyperException) -> int:
+    """Refuse a command line that is not one of ours, with the way to its help."""
+    problem = error.format_message().strip().rstrip(".")
+    if not problem:  # no command at all: the help is on stdout already
+        return _UNSATISFIABLE
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "owl-compress"
+    return _refuse(f"{problem[0].lower()}{problem[1:]}: see {command} --help")
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to whatever sys.stderr is when there is something to say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(f"owl-compress: {self.format(record)}\n")
+
+
+@contextmanager
+def _own_log_on_stderr() -> Iterator[None]:
+    """Show the warnings of our own modules, and nobody else's."""
+    ours, handler, nobody = logging.getLogger("owl_compress"), _StderrHandler(), logging.NullHandler()
+    ours.addHandler(handler)
+    logging.getLogger().addHandler(nobody)  # without any handler Python would print warnings by itself
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        logging.getLogger().removeHandler(nobody)
