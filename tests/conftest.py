@@ -1,15 +1,24 @@
 """A tiny tokenizer and a tiny model, built on the spot: no network, no files."""
 
+import hashlib
 import os
 import string
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 # Tests never reach for the network: what would, fails at once instead of after many retries. Read at import.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from owl_compress.calibration import TokenWindows
+from owl_compress.report import CalibrationRecord
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
 torch.set_num_threads(1)
@@ -71,3 +80,143 @@ def prose() -> str:
     letters = string.ascii_lowercase
     words = (f"{letters[i % 26]}{letters[i // 26 % 26]}{i:04d}" for i in range(400))
     return " ".join(words)[:2000]
+
+
+VOCABULARY = 259  # that of byte_tokenizer
+_SIZE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_GATED = _SIZE | {"intermediate_size": 64, "num_key_value_heads": 2}
+_GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 128}
+_IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+_GEMMA3 = _GATED | {
+    "head_dim": 8,
+    "sliding_window": 8,  # shorter than the windows of the tests, so that it makes a difference
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+
+_TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+_VISION = {
+    "vision_config": _TOWER | {"image_size": 28, "patch_size": 14},
+    "mm_tokens_per_image": 4,
+    "boi_token_index": 0,
+    "eoi_token_index": 1,
+    "image_token_index": 2,
+}
+
+# By name: the class of the configuration, and its options. Every input size is a multiple of 8.
+TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GATED),
+    "mistral": ("MistralConfig", _GATED | {"sliding_window": 8}),
+    "qwen2": ("Qwen2Config", _GATED),
+    "qwen3": ("Qwen3Config", _GATED | {"head_dim": 8}),
+    "gemma2": ("Gemma2Config", _GATED | {"head_dim": 8, "sliding_window": 8}),
+    "gemma3": ("Gemma3TextConfig", _GEMMA3),
+    "gemma3_with_vision": ("Gemma3Config", _VISION | {"text_config": _GEMMA3}),
+    "phi3": ("Phi3Config", _GATED),
+    "opt": ("OPTConfig", _SIZE | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "gpt2": ("GPT2Config", _GPT2 | _IDS),
+    "gpt_neox": ("GPTNeoXConfig", _SIZE | {"intermediate_size": 64}),
+    "bloom": ("BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 3, "n_head": 4} | _IDS),
+    "falcon": ("FalconConfig", _SIZE),
+    "falcon_grouped": ("FalconConfig", _SIZE | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_alibi": ("FalconConfig", _SIZE | {"alibi": True, "multi_query": False, "parallel_attn": False}),
+}
+UNKNOWN = "unknown"
+
+
+class PlainBlock(nn.Module):
+    """A decoder block as nobody wrote it: no attention, a positional mask, a bare tensor as output."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden)
+        self.mix = nn.Linear(hidden, 2 * hidden)
+        self.back = nn.Linear(2 * hidden, hidden)
+
+    def forward(self, hidden: torch.Tensor, averaging: torch.Tensor) -> torch.Tensor:
+        return hidden + self.back(torch.tanh(self.mix(averaging @ self.norm(hidden))))
+
+
+class PlainDecoder(nn.Module):
+    """A causal language model of an architecture that no table knows."""
+
+    def __init__(self, hidden: int = 32, n_blocks: int = 3) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="plain", use_cache=True, max_position_embeddings=128)
+        self.tokens = nn.Embedding(VOCABULARY, hidden)
+        self.stages = nn.ModuleList(PlainBlock(hidden) for _ in range(n_blocks))
+        self.head = nn.Linear(hidden, VOCABULARY)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.tokens
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool | None = None) -> SimpleNamespace:
+        length = input_ids.shape[1]
+        averaging = torch.ones(length, length, dtype=self.dtype, device=input_ids.device).tril()
+        averaging /= averaging.sum(dim=1, keepdim=True)
+        hidden = self.tokens(input_ids)
+        for stage in self.stages:
+            hidden = stage(hidden, averaging)
+        return SimpleNamespace(logits=self.head(hidden))
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[[str], Any]:
+    """A function that builds the tiny model of a name in TINY_MODELS, or the unknown one: always the same."""
+
+    def build(name: str) -> nn.Module:
+        if name == UNKNOWN:
+            return PlainDecoder()
+        config_class, options = TINY_MODELS[name]
+        config = getattr(transformers, config_class)(**options)
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+    def make(name: str) -> Any:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            model = build(name)
+            # Norms and biases start out all alike; in a trained model they are not.
+            for vector in (parameter for parameter in model.parameters() if parameter.ndim == 1):
+                vector.add_(torch.randn_like(vector), alpha=0.1)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(params=[*TINY_MODELS, UNKNOWN])
+def family_model(request: pytest.FixtureRequest, make_model: Callable[[str], Any]) -> Any:
+    """Every tiny model in turn, a fresh one for each test."""
+    return make_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def make_windows() -> Callable[..., TokenWindows]:
+    """A function that draws token windows of a given shape at random: always the same."""
+
+    def make(sequences: int = 3, seq_len: int = 24, seed: int = 0) -> TokenWindows:
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(3, VOCABULARY, (sequences, seq_len), generator=generator)
+        record = CalibrationRecord(
+            source="random ids",
+            token_ids_sha256=hashlib.sha256(ids.numpy().tobytes()).hexdigest(),
+            sequences=sequences,
+            seq_len=seq_len,
+            sampling="random",
+            seed=seed,
+            bos="never",
+        )
+        return TokenWindows(ids, record)
+
+    return make
