@@ -1,7 +1,7 @@
 """Backends: model + plan + calibration -> compressed model, one file per method.
 
 A backend never imports an allocator or a sibling; what several of them share lies in `selection` (which
-weights stay) and `solver` (how the rest make up for the loss).
+weights stay), `solver` (how the rest make up for the loss) and `quantizer` (which integers stand for them).
 """
 
 from owl_compress.registry import Registry
@@ -13,5 +13,7 @@ BACKENDS = Registry(
         "magnitude": "owl_compress.backends.magnitude:Magnitude",
         "wanda": "owl_compress.backends.wanda:Wanda",
         "sparsegpt": "owl_compress.backends.sparsegpt:SparseGPT",
+        "rtn": "owl_compress.backends.rtn:Rtn",
+        "gptq": "owl_compress.backends.gptq:Gptq",
     },
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from owl_compress.families import BlockSite, LinearSite
 from owl_compress.plan import Grid, Plan, Unit
+from owl_compress.quantized import QuantizedWeight
 from owl_compress.result import Fallback
 from owl_compress.statistics import Statistic
 
@@ -53,13 +54,17 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class LinearOutcome:
-    """What was done to one linear; `achieved` is counted from its tensor, in the plan's unit."""
+    """What was done to one linear; `achieved` is counted from its tensor, in the plan's unit.
+
+    A backend that quantizes hands back the codes that the linear's weight now stands for.
+    """
 
     name: str
     achieved: float
     relative_error: float
     seconds: float
     fallbacks: tuple[Fallback, ...] = ()
+    quantized: QuantizedWeight | None = None
 
 
 class Survey(Protocol):

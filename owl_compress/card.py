@@ -53,21 +53,28 @@ def origin_of(loaded: LoadedModel) -> Origin:
 
 
 def model_card(
-    result: Result, plan: Plan, recipe_yaml: str | None = None, origin: Origin | None = None
+    result: Result,
+    plan: Plan,
+    recipe_yaml: str | None = None,
+    origin: Origin | None = None,
+    *,
+    is_packed: bool = False,
 ) -> str:
     """README.md for an output folder: the same result, plan and recipe give the same text.
 
+    `is_packed` says that quantized weights are stored as integer codes.
     Durations and peak memory differ from run to run and stay in result.json.
     """
     origin = origin or Origin()
     sections = [
-        _metadata(plan, result, origin),
+        _metadata(plan, result, origin, is_packed=is_packed),
         f"# {_short(result.model.id)}, compressed with owl-compress",
         _what_was_done(result, plan),
         _totals(result, plan),
+        *_quantization(result, plan, is_packed=is_packed),
         *_evaluation(result),
         *_remarks(result),
-        _how_to_load(plan),
+        _how_to_load(plan, is_packed=is_packed),
         _blocks(result, plan),
         *_recipe(recipe_yaml),
         _versions(result, plan),
@@ -75,14 +82,15 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _metadata(plan: Plan, result: Result, origin: Origin) -> str:
+def _metadata(plan: Plan, result: Result, origin: Origin, *, is_packed: bool) -> str:
     content: dict[str, Any] = {}
     if origin.license:
         content["license"] = origin.license
     if origin.base_model:
         content |= {"base_model": origin.base_model, "base_model_relation": _RELATION[plan.unit]}
     content |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    content["tags"] = list(dict.fromkeys(["owl-compress", *_TAGS[plan.unit], result.backend.name]))
+    storage = ("compressed-tensors",) if is_packed else ()
+    content["tags"] = list(dict.fromkeys(["owl-compress", *_TAGS[plan.unit], result.backend.name, *storage]))
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -136,6 +144,30 @@ def _totals(result: Result, plan: Plan) -> str:
     return text
 
 
+def _quantization(result: Result, plan: Plan, *, is_packed: bool) -> list[str]:
+    if plan.unit is not Unit.BITS:
+        return []
+    widths: dict[float, list[int]] = {}
+    for row in result.budgets:
+        widths.setdefault(row.achieved, []).append(row.n_weights)
+    rows = [(f"{bits:g}", f"{len(sizes)}", f"{sum(sizes):,}") for bits, sizes in sorted(widths.items())]
+    group_size = result.backend.parameters.get("group_size")
+    groups = f"{group_size} consecutive inputs" if group_size else "all inputs"
+    zero_point = "" if result.backend.parameters.get("symmetric", True) else " and zero point"
+    storage = (
+        "They are stored as packed integers, in the format `pack-quantized` of compressed-tensors"
+        if is_packed
+        else "They are stored dequantised, like any other weight: the files are no smaller than before, and "
+        "the bits per weight above are those of the codes, scales and all other tensors"
+    )
+    return [
+        "## Quantization\n\n"
+        + _table(("bits", "linears", "weights"), rows)
+        + f"\n\nEach output has one scale{zero_point} for {groups}. {storage}. Embeddings, norms, biases and "
+        "the output layer are as they were."
+    ]
+
+
 def _evaluation(result: Result) -> list[str]:
     if result.evaluation is None:
         return ["## Quality\n\nNot measured in this run: evaluate before use (`owl-compress eval`)."]
@@ -155,9 +187,11 @@ def _remarks(result: Result) -> list[str]:
     return ["## Fallbacks and notes\n\n" + "\n".join(lines)] if lines else []
 
 
-def _how_to_load(plan: Plan) -> str:
+def _how_to_load(plan: Plan, *, is_packed: bool) -> str:
+    needs = "It takes `pip install transformers compressed-tensors`.\n\n" if is_packed else ""
     text = (
-        "## How to load\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"## How to load\n\n{needs}```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'folder = "path/to/this/folder"\n'
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"

@@ -18,6 +18,7 @@ from owl_compress.families import LinearSite, ModelStructure, find_structure
 from owl_compress.model_state import n_parameters, parameter_device
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
+from owl_compress.quantized import keep_codes_, stored_bits
 from owl_compress.report import ModelIdentity
 from owl_compress.result import LinearResult, MethodRecord, Result, Totals
 from owl_compress.versions import versions
@@ -77,7 +78,7 @@ def compress_with_(
             asked=plan.achieved,
             achieved=fsum(row.achieved * row.n_weights for row in rows) / n_weights,
             n_weights=n_weights,
-            bits_per_weight=8 * _bytes(model) / n_parameters(model),
+            bits_per_weight=stored_bits(model) / n_parameters(model),
             bytes_on_disk=None,
             n_params_before=n_params_before,
             n_params_after=n_parameters(model),
@@ -143,6 +144,9 @@ class _Driver:
                 # No name holds the task: its statistics must be gone before the next block's are gathered.
                 done = self.backend.compress_block_(self._task(visit, budgets, plan, advance=False))
                 outcomes |= {outcome.name: outcome for outcome in done}
+                for site in visit.site.linears:
+                    if site.name in budgets:
+                        keep_codes_(site.module, outcomes[site.name].quantized)
         return [outcomes[budget.name] for budget in plan.budgets]
 
     def _visits(self, plan: Plan, what: str) -> Generator[tuple[BlockVisit, dict[str, float]], None, None]:
@@ -186,7 +190,3 @@ def _row(plan: Plan, outcome: LinearOutcome, index: int) -> LinearResult:
         relative_error=outcome.relative_error,
         seconds=outcome.seconds,
     )
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

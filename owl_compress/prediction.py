@@ -9,6 +9,7 @@ from owl_compress.backend import Backend
 from owl_compress.calibration import TokenWindows
 from owl_compress.families import find_structure
 from owl_compress.plan import Plan, Unit
+from owl_compress.quantized import Quantizer
 from owl_compress.statistics import Gram
 
 _FLOAT32, _FLOAT64 = 4, 8
@@ -31,7 +32,13 @@ class Prediction:
 
 
 def predict(
-    model: nn.Module, plan: Plan, backend: Backend, calibration: TokenWindows | None, batch_size: int = 1
+    model: nn.Module,
+    plan: Plan,
+    backend: Backend,
+    calibration: TokenWindows | None,
+    batch_size: int = 1,
+    *,
+    is_packed: bool = False,
 ) -> Prediction:
     """Predict the size of the checkpoint and the memory of the walk, from shapes alone."""
     structure = find_structure(model)
@@ -51,8 +58,15 @@ def predict(
     tokens = calibration.ids.numel() if calibration is not None and backend.statistic else 0
     batch_tokens = min(tokens, batch_size * calibration.record.seq_len) if calibration is not None else 0
     widest = sum(sum(linear.shape) for linear in largest.linears)
+    checkpoint_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if is_packed and isinstance(backend, Quantizer):
+        sites = {linear.name: linear for linear in structure.linears}
+        for budget in plan.budgets:
+            site = sites[budget.name]
+            n_bits = backend.code_format.n_bits(site.shape, round(budget.value), 8 * element)
+            checkpoint_bytes += n_bits // 8 - site.n_weights * element
     return Prediction(
-        checkpoint_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        checkpoint_bytes=checkpoint_bytes,
         n_weights_kept=sum(floor(budget.value * budget.n_weights) for budget in plan.budgets)
         if plan.unit is Unit.DENSITY
         else sum(budget.n_weights for budget in plan.budgets),

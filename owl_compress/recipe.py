@@ -21,6 +21,9 @@ _ALWAYS_WRITTEN = {
 }  # fmt: skip
 """What shapes the checkpoint is written even at its default, which another version may choose otherwise."""
 
+Storage = Literal["packed", "dense"]
+"""How quantized weights are stored: as integer codes, or dequantised like any other weight."""
+
 _NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
 
 
@@ -53,9 +56,17 @@ class Recipe(Frozen):
     high: float | None = None
     set_: dict[str, float] = Field(default={}, alias="set", description="budgets pinned by hand")
     skip: tuple[str, ...] = ()
+    no_tie: bool = Field(default=False, description="let q/k/v and gate/up differ in bits")
 
     backend: str
     scope: Literal["row", "linear", "model"] | None = None
+    group_size: PositiveInt | Literal["none"] | None = Field(
+        default=None, description="inputs that share a scale; none: one scale for each output"
+    )
+    asymmetric: bool = False
+    mse: bool = Field(default=False, description="search the scale of least squared error")
+    activation_order: bool = False
+    format_: Storage | None = Field(default=None, alias="format")
 
     calib: str = "c4"
     text_field: str = "text"
@@ -169,7 +180,11 @@ class Recipe(Frozen):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise RequestError(f"{where}: {first_problem(error)}") from error
+            problem = first_problem(error)
+            place, colon, rest = problem.partition(": ")
+            if colon and place.partition(".")[0] in cls.model_fields:
+                problem = f"{option_name(place)}: {rest}"
+            raise RequestError(f"{where}: {problem}") from error
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
         """Return the recipe with some options replaced; a budget replaces the recipe's own budget.

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from owl_compress.explain import quiet_transformers
+from owl_compress.packing import PackedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -16,9 +17,16 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 
 
 def save_checkpoint(
-    model: Any, tokenizer: Any | None, folder: Path, *, max_shard_size: str = "50GB"
+    model: Any,
+    tokenizer: Any | None,
+    folder: Path,
+    *,
+    packed: PackedCheckpoint | None = None,
+    max_shard_size: str = "50GB",
 ) -> tuple[str, ...]:
     """Write safetensors, configuration, generation configuration and tokenizer into the existing `folder`.
+
+    With `packed` its tensors are written instead of the model's own.
 
     `folder` is meant to be the temporary one of `files.output_folder`, which turns a full disk into one line
     and leaves nothing behind; errors of the writer pass through here untouched. The configuration names the
@@ -31,13 +39,28 @@ def save_checkpoint(
     notes = []
     with quiet_transformers():
         generation = getattr(model, "generation_config", None) if model.can_generate() else None
-        with _plain_generation_config(model, generation):
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        with _plain_generation_config(model, generation), _described(model.config, packed):
+            model.save_pretrained(
+                folder, state_dict=packed.tensors if packed else None, max_shard_size=max_shard_size
+            )
         if generation is not None:
             notes += _save_generation_config(generation, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return tuple(notes)
+
+
+@contextmanager
+def _described(config: Any, packed: PackedCheckpoint | None) -> Iterator[None]:
+    """Lend the configuration the description of packed tensors; the model in memory is an ordinary one."""
+    if packed is None:
+        yield
+        return
+    config.quantization_config = packed.quantization_config
+    try:
+        yield
+    finally:
+        del config.quantization_config
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 _BUDGET, _ALLOCATOR, _TEXT, _MACHINE = "Budget (exactly one)", "Allocator", "Text", "Machine"
+_QUANTIZATION = "Quantization"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
@@ -69,9 +70,45 @@ Skips = Annotated[
     typer.Option("--skip", help="Leave a block or linear (or a pattern) alone.", rich_help_panel=_ALLOCATOR),
 ]
 
+NoTie = Annotated[
+    bool,
+    typer.Option(
+        "--no-tie",
+        help="Let q/k/v and gate/up differ in bits; servers that fuse them refuse that.",
+        rich_help_panel=_ALLOCATOR,
+    ),
+]
+
 BackendName = Annotated[str, typer.Option("--backend", help="Who carries the plan out.")]
 Scope = Annotated[
     str | None, typer.Option(help="Comparison group of the pruning scores: row, linear or model.")
+]
+
+GroupSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Inputs that share a scale: 64, 128, or none (one scale per output).",
+        rich_help_panel=_QUANTIZATION,
+    ),
+]
+Asymmetric = Annotated[
+    bool, typer.Option("--asymmetric", help="Scales with a zero point.", rich_help_panel=_QUANTIZATION)
+]
+Mse = Annotated[
+    bool,
+    typer.Option("--mse", help="Search scales of least squared error.", rich_help_panel=_QUANTIZATION),
+]
+ActivationOrder = Annotated[
+    bool,
+    typer.Option("--activation-order", help="gptq: largest inputs first.", rich_help_panel=_QUANTIZATION),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="'packed' integers (default) or 'dense' dequantised weights.",
+        rich_help_panel=_QUANTIZATION,
+    ),
 ]
 
 Calib = Annotated[

@@ -32,7 +32,13 @@ def run(
     high: options.High = None,
     pins: options.Pins = None,
     skips: options.Skips = None,
+    no_tie: options.NoTie = False,
     scope: options.Scope = None,
+    group_size: options.GroupSize = None,
+    asymmetric: options.Asymmetric = False,
+    mse: options.Mse = False,
+    activation_order: options.ActivationOrder = False,
+    format_: options.Format = None,
     calib: options.Calib = "c4",
     data: options.OptionalData = None,
     text_field: options.TextField = "text",
@@ -66,7 +72,7 @@ def run(
 
 
 _NOT_IN_RECIPES = {"model", "report", "out", "dry_run", "as_json", "quiet"}
-_RECIPE_NAMES = {"pins": "set", "skips": "skip"}
+_RECIPE_NAMES = {"pins": "set", "skips": "skip", "format_": "format"}
 
 
 def given_options(context: typer.Context) -> dict[str, object]:
@@ -98,7 +104,14 @@ def execute(recipe: Recipe, out: Path | None, output: Output, *, dry_run: bool) 
     if dry_run:
         calibration = line.windows(loaded)
         _, plan = line.plan(loaded, calibration)
-        prediction = predict(loaded.model, plan, backend_of(recipe), calibration, recipe.batch_size)
+        prediction = predict(
+            loaded.model,
+            plan,
+            backend_of(recipe),
+            calibration,
+            recipe.batch_size,
+            is_packed=line.storage == "packed",
+        )
         answer = {"plan": plan.model_dump(mode="json"), "prediction": prediction.as_dict()}
         output.answer(answer, plan_table(plan))
         output.show(prediction_table(prediction))

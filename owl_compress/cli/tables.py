@@ -89,11 +89,17 @@ def perplexity_table(record: PerplexityRecord) -> Table:
 def prediction_table(prediction: "Prediction") -> Table:
     """What a compression will need and leave."""
     table = new_table("Predicted", "what", "value")
-    table.add_row("checkpoint, stored dense, GiB", f"{prediction.checkpoint_bytes / 2**30:.3f}")
+    table.add_row("checkpoint", _size(prediction.checkpoint_bytes))
     table.add_row("weights kept in the linears", f"{prediction.n_weights_kept:,}")
-    table.add_row("one block at work on the device, GiB", f"{prediction.working_bytes / 2**30:.3f}")
-    table.add_row("activations between blocks, GiB", f"{prediction.activation_bytes / 2**30:.3f}")
+    table.add_row("one block at work on the device", _size(prediction.working_bytes))
+    table.add_row("activations between blocks", _size(prediction.activation_bytes))
     return table
+
+
+def _size(n_bytes: int) -> str:
+    """Bytes in the largest unit of which there is at least one."""
+    power = max(0, min(3, (n_bytes.bit_length() - 1) // 10))
+    return f"{n_bytes / 2 ** (10 * power):,.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
 def verification_table(verification: "Verification") -> Table:

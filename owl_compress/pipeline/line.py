@@ -10,14 +10,18 @@ from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import memory_errors, resolve_device
 from owl_compress.errors import RequestError
 from owl_compress.estimator import measure, outline
+from owl_compress.evaluation import perplexity
+from owl_compress.families import find_structure
 from owl_compress.files import check_output_folder
 from owl_compress.loading import LoadedModel
-from owl_compress.metrics import DEFAULT_METRICS
-from owl_compress.pipeline.request import allocator_of, backend_of, target_of
-from owl_compress.pipeline.stages import calibrate, evaluate, identity_of, load, save
+from owl_compress.metrics import DEFAULT_METRICS, find_metric
+from owl_compress.packing import check_packable, require_package
+from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
+from owl_compress.pipeline.stages import calibrate, hold_out, identity_of, load, save
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
-from owl_compress.recipe import Recipe
+from owl_compress.quantized import Quantizer
+from owl_compress.recipe import Recipe, Storage
 from owl_compress.report import ImportanceReport
 from owl_compress.result import Evaluation, PerplexityRecord, Result
 
@@ -56,10 +60,16 @@ class Line:
     def plan(
         self, loaded: LoadedModel, calibration: TokenWindows | None
     ) -> tuple[ImportanceReport | None, Plan]:
-        """The recipe's own plan; or else measure `loaded`, if the allocator asks for it, and allocate."""
+        """The recipe's own plan; or else measure `loaded`, if the allocator asks for it, and allocate.
+
+        Returns:
+            The report, None if nothing was measured, and the plan.
+        """
         recipe = self.recipe
         if recipe.plan is not None:
-            return None, Plan.read(recipe.plan)
+            plan = Plan.read(recipe.plan)
+            plan.check_fits(find_structure(loaded.model).linear_sizes)
+            return None, plan
         allocator = allocator_of(recipe)
         identity = identity_of(loaded)
         if allocator.reads_scores and calibration is not None:
@@ -72,9 +82,8 @@ class Line:
                 identity=identity,
                 progress=self.progress,
             )
-        else:
-            report = outline(loaded.model, identity)
-        return report, allocate(report, allocator, target_of(recipe))
+            return report, allocate(report, allocator, target_of(recipe))
+        return None, allocate(outline(loaded.model, identity), allocator, target_of(recipe))
 
     def windows(self, loaded: LoadedModel) -> TokenWindows | None:
         """The calibration windows of the recipe; None if neither allocator nor backend looks at text."""
@@ -93,18 +102,27 @@ class Line:
             text_field=recipe.text_field,
         )
 
-    def evaluate(self, loaded: LoadedModel, data: str) -> PerplexityRecord:
-        """Perplexity on the recipe's evaluation text."""
+    def held_out(self, loaded: LoadedModel) -> TokenWindows | None:
+        """The windows of the recipe's evaluation text; None if it names no such text."""
         recipe = self.recipe
-        return evaluate(
+        if recipe.data is None:
+            return None
+        return hold_out(
             loaded,
-            data,
+            recipe.data,
             seq_len=recipe.seq_len,
             bos=recipe.bos,
             max_windows=recipe.max_windows,
             text_field=recipe.text_field,
-            batch_size=recipe.batch_size,
-            device=resolve_device(recipe.device),
+        )
+
+    def evaluate(self, loaded: LoadedModel, windows: TokenWindows) -> PerplexityRecord:
+        """Perplexity of the model as it is now."""
+        return perplexity(
+            loaded.model,
+            windows,
+            batch_size=self.recipe.batch_size,
+            device=resolve_device(self.recipe.device),
             progress=self.progress,
         )
 
@@ -118,15 +136,26 @@ class Line:
         self.check(out)
         with memory_errors("running the recipe"):
             loaded = loaded or self.load()
+            if out:
+                self.check_storage(loaded)
             calibration = self.windows(loaded)
-            dense = self.evaluate(loaded, recipe.data) if recipe.data else None
+            held_out = self.held_out(loaded)
             report, plan = self.plan(loaded, calibration)
+            dense = self.evaluate(loaded, held_out) if held_out else None
             result = self.compress_(loaded, plan, calibration)
-            if recipe.data and dense:
-                after = self.evaluate(loaded, recipe.data)
+            if held_out and dense:
+                after = self.evaluate(loaded, held_out)
                 result = result.model_copy(update={"evaluation": Evaluation(dense=dense, compressed=after)})
             if out:
-                result = save(loaded, result, plan, out, report=report, recipe=settled(recipe, calibration))
+                result = save(
+                    loaded,
+                    result,
+                    plan,
+                    out,
+                    report=report,
+                    recipe=self.settled(calibration),
+                    storage=self.storage,
+                )
         return Run(report, plan, result)
 
     def check(self, out: Path | None) -> None:
@@ -135,10 +164,52 @@ class Line:
             check_output_folder(out)
         resolve_device(self.recipe.device)
         if self.recipe.plan is not None:
-            Plan.read(self.recipe.plan)
+            unit = Plan.read(self.recipe.plan).unit
         else:
-            allocator_of(self.recipe).settled(target_of(self.recipe))
-        backend_of(self.recipe)
+            target = target_of(self.recipe)
+            for metric in metrics_of(allocator_of(self.recipe).settled(target)):
+                find_metric(metric)
+            unit = target.unit
+        check_unit(self.recipe.backend, unit)
+        if out and self.storage == "packed":
+            require_package()
+
+    @property
+    def storage(self) -> Storage:
+        """How the checkpoint is stored: codes are packed unless told otherwise.
+
+        Raises:
+            RequestError: "packed" is asked for and the backend makes no codes.
+        """
+        recipe = self.recipe
+        if isinstance(backend_of(recipe), Quantizer):
+            return recipe.format_ or "packed"
+        if recipe.format_ == "packed":
+            raise RequestError(
+                f"--format packed stores integer codes, and backend {recipe.backend!r} makes none: drop it"
+            )
+        return "dense"
+
+    def check_storage(self, loaded: LoadedModel) -> None:
+        """Refuse a model that cannot be stored as asked, before it is compressed."""
+        backend = backend_of(self.recipe)
+        if self.storage == "packed" and isinstance(backend, Quantizer):
+            names = [linear.name for linear in find_structure(loaded.model).linears]
+            check_packable(loaded.model, names, backend.code_format)
+
+    def settled(self, calibration: TokenWindows | None) -> Recipe:
+        """The recipe with what was left open filled in as it was done; a plan is the one beside it."""
+        recipe, backend = self.recipe, backend_of(self.recipe)
+        filled: dict[str, object] = {}
+        if calibration is not None:
+            filled = {"seq_len": calibration.record.seq_len, "bos": calibration.record.bos}
+        if recipe.plan is not None:
+            filled["plan"] = "plan.json"
+        elif calibration is not None:
+            filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
+        if isinstance(backend, Quantizer):
+            filled |= {"group_size": backend.code_format.group_size or "none", "format": self.storage}
+        return recipe.with_options(filled)
 
     def compress_(self, loaded: LoadedModel, plan: Plan, calibration: TokenWindows | None) -> Result:
         """Compress `loaded` in place with the recipe's backend."""
@@ -162,18 +233,6 @@ def refuse_fallbacks(result: Result, *, strict: bool) -> None:
         raise RequestError(
             f"--strict: {first.what} at {first.where} ({len(result.fallbacks)} fallbacks in all)"
         )
-
-
-def settled(recipe: Recipe, calibration: TokenWindows | None) -> Recipe:
-    """The recipe with what was left open filled in as it was done; a plan is the one beside the recipe."""
-    filled: dict[str, object] = {}
-    if calibration is not None:
-        filled = {"seq_len": calibration.record.seq_len, "bos": calibration.record.bos}
-    if recipe.plan is not None:
-        filled["plan"] = "plan.json"
-    elif calibration is not None:
-        filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
-    return recipe.with_options(filled)
 
 
 def metrics_of(allocator: Allocator) -> Sequence[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from owl_compress.allocators import Allocator, Target, create_allocator
 from owl_compress.backends import BACKENDS
 from owl_compress.errors import RequestError
+from owl_compress.plan import Unit
 from owl_compress.recipe import BUDGETS, Recipe
 
 if TYPE_CHECKING:  # a plan is made without loading torch
@@ -16,7 +17,9 @@ _SHAPE = ("low", "high", "pins", "skips", "granularity", "solver", "tie")
 
 
 def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "Backend":
-    """The backend registered as `name`, with the options that were given (None counts as not given).
+    """The backend registered as `name`, with the options that were given.
+
+    None counts as not given; the word "none" stands for None itself.
 
     Raises:
         RequestError: unknown name, or an option the backend does not take.
@@ -25,26 +28,52 @@ def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "Back
     given = {key: value for key, value in (options or {}).items() if value is not None}
     known = [field.name for field in fields(kind)]
     for option in given.keys() - set(known):
-        takes = ", ".join(known) or "no options"
-        raise RequestError(f"backend {name!r} takes no {option.replace('_', '-')}; it takes: {takes}")
+        takes = ", ".join(map(_as_typed, known)) or "no options"
+        raise RequestError(f"backend {name!r} takes no {_as_typed(option)}; it takes: {takes}")
     try:
-        backend: Backend = kind(**given)
+        backend: Backend = kind(**{key: None if value == "none" else value for key, value in given.items()})
     except ValueError as error:
         raise RequestError(f"backend {name!r}: {error}") from error
     return backend
 
 
+def _as_typed(option: str) -> str:
+    """The name that an option of a backend has on the command line."""
+    return {"symmetric": "asymmetric"}.get(option, option.replace("_", "-"))
+
+
 def allocator_of(recipe: Recipe) -> Allocator:
     """The allocator of the recipe, with its options."""
-    given = {"metric": recipe.metric, "lam": recipe.lam, "law": recipe.owl_law}
+    given: dict[str, Any] = {"metric": recipe.metric, "lam": recipe.lam, "law": recipe.owl_law}
     if recipe.allocator == "random":
-        given["seed"] = recipe.seed  # type: ignore[assignment]
+        given["seed"] = recipe.seed
     return create_allocator(recipe.allocator or "", given)
 
 
 def backend_of(recipe: Recipe) -> "Backend":
     """The backend of the recipe, with its options."""
-    return create_backend(recipe.backend, {"scope": recipe.scope})
+    options = {
+        "scope": recipe.scope,
+        "group_size": recipe.group_size,
+        "symmetric": False if recipe.asymmetric else None,
+        "mse": recipe.mse or None,
+        "activation_order": recipe.activation_order or None,
+    }
+    return create_backend(recipe.backend, options)
+
+
+def check_unit(backend: str, unit: Unit) -> None:
+    """Refuse a backend that does not carry out budgets in `unit`; those that do are named.
+
+    Raises:
+        RequestError: see above.
+    """
+    own = BACKENDS.load(backend).unit
+    if own is unit:
+        return
+    able = [repr(name) for name in BACKENDS.names() if BACKENDS.load(name).unit is unit]
+    remedy = f"use --backend {' or '.join(able)}" if able else "no backend here does that"
+    raise RequestError(f"backend {backend!r} carries out budgets in {own}, these are in {unit}: {remedy}")
 
 
 def target_of(recipe: Recipe) -> Target:
@@ -56,6 +85,7 @@ def target_of(recipe: Recipe) -> Target:
         "skips": recipe.skip,
         "granularity": recipe.granularity,
         "solver": recipe.solver or "proportional",
+        "tie": not recipe.no_tie,
     }
     budgets = {name: getattr(recipe, name) for name in BUDGETS}
     return _target({**budgets, "bit_choices": recipe.bit_choices}, shape)

@@ -26,10 +26,12 @@ from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
 from owl_compress.files import output_folder
 from owl_compress.loading import LoadedModel, load_model
+from owl_compress.packing import packed_checkpoint
 from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
-from owl_compress.recipe import Recipe
+from owl_compress.quantized import coded_modules
+from owl_compress.recipe import Recipe, Storage
 from owl_compress.registry import nearest
 from owl_compress.report import ImportanceReport, ModelIdentity
 from owl_compress.result import PerplexityRecord, Result
@@ -108,6 +110,25 @@ def calibrate(
     )
 
 
+def hold_out(
+    loaded: LoadedModel,
+    source: str,
+    *,
+    seq_len: int | None = None,
+    bos: str = "auto",
+    max_windows: int | None = None,
+    text_field: str = "text",
+) -> TokenWindows:
+    """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows."""
+    return evaluation_windows(
+        loaded.tokenizer,
+        load_text(source, text_field=text_field, part="evaluation"),
+        seq_len=resolve_seq_len(seq_len, loaded.model.config),
+        bos=resolve_bos(bos, find_structure(loaded.model).bos),
+        max_windows=max_windows,
+    )
+
+
 def evaluate(
     loaded: LoadedModel,
     source: str,
@@ -121,12 +142,8 @@ def evaluate(
     progress: Progress = SILENT,
 ) -> PerplexityRecord:
     """Perplexity of `loaded` on the text `source`, in consecutive windows of `seq_len` tokens."""
-    windows = evaluation_windows(
-        loaded.tokenizer,
-        load_text(source, text_field=text_field, part="evaluation"),
-        seq_len=resolve_seq_len(seq_len, loaded.model.config),
-        bos=resolve_bos(bos, find_structure(loaded.model).bos),
-        max_windows=max_windows,
+    windows = hold_out(
+        loaded, source, seq_len=seq_len, bos=bos, max_windows=max_windows, text_field=text_field
     )
     return perplexity(loaded.model, windows, batch_size=batch_size, device=device, progress=progress)
 
@@ -175,19 +192,30 @@ def save(
     *,
     report: ImportanceReport | None = None,
     recipe: Recipe | None = None,
+    storage: Storage | None = None,
 ) -> Result:
     """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
 
+    `storage` says how quantized weights are stored: "packed" (integer codes) or "dense" (dequantised like any
+    other weight). By default they are packed.
+
     Returns:
-        The result as written, with the bytes on disk.
+        The result as written, with the bytes on disk. Bits per weight are those of the files; those of a
+        quantized model that is stored dense stay those of its codes, scales and other tensors.
+
+    Raises:
+        RequestError: the folder is not empty, the disk is full, or the model cannot be packed.
     """
     recipe_yaml = recipe.to_yaml() if recipe else None
+    is_quantized = any(coded_modules(loaded.model))
+    is_packed = storage == "packed" or (storage is None and is_quantized)
     with output_folder(Path(folder)) as temporary:
-        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary)
-        size = bytes_on_disk(temporary)
-        totals = result.totals.model_copy(
-            update={"bytes_on_disk": size, "bits_per_weight": 8 * size / result.totals.n_params_after}
-        )
+        packed = packed_checkpoint(loaded.model) if is_packed else None
+        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, packed=packed)
+        counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
+        if is_packed or not is_quantized:
+            counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
+        totals = result.totals.model_copy(update=counted)
         result = result.model_copy(update={"totals": totals, "notes": (*result.notes, *notes)})
         result.write(temporary / "result.json")
         plan.write(temporary / "plan.json")
@@ -195,6 +223,6 @@ def save(
             report.write(temporary / "report.json")
         if recipe_yaml:
             (temporary / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
-        card = model_card(result, plan, recipe_yaml, origin_of(loaded))
+        card = model_card(result, plan, recipe_yaml, origin_of(loaded), is_packed=is_packed)
         (temporary / "README.md").write_text(card, encoding="utf-8")
     return result
