@@ -132,7 +132,6 @@ class Line:
         Raises:
             RequestError: see everything this calls; with `strict` also any fallback.
         """
-        recipe = self.recipe
         self.check(out)
         with memory_errors("running the recipe"):
             loaded = loaded or self.load()
@@ -171,7 +170,7 @@ class Line:
                 find_metric(metric)
             unit = target.unit
         check_unit(self.recipe.backend, unit)
-        if out and self.storage == "packed":
+        if self.storage == "packed" and out:
             require_package()
 
     @property
