@@ -136,11 +136,12 @@ def _measure_linear(linear: LinearSite, pool: ScorePool, metrics: dict[str, Metr
 
 
 def _evaluate(where: str, pool: ScorePool, metrics: dict[str, Metric]) -> dict[str, float]:
+    if not isfinite(pool.mean):
+        raise RequestError(
+            f"{where} holds NaN or Inf, or overflows: check the checkpoint, or try --dtype float32"
+        )
     values = {name: metric(pool) for name, metric in metrics.items()}
     for name, value in values.items():
         if not isfinite(value):
-            raise RequestError(
-                f"metric {name} of {where} is {value}: its weights hold NaN or Inf, or overflow; check the "
-                "checkpoint, or try --dtype float32"
-            )
+            raise RequestError(f"metric {name} of {where} is {value}: leave it out")
     return values

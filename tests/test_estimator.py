@@ -1,0 +1,280 @@
+"""The report says of a model what the equations say."""
+
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM
+
+from owl_compress import metrics as metrics_module
+from owl_compress import registry
+from owl_compress import scores as scores_module
+from owl_compress.calibration import TokenWindows
+from owl_compress.errors import RequestError
+from owl_compress.estimator import identify, measure, outline
+from owl_compress.families import find_structure
+from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric
+from owl_compress.report import ImportanceReport, ModelIdentity
+from owl_compress.scores import ScoredWeight, ScorePool
+
+Make = Callable[..., TokenWindows]
+
+
+def brute_force_scores(model: Any, windows: TokenWindows) -> dict[str, Tensor]:
+    """A_ij = |W_ij| * ‖X_j‖_2 of every linear, in float64, from one plain forward pass with hooks."""
+    linears = list(find_structure(model).linears)
+    squares: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def on_input(_module: Any, arguments: tuple[Tensor]) -> None:
+            x = arguments[0].reshape(-1, arguments[0].shape[-1]).double()
+            squares[name] = squares.get(name, 0) + x.square().sum(0)
+
+        return on_input
+
+    handles = [linear.module.register_forward_pre_hook(note(linear.name)) for linear in linears]
+    with torch.no_grad():
+        for ids in windows.batches(1):
+            model(input_ids=ids)
+    for handle in handles:
+        handle.remove()
+    return {
+        linear.name: linear.weight.double().abs() * squares[linear.name].sqrt()[None, :] for linear in linears
+    }
+
+
+def share_above(multiple: float, scores: Tensor) -> float:
+    return float((scores > multiple * scores.mean()).double().mean())
+
+
+def with_outliers(model: Any) -> Any:
+    """Heavy tails, so that even lod@10 is not zero."""
+    with torch.no_grad():
+        for linear in find_structure(model).linears:
+            linear.weight.pow_(5).div_(linear.weight.std())
+    return model
+
+
+def test_every_metric_follows_its_equation(family_model: Any, make_windows: Make) -> None:
+    model, windows = with_outliers(family_model), make_windows(3)
+    scores = brute_force_scores(model, windows)
+    report = measure(model, windows)
+    for block in report.blocks:
+        for linear in block.linears:
+            check_metrics(linear.metrics, scores[linear.name])
+        # one mean for the whole block
+        check_metrics(block.metrics, torch.cat([scores[linear.name].flatten() for linear in block.linears]))
+        for part in (block, *block.linears):
+            weights = torch.cat(
+                [
+                    model.get_parameter(f"{name}.weight").detach().double().flatten()
+                    for name in scores
+                    if name == part.name or name.startswith(f"{part.name}.")
+                ]
+            )
+            assert part.n_weights == weights.numel()
+            assert part.metrics["weight_l1"] == pytest.approx(float(weights.abs().sum()), rel=1e-6)
+            assert part.metrics["weight_l2"] == pytest.approx(float(weights.square().sum().sqrt()), rel=1e-6)
+
+
+def check_metrics(metrics: dict[str, float], scores: Tensor) -> None:
+    one_score = 1 / scores.numel()  # at the threshold a score may fall on either side by rounding
+    for multiple in (3, 5, 7, 10):
+        assert metrics[f"lod@{multiple}"] == pytest.approx(
+            share_above(multiple, scores), abs=1.001 * one_score
+        )
+    assert metrics["lod@3"] > 0
+    assert metrics["score_mean"] == pytest.approx(float(scores.mean()), rel=1e-5)
+    assert metrics["score_median"] == pytest.approx(float(scores.flatten().median()), rel=1e-5)
+
+
+def test_any_multiple_of_the_mean_can_be_asked_for(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+    windows = make_windows(2)
+    scores = brute_force_scores(tiny_llama, windows)
+    report = measure(tiny_llama, windows, metrics=["lod@1.5"])
+    for block in report.blocks:
+        for linear in block.linears:
+            assert linear.metrics.keys() == {"lod@1.5"}
+            assert linear.metrics["lod@1.5"] == pytest.approx(
+                share_above(1.5, scores[linear.name]), abs=1.001 / linear.n_weights
+            )
+
+
+def test_the_block_has_one_mean_and_each_linear_its_own(
+    tiny_llama: LlamaForCausalLM, make_windows: Make
+) -> None:
+    # One linear with scores far above the others: it holds the outliers of the block, and none of its own.
+    down = tiny_llama.model.layers[0].mlp.down_proj.weight
+    with torch.no_grad():
+        down.copy_(100.0 * torch.ones_like(down))
+    block = measure(tiny_llama, make_windows(2), metrics=["lod@3"]).blocks[0]
+    by_name = {linear.name.rpartition(".")[2]: linear.metrics["lod@3"] for linear in block.linears}
+    assert by_name["down_proj"] < 0.1
+    assert block.metrics["lod@3"] > 0.1
+
+
+def test_histograms_count_every_weight(family_model: Any, make_windows: Make) -> None:
+    report = measure(family_model, make_windows(2))
+    for block in report.blocks:
+        for linear in block.linears:
+            assert linear.score_histogram is not None
+            assert linear.score_histogram.total == linear.n_weights
+
+
+def test_the_report_survives_its_file(family_model: Any, make_windows: Make, tmp_path: Path) -> None:
+    report = measure(family_model, make_windows(2))
+    report.write(tmp_path / "report.json")
+    assert ImportanceReport.read(tmp_path / "report.json") == report
+
+
+def test_the_same_request_gives_the_same_bytes(make_model: Callable[[str], Any], make_windows: Make) -> None:
+    first, second = (measure(make_model("qwen3"), make_windows(3)).to_json() for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_the_batch_size_changes_nothing_but_rounding(
+    tiny_llama: LlamaForCausalLM, make_windows: Make, batch_size: int
+) -> None:
+    windows = make_windows(5)
+    one, many = (measure(tiny_llama, windows, batch_size=size) for size in (1, batch_size))
+    for a, b in zip(one.blocks, many.blocks, strict=True):
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-5, abs=2 / a.n_weights)
+
+
+def test_the_model_is_left_as_it_was(family_model: Any, make_windows: Make) -> None:
+    before = {name: tensor.clone() for name, tensor in family_model.state_dict().items()}
+    measure(family_model, make_windows(2))
+    after = family_model.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_the_report_says_which_model_and_text(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+    windows = make_windows(2)
+    report = measure(tiny_llama.to(torch.bfloat16), windows)
+    assert report.model == ModelIdentity(
+        id="LlamaForCausalLM", revision=None, family="llama", dtype="bfloat16"
+    )
+    assert report.provenance.calibration == windows.record
+    assert report.provenance.versions["torch"] == torch.__version__
+    assert report.notes == ()
+    told = ModelIdentity(id="org/name", revision="abc", family="llama", dtype="float32")
+    assert measure(tiny_llama, windows, identity=told).model == told
+    assert identify(tiny_llama, find_structure(tiny_llama), "here").id == "here"
+
+
+def test_an_unknown_architecture_is_measured_with_a_note(
+    make_model: Callable[[str], Any], make_windows: Make
+) -> None:
+    report = measure(make_model("unknown"), make_windows(2))
+    assert "found by structure" in report.notes[0]
+    assert report.model.family == "plain"
+
+
+def test_an_outline_has_the_names_and_sizes_of_a_measurement(family_model: Any, make_windows: Make) -> None:
+    measured, outlined = measure(family_model, make_windows(1)), outline(family_model)
+    assert outlined.provenance.calibration is None
+    for a, b in zip(measured.blocks, outlined.blocks, strict=True):
+        assert (a.name, a.n_weights) == (b.name, b.n_weights)
+        for x, y in zip(a.linears, b.linears, strict=True):
+            assert (x.name, x.role, x.shape, x.n_weights) == (y.name, y.role, y.shape, y.n_weights)
+            assert y.metrics == {}
+
+
+def test_a_block_whose_weights_are_all_shared_is_passed_through(
+    tiny_llama: LlamaForCausalLM, make_windows: Make
+) -> None:
+    tiny_llama.model.layers[1] = tiny_llama.model.layers[0]
+    report = measure(tiny_llama, make_windows(1))
+    assert [block.name for block in report.blocks] == ["model.layers.0", "model.layers.2"]
+
+
+class LargestNewTensor(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation newly makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        old = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in old:
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_are_streamed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(scores_module, "_CHUNK", 4096)
+    pool = ScorePool((ScoredWeight(torch.randn(1024, 512).to(dtype), torch.rand(512)),))
+    with LargestNewTensor() as largest:
+        for name in DEFAULT_METRICS:
+            find_metric(name)(pool)
+        pool.histogram()
+    assert largest.numel >= 4096  # the chunks were seen
+    assert largest.numel <= 1 << 16  # a table of counts by 16 bits; the weight has 2^19 entries
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installed package that registers two metrics."""
+    package = ModuleType("someones_metrics")
+    package.share_negative = lambda pool: float(  # type: ignore[attr-defined]
+        sum(int((member.weight < 0).sum()) for member in pool.members) / pool.size
+    )
+    package.count_above = lambda pool, limit: float(pool.count_above(limit))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "someones_metrics", package)
+    points = [
+        EntryPoint("share_negative", "someones_metrics:share_negative", METRICS.group),
+        EntryPoint("above", "someones_metrics:count_above", METRICS.group),
+        EntryPoint("lod", "someones_metrics:share_negative", METRICS.group),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == METRICS.group else [])
+    monkeypatch.setattr(
+        metrics_module, "METRICS", registry.Registry(METRICS.kind, METRICS.group, METRICS.builtin)
+    )
+    return
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_metric_from_another_package(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+    windows = make_windows(2)
+    scores = brute_force_scores(tiny_llama, windows)
+    report = measure(tiny_llama, windows, metrics=["share_negative", "above@0.5", "lod@3"])
+    linear = report.blocks[0].linears[0]
+    weight = tiny_llama.get_parameter(f"{linear.name}.weight")
+    assert linear.metrics["share_negative"] == int((weight < 0).sum()) / weight.numel()
+    assert linear.metrics["above@0.5"] == int((scores[linear.name] > 0.5).sum())
+    # a built-in name cannot be taken over
+    assert linear.metrics["lod@3"] == pytest.approx(
+        share_above(3, scores[linear.name]), abs=1.001 / linear.n_weights
+    )
+
+
+def test_an_unknown_metric_is_refused_before_anything_runs(
+    tiny_llama: LlamaForCausalLM, make_windows: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(RequestError, match="unknown metric 'lodd': did you mean 'lod'"):
+        measure(tiny_llama, make_windows(1), metrics=["lodd@5"])
+
+
+def test_activations_with_nan_name_the_linear(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+    tiny_llama.model.layers[2].input_layernorm.weight.data[0] = float("nan")
+    with pytest.raises(RequestError, match=r"inputs of model\.layers\.2\.self_attn\.q_proj hold NaN or Inf"):
+        measure(tiny_llama, make_windows(1))
+
+
+def test_weights_with_nan_name_the_linear(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+    # Nothing follows the last down projection within the blocks: no activation tells of it.
+    tiny_llama.model.layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(RequestError, match=r"model\.layers\.2\.mlp\.down_proj holds NaN or Inf"):
+        measure(tiny_llama, make_windows(1), metrics=["lod@5"])
