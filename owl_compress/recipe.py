@@ -181,9 +181,9 @@ class Recipe(Frozen):
             return cls.model_validate(content)
         except ValidationError as error:
             problem = first_problem(error)
-            place, colon, rest = problem.partition(": ")
-            if colon and place.partition(".")[0] in cls.model_fields:
-                problem = f"{option_name(place)}: {rest}"
+            field = problem.split(":", 1)[0].split(".", 1)[0]
+            if field in cls.model_fields:
+                problem = option_name(field) + problem.removeprefix(field)
             raise RequestError(f"{where}: {problem}") from error
 
     def with_options(self, options: Mapping[str, Any]) -> Self:

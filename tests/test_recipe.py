@@ -115,7 +115,7 @@ def test_options_replace_those_of_the_recipe() -> None:
         ({"sparsity": 1}, "below 1"),
         ({"sparsity": "much"}, "sparsity"),
         ({"sparsity": float("nan")}, "sparsity"),
-        ({"prune_ratio": -0.1}, "prune_ratio"),
+        ({"prune_ratio": -0.1}, "prune-ratio: is the share"),
         ({"nm": "9:8"}, "at most M"),
         ({"nm": "0:8"}, "above 0"),
         ({"nm": "3/8"}, "such as 3:8"),

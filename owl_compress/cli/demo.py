@@ -41,7 +41,7 @@ def demo(
     from owl_compress.chart import budget_chart
     from owl_compress.files import output_folder
     from owl_compress.pipeline.line import Line
-    from owl_compress.pipeline.stages import save
+    from owl_compress.pipeline.stages import hold_out, save
 
     output = Output(as_json=as_json, quiet=quiet)
     check_output_folder(out)
@@ -50,7 +50,8 @@ def demo(
     loaded = lines["owl"].load()
     dense_weights = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     calibration = lines["owl"].windows(loaded)
-    dense = lines["owl"].evaluate(loaded, "builtin")
+    held_out = hold_out(loaded, "builtin", seq_len=_SEQ_LEN, max_windows=_WINDOWS)
+    dense = lines["owl"].evaluate(loaded, held_out)
     rows = [_Row("dense", 0.0, 0.0, dense.perplexity, 0.0)]
     with output_folder(out) as folder:
         plans: dict[str, Plan] = {}
@@ -59,7 +60,7 @@ def demo(
             report, plans[name] = line.plan(loaded, calibration)
             result = line.compress_(loaded, plans[name], calibration)
             seconds = perf_counter() - start
-            after = line.evaluate(loaded, "builtin")
+            after = line.evaluate(loaded, held_out)
             rows.append(
                 _Row(name, 1 - result.totals.asked, 1 - result.totals.achieved, after.perplexity, seconds)
             )

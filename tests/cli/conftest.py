@@ -1,0 +1,137 @@
+"""The command line, run in this process in a folder of its own, on a tiny model and a short text."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from owl_compress.cli import _exit_code
+
+TEXT_OPTIONS = ("--calib", "text.txt", "--samples", "4", "--seq-len", "32")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left on the streams, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON value on stdout."""
+        return json.loads(self.out)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file and folder below `folder`, hidden ones too, with the sha256 of what files hold."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """The working folder: `model` (three blocks, 27648 weights in linears), `text.txt`, `other.txt`."""
+    tiny_llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(f"owl{number:04d}" for number in range(500)))  # 3999 bytes
+    (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """A function that runs one command line in `here`."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        code = _exit_code([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def done(cli: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """A function that runs a command line which must succeed."""
+
+    def run(*arguments: str | Path) -> Outcome:
+        outcome = cli(*arguments)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    return run
+
+
+@pytest.fixture
+def refused(cli: Callable[..., Outcome], here: Path) -> Callable[..., str]:
+    """A function that runs a command line which must be refused, and returns the message.
+
+    One line on stderr, nothing on stdout, exit code 2, and not one file changed, added or lost.
+    """
+
+    def run(*arguments: str | Path) -> str:
+        before = contents(here)
+        outcome = cli(*arguments, "--quiet")
+        assert outcome.code == 2, outcome.err
+        assert outcome.out == ""
+        assert contents(here) == before
+        (line,) = outcome.err.splitlines()
+        assert line.startswith("owl-compress: ")
+        assert len(line) < 400
+        return line.removeprefix("owl-compress: ")
+
+    return run
+
+
+@pytest.fixture
+def run_options() -> tuple[str, ...]:
+    """`run` on the tiny model at 60 %, all but the output."""
+    return ("run", "model", *TEXT_OPTIONS, "--sparsity", "0.6")
+
+
+@pytest.fixture
+def text_options() -> tuple[str, ...]:
+    """Four sequences of 32 tokens."""
+    return TEXT_OPTIONS
+
+
+@pytest.fixture
+def report(done: Callable[..., Outcome], here: Path) -> Path:
+    """A report of the tiny model."""
+    done("measure", "model", *TEXT_OPTIONS, "-o", "report.json", "--quiet")
+    return here / "report.json"
+
+
+@pytest.fixture
+def plan(done: Callable[..., Outcome], report: Path, here: Path) -> Path:
+    """A plan for the tiny model, at 60 %."""
+    done("allocate", "report.json", "--sparsity", "0.6", "-o", "plan.json", "--quiet")
+    return here / "plan.json"
+
+
+@pytest.fixture
+def edit_json() -> Callable[..., None]:
+    """A function that changes a JSON file by hand: `edit(path, change)`, where `change` gets its content."""
+
+    def edit(path: Path, change: Callable[[Any], None]) -> None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edit
