@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Literal, TypedDict, Unpack, get_args
 
 from owl_compress.errors import RequestError
-from owl_compress.plan import BitsGrid, Grid, KeptOfGrid, Unit
+from owl_compress.plan import NARROWEST_BITS, WIDEST_BITS, BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.registry import nearest
 
 Granularity = Literal["block", "linear"]
@@ -14,8 +14,6 @@ Solver = Literal["proportional", "optimal"]
 
 KEPT_OF = (4, 8, 16, 32)
 """The M of N:M that masks are made for."""
-
-NARROWEST_BITS, WIDEST_BITS = 2, 8
 
 
 class TargetOptions(TypedDict, total=False):

@@ -15,6 +15,10 @@ ROUNDING = 1e-9
 """Relative slack for the rounding of floating-point sums when a budget is compared with its target."""
 
 
+NARROWEST_BITS, WIDEST_BITS = 2, 8
+"""The widths that a weight can be quantized to."""
+
+
 class Unit(StrEnum):
     """What a budget counts."""
 
@@ -75,6 +79,10 @@ def weighted_mean(budgets: tuple[LinearBudget, ...]) -> float:
     return fsum(b.n_weights * b.value for b in budgets) / sum(b.n_weights for b in budgets)
 
 
+def _is_width(bits: float) -> bool:
+    return bits.is_integer() and NARROWEST_BITS <= bits <= WIDEST_BITS
+
+
 class Plan(Document):
     """Budgets keyed per linear, valid by construction: in bounds, on the grid, and not above the target."""
 
@@ -121,6 +129,11 @@ class Plan(Document):
                 )
             if on_grid is not None and budget.value not in on_grid:
                 raise ValueError(f"{budget.name} has {budget.value}, off the grid {sorted(on_grid)}")
+            if self.unit is Unit.BITS and not _is_width(budget.value):
+                raise ValueError(
+                    f"{budget.name} has {budget.value} bits: give it a whole number from {NARROWEST_BITS} "
+                    f"to {WIDEST_BITS}"
+                )
         if self.achieved > self.target + ROUNDING * max(1.0, abs(self.target)):
             raise ValueError(
                 f"budget exceeded: the budgets average {self.achieved:.6f} {self.unit} per weight, "

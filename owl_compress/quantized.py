@@ -8,8 +8,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-NARROWEST_BITS, WIDEST_BITS = 2, 8
-
 _CODES = "owl_compress_codes"
 """Attribute of a module that holds its `QuantizedWeight`."""
 
