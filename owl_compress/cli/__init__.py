@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit_code(arguments: list[str] | None) -> int:
     with _own_log_on_stderr():
         try:
-            code = app(arguments, standalone_mode=False)
+            code = app(arguments, prog_name="owl-compress", standalone_mode=False)
             sys.stdout.flush()
         except RequestError as error:
             return _refuse(str(error))
@@ -77,12 +77,12 @@ def _refuse(message: str) -> int:
 
 def _refuse_usage(error: typer.TyperException) -> int:
     """Refuse a command line that is not one of ours, with the way to its help."""
-    problem = error.format_message().strip().rstrip(".")
+    problem = error.format_message().strip().removesuffix(".")
     if not problem:  # no command at all: the help is on stdout already
         return _UNSATISFIABLE
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "owl-compress"
-    return _refuse(f"{problem[0].lower()}{problem[1:]}: see {command} --help")
+    return _refuse(f"{problem[0].lower()}{problem[1:]} (see {command} --help)")
 
 
 class _StderrHandler(logging.Handler):

@@ -1,5 +1,6 @@
 """Evaluation of a model or of an output folder: perplexity, and whether it keeps what was asked."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,10 @@ def evaluate(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure the perplexity of a model, or of a folder that `compress` or `run` wrote."""
+    """Measure the perplexity of a model, or of a folder that `compress` or `run` wrote.
+
+    With --quiet the number alone is printed.
+    """
     from owl_compress.device import memory_errors, resolve_device
     from owl_compress.pipeline import stages
 
@@ -53,6 +57,8 @@ def evaluate(
             progress=output.progress,
         )
     output.answer(record.model_dump(mode="json"), perplexity_table(record))
+    if quiet and not as_json:
+        sys.stdout.write(f"{record.perplexity:.4f}\n")
 
 
 def verify(

@@ -10,6 +10,7 @@ from owl_compress.cli.console import Output
 from owl_compress.cli.run import execute, given_options
 from owl_compress.cli.tables import plan_table, report_table
 from owl_compress.errors import RequestError
+from owl_compress.files import check_output_file
 from owl_compress.plan import Plan
 from owl_compress.recipe import Recipe
 from owl_compress.report import ImportanceReport
@@ -44,6 +45,7 @@ def measure(
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)
+    check_output_file(out)
     metrics = list(dict.fromkeys([*DEFAULT_METRICS, *(metric or ())]))
     for name in metrics:
         find_metric(name)
@@ -113,6 +115,8 @@ def allocate(
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
+    if out is not None and not dry_run:
+        check_output_file(out)
     # The request of a run, whose model is measured already and whose backend is still open.
     defaults = {"model": str(report), "backend": "any", "allocator": allocator}
     request = Recipe.from_options(defaults | given_options(context), "options")
