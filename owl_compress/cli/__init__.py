@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+from typer.main import get_command
 
 from owl_compress.cli import demo, evaluate, run, stages
 from owl_compress.errors import RequestError
@@ -52,8 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _exit_code(arguments: list[str] | None) -> int:
     with _own_log_on_stderr():
         try:
-            code = app(arguments, prog_name="owl-compress", standalone_mode=False)
-            sys.stdout.flush()
+            return _invoke(sys.argv[1:] if arguments is None else arguments)
         except RequestError as error:
             return _refuse(str(error))
         except (KeyboardInterrupt, typer.Abort):
@@ -67,7 +67,18 @@ def _exit_code(arguments: list[str] | None) -> int:
             traceback.print_exc()
             sys.stderr.write("owl-compress: this is a defect of ours; please report the lines above\n")
             return _DEFECT
-    return code if isinstance(code, int) else _DONE
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Run one command. Not by calling app: that turns Ctrl-C and a closed pipe into silent exit codes."""
+    command = get_command(app)
+    try:
+        with command.make_context("owl-compress", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    sys.stdout.flush()
+    return _DONE
 
 
 def _refuse(message: str) -> int:

@@ -1,0 +1,125 @@
+"""Interrupted, or out of space: the input is whole, and nothing is left that looks like a checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+from owl_compress.backends.wanda import Wanda
+from owl_compress.files import Document
+
+BUDGET = ("--sparsity", "0.5")
+RUN = ("run", "model", "--calib", "text.txt", "--samples", "4", "--seq-len", "32", *BUDGET)
+
+
+def interrupt(*arguments: object, **options: object) -> Any:
+    raise KeyboardInterrupt
+
+
+def disk_is_full(*arguments: object, **options: object) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+def safetensors_finds_disk_full(*arguments: object, **options: object) -> Any:
+    raise SafetensorError('Error while serializing: I/O error: "No space left on device (os error 28)"')
+
+
+def test_interrupted_while_compressing(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compress, blocks = Wanda.compress_block_, []
+
+    def second_is_interrupted(self: Wanda, task: Any) -> Any:
+        blocks.append(task)
+        return interrupt() if len(blocks) == 2 else compress(self, task)
+
+    monkeypatch.setattr(Wanda, "compress_block_", second_is_interrupted)
+    assert refused(*RUN, "-o", "OUT").startswith("interrupted: nothing was written that looks finished")
+    assert len(blocks) == 2
+
+
+def test_interrupted_while_saving(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "owl_compress.pipeline.stages.model_card", interrupt
+    )  # the weights are written by then
+    assert refused(*RUN, "-o", "a/b/OUT").startswith("interrupted")
+
+
+@pytest.mark.parametrize("failure", [disk_is_full, safetensors_finds_disk_full])
+def test_disk_full_while_writing_the_weights(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, failure: Callable[..., Any]
+) -> None:
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", failure)
+    message = refused(*RUN, "-o", "OUT")
+    assert message == "disk full while writing OUT: free some space and run again"
+
+
+def test_disk_full_while_writing_the_result(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Document, "write", disk_is_full)
+    assert refused(*RUN, "-o", "OUT").startswith("disk full while writing OUT")
+
+
+def test_disk_full_while_writing_a_plan(
+    here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, report: Path
+) -> None:
+    (here / "plan.json").write_text("an older plan")
+    monkeypatch.setattr("os.fdopen", disk_is_full)
+    assert refused("allocate", report, *BUDGET, "-o", "plan.json").startswith(
+        "disk full while writing plan.json"
+    )
+    assert (here / "plan.json").read_text() == "an older plan"
+
+
+@pytest.fixture
+def tiny_disk(here: Path) -> Iterator[Path]:
+    """A file system of 96 KiB: enough for a report, not for the weights of the tiny model."""
+    folder = here.parent / f"{here.name}-disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=96k", "none", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_really_full(refused: Callable[..., str], tiny_disk: Path) -> None:
+    message = refused(*RUN, "-o", tiny_disk / "OUT")
+    assert message == f"disk full while writing {tiny_disk / 'OUT'}: free some space and run again"
+    assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_real_signal(here: Path) -> None:
+    """SIGINT in a process of its own, while the first of very many windows are compressed."""
+    (here / "long.txt").write_text("owls at night " * 15_000)
+    before = sorted(here.rglob("*"))
+    command = [
+        sys.executable, "-c", "from owl_compress.cli import main; main()", "run", "model",
+        "--calib", "long.txt", "--samples", "1500", "--seq-len", "128", *BUDGET,
+        "--backend", "sparsegpt", "-o", "OUT",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        lines = [process.stderr.readline(), process.stderr.readline()]
+        assert lines[0] == b"loading model\n"
+        assert lines[1].startswith(b"measuring blocks: 3/3")
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read().decode()
+        assert process.stdout.read() == b""
+    assert process.returncode == 2
+    assert rest.startswith("owl-compress: interrupted: nothing was written that looks finished; run again")
+    assert rest.count("\n") == 1
+    assert sorted(here.rglob("*")) == before
