@@ -97,9 +97,9 @@ def test_columns_over_several_solver_blocks_are_still_the_published_algorithm(n_
         torch.manual_seed(3)
         module = nn.Linear(n_inputs, 8, bias=False)
     gram = gram_of(correlated_inputs(600, n_inputs))
-    expected = literal_gptq(module.weight.data, gram, 8, 64)
-    compress_(Gptq(64), (module,), gram, (8,))
-    assert torch.isclose(module.weight.double(), expected, atol=1e-3).double().mean() > 0.97
+    expected = literal_gptq(module.weight.data, gram, 4, 64)
+    compress_(Gptq(64), (module,), gram, (4,))
+    assert torch.isclose(module.weight.double(), expected, atol=1e-4).double().mean() > 0.95
 
 
 @pytest.mark.parametrize("options", [{}, {"symmetric": False}, {"mse": True}, {"activation_order": True}])
