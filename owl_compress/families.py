@@ -45,9 +45,8 @@ _FAMILIES = (
     Family("qwen3", "model.layers", _LLAMA_LIKE),
     Family("gemma2", "model.layers", _LLAMA_LIKE, bos="every"),
     Family("gemma3_text", "model.layers", _LLAMA_LIKE, bos="every"),
-    Family(
-        "gemma3", "model.language_model.layers", _LLAMA_LIKE, bos="every"
-    ),  # with a vision tower beside it
+    # Gemma 3 with a vision tower beside the text part
+    Family("gemma3", "model.language_model.layers", _LLAMA_LIKE, bos="every"),
     Family(
         "phi3",
         "model.layers",

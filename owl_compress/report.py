@@ -3,7 +3,7 @@
 from math import prod
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from owl_compress.files import Document, Frozen
 
@@ -17,8 +17,8 @@ class ScoreHistogram(Frozen):
 
     bins_per_octave: PositiveInt
     first_bin: int
-    counts: tuple[int, ...]
-    n_zero: int = Field(ge=0)
+    counts: tuple[NonNegativeInt, ...]
+    n_zero: NonNegativeInt
 
     @property
     def total(self) -> int:

@@ -1,0 +1,96 @@
+"""result.json: what it looks like."""
+
+from pathlib import Path
+
+from owl_compress.plan import Unit
+from owl_compress.report import CalibrationRecord, ModelIdentity
+from owl_compress.result import (
+    Evaluation,
+    Fallback,
+    LinearResult,
+    MethodRecord,
+    PerplexityRecord,
+    Result,
+    Totals,
+)
+
+GOLDEN = Path(__file__).parent / "golden" / "result.json"
+
+
+def example() -> Result:
+    """One block of two linears, with everything that may be there."""
+    dense = PerplexityRecord(
+        perplexity=29.31,
+        tokens=10220,
+        windows=20,
+        seq_len=512,
+        dtype="float32",
+        data="wiki.txt",
+        bos="first",
+        n_params=1000,
+    )
+    return Result(
+        model=ModelIdentity(id="org/tiny", revision=None, family="llama", dtype="float32"),
+        backend=MethodRecord(name="sparsegpt", parameters={"scope": "linear", "damping": 0.01}),
+        error_measure="squared output error over squared output, under the damped Hessian",
+        totals=Totals(
+            asked=0.4,
+            achieved=0.39,
+            n_weights=14,
+            bits_per_weight=32.0,
+            bytes_on_disk=None,
+            n_params_before=1000,
+            n_params_after=1000,
+        ),
+        evaluation=Evaluation(dense=dense, compressed=dense.model_copy(update={"perplexity": 87.1})),
+        fallbacks=(Fallback(what="damping raised to 0.1", where="layers.0.down"),),
+        notes=("a note",),
+        calibration=CalibrationRecord(
+            source="wiki.txt",
+            token_ids_sha256="ab" * 32,
+            sequences=12,
+            seq_len=512,
+            sampling="first",
+            seed=0,
+            bos="first",
+        ),
+        seed=0,
+        wall_seconds=12.5,
+        peak_device_bytes=0,
+        peak_host_bytes=123456789,
+        versions={"owl-compress": "0.1.0"},
+        report="ab" * 32,
+        plan="cd" * 32,
+        budgets=tuple(
+            LinearResult(
+                name=f"layers.0.{name}",
+                block="layers.0",
+                unit=Unit.DENSITY,
+                asked=0.4,
+                achieved=achieved,
+                n_weights=n_weights,
+                relative_error=0.01,
+                seconds=0.5,
+            )
+            for name, achieved, n_weights in (("up", 0.5, 6), ("down", 0.375, 8))
+        ),
+    )
+
+
+def test_the_file_looks_as_agreed() -> None:
+    assert example().to_json() == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_reading_and_writing_changes_no_byte(tmp_path: Path) -> None:
+    result = Result.read(GOLDEN)
+    assert result == example()
+    result.write(tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == GOLDEN.read_bytes()
+
+
+def test_what_may_be_missing() -> None:
+    content = example().model_dump()
+    for name in ("evaluation", "fallbacks", "notes"):
+        del content[name]
+    result = Result.model_validate(content)
+    assert (result.evaluation, result.fallbacks, result.notes) == (None, (), ())
