@@ -35,7 +35,13 @@ BitChoices = Annotated[
 ]
 
 AllocatorName = Annotated[
-    str, typer.Option("--allocator", help="Who divides the budget.", rich_help_panel=_ALLOCATOR)
+    str,
+    typer.Option(
+        "--allocator",
+        help="Who divides the budget: uniform, owl, owl-inverse, linear-depth, er, er-plus, global, random, "
+        "weight-l1, dlp.",
+        rich_help_panel=_ALLOCATOR,
+    ),
 ]
 Metric = Annotated[
     str | None,
@@ -43,7 +49,9 @@ Metric = Annotated[
 ]
 Lam = Annotated[
     float | None,
-    typer.Option(help="How far budgets may move from the average.", rich_help_panel=_ALLOCATOR),
+    typer.Option(
+        help="How far budgets may move from the average; owl's default is 0.08.", rich_help_panel=_ALLOCATOR
+    ),
 ]
 OwlLaw = Annotated[
     str | None,
@@ -57,8 +65,12 @@ SolverName = Annotated[
     str | None,
     typer.Option("--solver", help="On a grid: 'proportional' or 'optimal'.", rich_help_panel=_ALLOCATOR),
 ]
-Low = Annotated[float | None, typer.Option(help="Lower bound of every budget.", rich_help_panel=_ALLOCATOR)]
-High = Annotated[float | None, typer.Option(help="Upper bound of every budget.", rich_help_panel=_ALLOCATOR)]
+Low = Annotated[
+    float | None, typer.Option(help="No budget below this (what is kept).", rich_help_panel=_ALLOCATOR)
+]
+High = Annotated[
+    float | None, typer.Option(help="No budget above this (what is kept).", rich_help_panel=_ALLOCATOR)
+]
 Pins = Annotated[
     list[str] | None,
     typer.Option(
@@ -79,7 +91,12 @@ NoTie = Annotated[
     ),
 ]
 
-BackendName = Annotated[str, typer.Option("--backend", help="Who carries the plan out.")]
+BackendName = Annotated[
+    str,
+    typer.Option(
+        "--backend", help="Who carries the plan out: magnitude, wanda, sparsegpt; in bits rtn, gptq."
+    ),
+]
 Scope = Annotated[
     str | None, typer.Option(help="Comparison group of the pruning scores: row, linear or model.")
 ]
@@ -124,12 +141,12 @@ OptionalData = Annotated[
     typer.Option("--data", help="Evaluation text; perplexity before and after.", rich_help_panel=_TEXT),
 ]
 TextField = Annotated[
-    str, typer.Option(help="Field with the text in .jsonl and .parquet.", rich_help_panel=_TEXT)
+    str, typer.Option(help="Field with the text in .jsonl, .json and .parquet.", rich_help_panel=_TEXT)
 ]
 Samples = Annotated[int, typer.Option(help="Calibration sequences.", rich_help_panel=_TEXT)]
 MeasureSamples = Annotated[
     int | None,
-    typer.Option(help="Sequences to measure importance on (the first of --samples).", rich_help_panel=_TEXT),
+    typer.Option(help="How many of --samples to measure importance on; default 16.", rich_help_panel=_TEXT),
 ]
 SeqLen = Annotated[
     int | None,
@@ -138,7 +155,9 @@ SeqLen = Annotated[
 Sampling = Annotated[
     str, typer.Option(help="'first' (consecutive) or 'random' windows.", rich_help_panel=_TEXT)
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=_TEXT)]
+Seed = Annotated[
+    int, typer.Option(help="Seed of the sampling, and of the allocator random.", rich_help_panel=_TEXT)
+]
 Bos = Annotated[
     str,
     typer.Option(help="BOS token: auto, every (window), first (of the text), never.", rich_help_panel=_TEXT),
@@ -163,7 +182,10 @@ TrustRemoteCode = Annotated[
     ),
 ]
 AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Load pickled weights.", rich_help_panel=_MACHINE)
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Load pickled weights, which can run code.", rich_help_panel=_MACHINE
+    ),
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON, alone on stdout.")]
@@ -172,3 +194,4 @@ Strict = Annotated[bool, typer.Option("--strict", help="Treat any fallback as an
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show budgets, predicted size and memory; write nothing.")
 ]
+DryRunOfPlan = Annotated[bool, typer.Option("--dry-run", help="Show the budgets; write nothing.")]

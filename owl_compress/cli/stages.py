@@ -104,8 +104,8 @@ def allocate(
     pins: options.Pins = None,
     skips: options.Skips = None,
     no_tie: options.NoTie = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of the allocator `random`.")] = None,
-    dry_run: options.DryRun = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of the allocator random.")] = None,
+    dry_run: options.DryRunOfPlan = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from owl_compress.allocators import ALLOCATORS
+from owl_compress.backends import BACKENDS
 from owl_compress.cli import app, console
 from owl_compress.cli.console import BarProgress, LineProgress, Output
 from owl_compress.plan import Plan
+from owl_compress.registry import Registry
 from owl_compress.report import ImportanceReport
 from owl_compress.result import Result
 
@@ -183,3 +186,10 @@ def test_every_option_and_argument_has_a_help_text() -> None:
                 information = annotation.__metadata__[0]
                 assert information.help, f"{command.name} {name}"
                 assert information.help.endswith("."), f"{command.name} {name}"
+
+
+@pytest.mark.parametrize(("option", "registry"), [("--allocator", ALLOCATORS), ("--backend", BACKENDS)])
+def test_help_names_what_is_registered(done: Callable[..., Any], option: str, registry: Registry) -> None:
+    text = " ".join(done("run", "--help").out.replace("│", " ").split())
+    named = text.split(option)[1].split("[default")[0]
+    assert all(name in named for name in registry.builtin)
