@@ -30,8 +30,10 @@ def by_row(scores: Array, n_kept: int) -> Array:
     base, extra = divmod(n_kept, len(scores))
     counts = np.full(len(scores), base)
     if extra:
-        next_best = np.sort(scores, axis=1)[:, ::-1][:, base]
-        counts[np.argsort(-next_best, kind="stable")[:extra]] += 1
+        next_best = np.sort(scores, axis=1)[:, ::-1][:, base].astype(np.float64)
+        norms = np.sqrt((scores.astype(np.float64) ** 2).sum(axis=1))
+        relative = np.divide(next_best, norms, out=np.zeros_like(next_best), where=norms > 0)
+        counts[np.argsort(-relative, kind="stable")[:extra]] += 1
     return np.stack([best(row, count) for row, count in zip(scores, counts, strict=True)])
 
 
