@@ -12,6 +12,7 @@ MARKERS     := $(if $(SLOW),not gpu,not slow and not gpu)
 .PHONY: demo test lint types build clean
 
 demo: $(VENV)/.demo
+	rm -rf demo
 	$(VENV)/bin/owl-compress demo --out demo
 
 test: $(VENV)/.test
