@@ -152,7 +152,7 @@ def _quantization(result: Result, plan: Plan, *, is_packed: bool) -> list[str]:
         widths.setdefault(row.achieved, []).append(row.n_weights)
     rows = [(f"{bits:g}", f"{len(sizes)}", f"{sum(sizes):,}") for bits, sizes in sorted(widths.items())]
     group_size = result.backend.parameters.get("group_size")
-    groups = f"{group_size} consecutive inputs" if group_size else "all inputs"
+    groups = f"every {group_size} consecutive inputs" if group_size else "all inputs"
     zero_point = "" if result.backend.parameters.get("symmetric", True) else " and zero point"
     storage = (
         "They are stored as packed integers, in the format `pack-quantized` of compressed-tensors"

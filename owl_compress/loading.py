@@ -90,7 +90,7 @@ def load_model(
         packed = is_packed(config)
         if packed:
             require_package()
-        if packed or place.gguf:
+        if place.gguf or (packed and place.is_local):
             # Progress bars of the dequantisation heed none of transformers' switches.
             while_loading.enter_context(redirect_stderr(io.StringIO()))
         commit = None if place.is_local else _commit_of(place.where, revision)

@@ -295,7 +295,7 @@ def test_the_card_tells_how_the_weights_are_stored(
 ) -> None:
     card = (folder / "README.md").read_text()
     assert "pip install transformers compressed-tensors" in card
-    assert "one scale for 16 consecutive inputs" in card
+    assert "one scale for every 16 consecutive inputs" in card
     assert "`pack-quantized`" in card
     save(*quantize(), tmp_path / "dense", storage="dense")
     card = (tmp_path / "dense" / "README.md").read_text()
