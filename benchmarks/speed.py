@@ -1,6 +1,6 @@
 """What do the steps cost? Paired timings in one process; quote ratios and medians, never single seconds.
 
-    python benchmarks/speed.py --calib validation.txt [--samples 12] [--seq-len 512] [--repeats 5] > rows.jsonl
+    python benchmarks/speed.py --calib validation.txt [--samples 12] [--repeats 5] > rows.jsonl
 
 - measure: against the plain forward pass of the same model on the same tokens.
 - run_owl: measuring on the default number of sequences, allocating and pruning, against pruning alone.
@@ -61,9 +61,7 @@ def main() -> None:
 
 
 def _pair(name: str, base: Callable[[], None], ours: Callable[[], None], repeats: int, **facts: int) -> None:
-    times: list[tuple[float, float]] = []
-    for _ in range(repeats):
-        times.append((_seconds(base), _seconds(ours)))
+    times = [(_seconds(base), _seconds(ours)) for _ in range(repeats)]
     print_row(
         "speed",
         name=name,
