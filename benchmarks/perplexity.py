@@ -91,14 +91,17 @@ def main() -> None:
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     for index, case in enumerate(cases):
         line = Line(Recipe.from_options({**shared, **case.options}))
+        held_out = line.held_out(loaded)
+        if held_out is None:
+            raise ValueError("the recipe names no evaluation text")
         if index == 0:
-            report_perplexity("dense", line.evaluate(loaded, arguments.data).perplexity, seconds=0.0)
+            report_perplexity("dense", line.evaluate(loaded, held_out).perplexity, seconds=0.0)
         calibration = line.windows(loaded)
         start = perf_counter()
         _, plan = line.plan(loaded, calibration)
         result = line.compress_(loaded, plan, calibration)
         seconds = perf_counter() - start
-        perplexity = line.evaluate(loaded, arguments.data).perplexity
+        perplexity = line.evaluate(loaded, held_out).perplexity
         report_perplexity(
             case.name, perplexity, seconds=seconds, asked=result.totals.asked, achieved=result.totals.achieved
         )
