@@ -64,16 +64,21 @@ def _keep_by_row(scores: Tensor, n_kept: int) -> Tensor:
     base, extra = divmod(n_kept, rows)
     if base == columns:
         return torch.ones_like(scores, dtype=torch.bool)
-    # Rising order statistics of each row: the last score that goes anyway, and the first that stays anyway.
-    next_best, lowest_kept = _neighbours(scores, columns - base - 1)
-    threshold = lowest_kept if base else torch.full_like(lowest_kept, torch.inf)
     row_kept = torch.full((rows,), base, device=scores.device)
     if extra:
+        # The last score of each row that goes, and the first that stays, before the remainder is given out.
+        next_best, threshold = _neighbours(scores, columns - base - 1)
         norms = torch.linalg.vector_norm(scores, dim=1, dtype=torch.float64)
         relative = next_best / norms.clamp_min(torch.finfo(torch.float64).tiny)
         favoured = torch.sort(relative, descending=True, stable=True).indices[:extra]
-        threshold[favoured] = next_best[favoured]
         row_kept[favoured] += 1
+        if not base:
+            threshold.fill_(torch.inf)
+        threshold[favoured] = next_best[favoured]
+    elif base:
+        threshold = _kth_smallest(scores, columns - base)
+    else:
+        return torch.zeros_like(scores, dtype=torch.bool)
     mask = scores >= threshold[:, None]
     _drop_last_ties_(mask, scores, threshold, row_kept)
     return mask
@@ -91,21 +96,25 @@ def _drop_last_ties_(mask: Tensor, scores: Tensor, threshold: Tensor, row_kept: 
     ties = (scores[crowded] == threshold[crowded, None]).nonzero()  # [ties, 2], rows rising, then columns
     rows, columns = ties.unbind(dim=1)
     last_of_row = torch.bincount(rows, minlength=len(crowded)).cumsum(dim=0)
-    rank_from_end = last_of_row[rows] - torch.arange(
-        len(rows), device=rows.device
-    )  # 1 for the last tie of a row
+    # 1 for the last tie of a row, 2 for the one before it, ...
+    rank_from_end = last_of_row[rows] - torch.arange(len(rows), device=rows.device)
     gone = rank_from_end <= surplus[crowded][rows]
     mask[crowded[rows[gone]], columns[gone]] = False
 
 
+def _kth_smallest(scores: Tensor, rank: int) -> Tensor:
+    """The rank-th smallest (from 0) entry of each row, [rows]."""
+    if scores.device.type == "cpu":  # numpy's partition around one place is ten times faster than torch's
+        return torch.from_numpy(np.partition(scores.numpy(), rank, axis=1)[:, rank].copy())
+    return scores.kthvalue(rank + 1, dim=1).values
+
+
 def _neighbours(scores: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The rank-th smallest (from 0) entry of each row, and the one after it (of the last, itself): [rows] each."""
-    last = rank + 1 == scores.shape[1]
+    """The rank-th smallest (from 0) of each row, and the next one (after the last, itself), [rows] each."""
+    if rank + 1 == scores.shape[1]:
+        at = _kth_smallest(scores, rank)
+        return at, at.clone()
     if scores.device.type == "cpu":
-        # numpy's partition around one place is vectorised: ten times faster than torch's selection, or two places.
         ordered = np.partition(scores.numpy(), rank, axis=1)
-        at = ordered[:, rank].copy()
-        after = at.copy() if last else ordered[:, rank + 1 :].min(axis=1)
-        return torch.from_numpy(at), torch.from_numpy(after)
-    at_device = scores.kthvalue(rank + 1, dim=1).values
-    return at_device, at_device.clone() if last else scores.kthvalue(rank + 2, dim=1).values
+        return torch.from_numpy(ordered[:, rank].copy()), torch.from_numpy(ordered[:, rank + 1 :].min(axis=1))
+    return _kth_smallest(scores, rank), _kth_smallest(scores, rank + 1)
