@@ -4,6 +4,8 @@
 
 The texts are WikiText-2 validation and test. Protocol: the first 12 windows of 512 tokens to calibrate and
 measure, the first 20 windows of 512 to evaluate, float32. `expected` are figures measured with separate code.
+With `--perturb SEED` every weight is changed by a millionth of itself first: the spread over seeds is what a
+figure owes to chance.
 """
 
 import argparse
@@ -13,10 +15,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from rows import print_row
+from torch import nn
 
-from owl_compress.pipeline.line import Line
-from owl_compress.recipe import Recipe
+from owl_compress import Line, Recipe, measure
+from owl_compress.allocators import allocate
+from owl_compress.pipeline.request import allocator_of, target_of
 
 _EXPECTED = json.loads((Path(__file__).parent / "expected_smollm2.json").read_text())
 
@@ -75,6 +80,9 @@ def main() -> None:
     parser.add_argument("--calib", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--only", default="", help="only methods whose name contains this")
+    parser.add_argument(
+        "--perturb", type=int, default=0, help="seed of a relative change of 1e-6; 0 for none"
+    )
     arguments = parser.parse_args()
     shared = {
         "model": "builtin",
@@ -87,32 +95,39 @@ def main() -> None:
         "max_windows": 20,
     }
     cases = [case for case in _cases() if arguments.only in case.name]
-    loaded = Line(Recipe.from_options({**shared, **cases[0].options})).load()
+    lines = [Line(Recipe.from_options({**shared, **case.options})) for case in cases]
+    loaded = lines[0].load()
+    calibration, held_out = lines[0].windows(loaded), lines[0].held_out(loaded)
+    if calibration is None or held_out is None:
+        raise ValueError("name texts for calibration and evaluation")
+    if arguments.perturb:
+        _perturb_(loaded.model, arguments.perturb)
     dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    for index, case in enumerate(cases):
-        line = Line(Recipe.from_options({**shared, **case.options}))
-        held_out = line.held_out(loaded)
-        if held_out is None:
-            raise ValueError("the recipe names no evaluation text")
-        if index == 0:
-            report_perplexity("dense", line.evaluate(loaded, held_out).perplexity, seconds=0.0)
-        calibration = line.windows(loaded)
+    _report("dense", lines[0].evaluate(loaded, held_out).perplexity, arguments.perturb)
+    report = measure(loaded.model, calibration)
+    for case, line in zip(cases, lines, strict=True):
         start = perf_counter()
-        _, plan = line.plan(loaded, calibration)
-        result = line.compress_(loaded, plan, calibration)
-        seconds = perf_counter() - start
-        perplexity = line.evaluate(loaded, held_out).perplexity
-        report_perplexity(
-            case.name, perplexity, seconds=seconds, asked=result.totals.asked, achieved=result.totals.achieved
-        )
+        plan = allocate(report, allocator_of(line.recipe), target_of(line.recipe))
+        totals = line.compress_(loaded, plan, calibration).totals
+        counted = {"seconds": perf_counter() - start, "asked": totals.asked, "achieved": totals.achieved}
+        _report(case.name, line.evaluate(loaded, held_out).perplexity, arguments.perturb, **counted)
         loaded.model.load_state_dict(dense)
 
 
-def report_perplexity(name: str, perplexity: float, **more: float) -> None:
+@torch.no_grad()
+def _perturb_(model: nn.Module, seed: int) -> None:
+    """Change every weight by a millionth of itself: how much of a figure is chance?"""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.mul_(1 + 1e-6 * torch.randn(parameter.shape, generator=generator))
+
+
+def _report(name: str, perplexity: float, perturb: int, **more: float) -> None:
     """Print the row, with its distance from the expected figure where there is one."""
     expected = _EXPECTED.get(name)
     distance = perplexity / expected - 1 if expected else None
-    print_row("perplexity", name=name, perplexity=perplexity, expected=expected, relative=distance, **more)
+    row = {"name": name, "perplexity": perplexity, "expected": expected, "relative": distance}
+    print_row("perplexity", **row, perturb=perturb, **more)
 
 
 if __name__ == "__main__":
