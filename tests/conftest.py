@@ -3,7 +3,8 @@
 import hashlib
 import os
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.calibration import TokenWindows
+from owl_compress.families import find_structure
 from owl_compress.report import CalibrationRecord
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
@@ -220,3 +222,25 @@ def make_windows() -> Callable[..., TokenWindows]:
         return TokenWindows(ids, record)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forwards_counted() -> Callable[[nn.Module], AbstractContextManager[list[list[int]]]]:
+    """A context in which the sequence lengths are noted with which each block's own forward is called."""
+
+    @contextmanager
+    def count(model: nn.Module) -> Iterator[list[list[int]]]:
+        modules = [block.module for block in find_structure(model).blocks]
+        lengths: list[list[int]] = [[] for _ in modules]
+        original = type(modules[0]).forward
+
+        def counted(self: nn.Module, *positional: Any, **named: Any) -> Any:
+            hidden = positional[0] if positional else named["hidden_states"]
+            lengths[modules.index(self)].append(hidden.shape[1])
+            return original(self, *positional, **named)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(modules[0]), "forward", counted)
+            yield lengths
+
+    return count

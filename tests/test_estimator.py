@@ -149,6 +149,14 @@ def test_the_batch_size_changes_nothing_but_rounding(
         assert a.metrics == pytest.approx(b.metrics, rel=1e-5, abs=2 / a.n_weights)
 
 
+def test_every_block_runs_once_per_batch(
+    family_model: Any, make_windows: Make, forwards_counted: Callable[..., Any]
+) -> None:
+    with forwards_counted(family_model) as counts:
+        measure(family_model, make_windows(5), batch_size=2)
+    assert counts == [[1, 24, 24, 24], [24, 24, 24], [24, 24, 24]]  # one token tells what a block returns
+
+
 def test_the_model_is_left_as_it_was(family_model: Any, make_windows: Make) -> None:
     before = {name: tensor.clone() for name, tensor in family_model.state_dict().items()}
     measure(family_model, make_windows(2))

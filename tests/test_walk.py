@@ -1,7 +1,7 @@
 """The walk sees what a plain forward pass sees, once, and leaves no trace."""
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
@@ -52,25 +52,6 @@ def visit_all(walk: BlockWalk, do: Callable[[BlockVisit], Any]) -> None:
     with closing(walk.visits()) as visits:
         for visit in visits:
             do(visit)
-
-
-@contextmanager
-def forwards_counted(model: nn.Module) -> Iterator[list[list[int]]]:
-    """The sequence lengths with which each block's own forward is called, by block."""
-    blocks = find_structure(model).blocks
-    counts: list[list[int]] = [[] for _ in blocks]
-    originals = [type(block.module).forward for block in blocks]
-
-    def counted(self: nn.Module, *positional: Any, **named: Any) -> Any:
-        index = next(i for i, block in enumerate(blocks) if block.module is self)
-        hidden = positional[0] if positional else named["hidden_states"]
-        counts[index].append(hidden.shape[1])
-        return originals[index](self, *positional, **named)
-
-    kind = type(blocks[0].module)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "forward", counted)
-        yield counts
 
 
 def traces(model: nn.Module) -> list[Any]:
@@ -230,7 +211,9 @@ def test_masks_and_rotary_embeddings_are_held_once_for_all_batches(
     assert all(tensors.keys() == held[0].keys() for tensors in held)
 
 
-def test_measuring_takes_one_forward_per_block_and_batch(family_model: Any, make_windows: Make) -> None:
+def test_measuring_takes_one_forward_per_block_and_batch(
+    family_model: Any, make_windows: Make, forwards_counted: Callable[..., Any]
+) -> None:
     with forwards_counted(family_model) as counts:
         for visit in walk_over(family_model, make_windows(5), batch_size=2).visits():
             visit.gather(SecondMoments, advance=True)
@@ -240,7 +223,7 @@ def test_measuring_takes_one_forward_per_block_and_batch(family_model: Any, make
 
 
 def test_compressing_takes_two_forwards_but_one_for_the_last_block(
-    family_model: Any, make_windows: Make
+    family_model: Any, make_windows: Make, forwards_counted: Callable[..., Any]
 ) -> None:
     with forwards_counted(family_model) as counts:
         for visit in walk_over(family_model, make_windows(3)).visits():
@@ -248,7 +231,7 @@ def test_compressing_takes_two_forwards_but_one_for_the_last_block(
     assert [counts[0][1:], *counts[1:]] == [[24] * 6, [24] * 6, [24] * 3]
 
 
-def test_a_walk_without_text_runs_nothing(family_model: Any) -> None:
+def test_a_walk_without_text_runs_nothing(family_model: Any, forwards_counted: Callable[..., Any]) -> None:
     with forwards_counted(family_model) as counts:
         walk = BlockWalk(family_model, find_structure(family_model), (), device=CPU)
         names = [visit.site.name for visit in walk.visits()]

@@ -227,6 +227,37 @@ def test_linears_with_the_same_input_share_one_statistic(
     assert made == [32, 32, 32, 64] * 3  # q/k/v, o, gate/up, down
 
 
+def test_a_block_runs_once_to_be_looked_at_and_once_for_the_next(
+    family_model: Any,
+    backend: Backend,
+    name: str,
+    make_windows: Make,
+    plan_for: PlanFor,
+    forwards_counted: Callable[..., Any],
+) -> None:
+    plan = plan_for(family_model, 0.5)
+    with forwards_counted(family_model) as counts:
+        compress_with_(family_model, plan, backend, name, make_windows(3))
+    # nothing follows the last block; a single token tells what a block returns
+    expected = [[], [], []] if backend.statistic is None else [[1, *[24] * 6], [24] * 6, [24] * 3]
+    assert counts == expected
+
+
+def test_a_block_left_alone_runs_once(
+    make_model: Callable[[str], Any],
+    backend: Backend,
+    name: str,
+    make_windows: Make,
+    plan_for: PlanFor,
+    forwards_counted: Callable[..., Any],
+) -> None:
+    model = make_model("llama")
+    skipped = tuple(linear.name for linear in find_structure(model).blocks[1].linears)
+    with forwards_counted(model) as counts:
+        compress_with_(model, plan_for(model, 0.5, skipped=skipped), backend, name, make_windows(3))
+    assert counts[1] == ([] if backend.statistic is None else [24] * 3)
+
+
 def test_a_plan_for_another_model_is_refused(
     make_model: Callable[[str], Any], backend: Backend, name: str, make_windows: Make, plan_for: PlanFor
 ) -> None:
