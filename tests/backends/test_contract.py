@@ -77,12 +77,13 @@ def test_nothing_else_is_touched(
     family_model: Any, backend: Backend, name: str, make_windows: Make, plan_for: PlanFor
 ) -> None:
     family_model.train()
-    skipped = tuple(linear.name for linear in find_structure(family_model).blocks[1].linears)
+    first, second, _ = find_structure(family_model).blocks
+    skipped = (first.linears[0].name, *(linear.name for linear in second.linears))  # one, and a whole block
     before = snapshot(family_model)
     plan = plan_for(family_model, 0.5, skipped=skipped)
     result = compress_with_(family_model, plan, backend, name, make_windows(2))
     changed = {f"{row.name}.weight" for row in result.budgets}
-    assert len(changed) > 3
+    assert len(changed) >= 3
     for key, tensor in family_model.state_dict().items():
         same = tensor.dtype == before[key].dtype and torch.equal(tensor, before[key])
         assert same != (key in changed), key
