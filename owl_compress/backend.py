@@ -7,11 +7,13 @@ walk can drive any of them without knowing one.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import ClassVar, Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from owl_compress.calibration import TokenWindows
 from owl_compress.families import BlockSite, LinearSite
 from owl_compress.plan import Grid, Plan, Unit
 from owl_compress.quantized import QuantizedWeight
@@ -99,6 +101,45 @@ class Backend(Protocol):
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
         """Compress the linears of `task` in place, each to its budget."""
         ...
+
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """What the model card says of a format that is not ours: a tag, how weights lie in it, how to load it."""
+
+    tag: str
+    description: str
+    how_to_load: str
+
+
+@runtime_checkable
+class CheckpointBackend(Protocol):
+    """A way to carry out a plan on a whole checkpoint folder, by a package with its own walk and format.
+
+    `unit`, `statistic` and `error_measure` as in `Backend`; `stored_format` describes what it writes. A
+    frozen dataclass, too.
+    """
+
+    unit: ClassVar[Unit]
+    statistic: ClassVar[type[Statistic] | None]
+    error_measure: ClassVar[str]
+    stored_format: ClassVar[StoredFormat]
+
+    def check_ready(self, plan: Plan | None = None) -> None:
+        """Refuse what can be refused before any work: a package that is missing, a plan it cannot store."""
+        ...
+
+    def compress_checkpoint(
+        self, dense: Path, plan: Plan, windows: TokenWindows, device: torch.device, out: Path
+    ) -> Sequence[LinearOutcome]:
+        """Write the checkpoint in `dense`, compressed, into the existing folder `out`; outcomes by the plan.
+
+        Each outcome hands back the codes that were saved.
+        """
+        ...
+
+
+AnyBackend = Backend | CheckpointBackend
 
 
 def density(weight: Tensor) -> float:

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from owl_compress.backend import StoredFormat
 from owl_compress.explain import quiet_transformers
 from owl_compress.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
 from owl_compress.plan import KeptOfGrid, Plan, Unit
@@ -26,6 +27,25 @@ _TAGS = {
     Unit.WIDTH: ("pruned", "structured-pruning"),
     Unit.BITS: ("quantized", "mixed-precision"),
 }
+
+_LOAD = (
+    "```python\n"
+    "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    'folder = "path/to/this/folder"\n'
+    "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+    "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"
+)
+DENSE = StoredFormat(
+    tag="",
+    description="They are stored dequantised, like any other weight: the files are no smaller than before, "
+    "and the bits per weight above are those of the codes, scales and all other tensors",
+    how_to_load=_LOAD,
+)
+PACKED = StoredFormat(
+    tag="compressed-tensors",
+    description="They are stored as packed integers, in the format `pack-quantized` of compressed-tensors",
+    how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{_LOAD}",
+)
 
 
 @dataclass(frozen=True)
@@ -59,22 +79,25 @@ def model_card(
     origin: Origin | None = None,
     *,
     is_packed: bool = False,
+    stored: StoredFormat | None = None,
 ) -> str:
     """README.md for an output folder: the same result, plan and recipe give the same text.
 
-    `is_packed` says that quantized weights are stored as integer codes.
+    `is_packed` says that quantized weights are stored as integer codes; `stored`, that they are stored in a
+    format of the backend's own.
     Durations and peak memory differ from run to run and stay in result.json.
     """
     origin = origin or Origin()
+    stored = stored or (PACKED if is_packed else DENSE)
     sections = [
-        _metadata(plan, result, origin, is_packed=is_packed),
+        _metadata(plan, result, origin, stored),
         f"# {_short(result.model.id)}, compressed with owl-compress",
         _what_was_done(result, plan),
         _totals(result, plan),
-        *_quantization(result, plan, is_packed=is_packed),
+        *_quantization(result, plan, stored),
         *_evaluation(result),
         *_remarks(result),
-        _how_to_load(plan, is_packed=is_packed),
+        _how_to_load(plan, stored),
         _blocks(result, plan),
         *_recipe(recipe_yaml),
         _versions(result, plan),
@@ -82,15 +105,15 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _metadata(plan: Plan, result: Result, origin: Origin, *, is_packed: bool) -> str:
+def _metadata(plan: Plan, result: Result, origin: Origin, stored: StoredFormat) -> str:
     content: dict[str, Any] = {}
     if origin.license:
         content["license"] = origin.license
     if origin.base_model:
         content |= {"base_model": origin.base_model, "base_model_relation": _RELATION[plan.unit]}
     content |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    storage = ("compressed-tensors",) if is_packed else ()
-    content["tags"] = list(dict.fromkeys(["owl-compress", *_TAGS[plan.unit], result.backend.name, *storage]))
+    tags = ["owl-compress", *_TAGS[plan.unit], result.backend.name, stored.tag]
+    content["tags"] = list(dict.fromkeys(filter(None, tags)))
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -144,7 +167,7 @@ def _totals(result: Result, plan: Plan) -> str:
     return text
 
 
-def _quantization(result: Result, plan: Plan, *, is_packed: bool) -> list[str]:
+def _quantization(result: Result, plan: Plan, stored: StoredFormat) -> list[str]:
     if plan.unit is not Unit.BITS:
         return []
     widths: dict[float, list[int]] = {}
@@ -154,17 +177,11 @@ def _quantization(result: Result, plan: Plan, *, is_packed: bool) -> list[str]:
     group_size = result.backend.parameters.get("group_size")
     groups = f"every {group_size} consecutive inputs" if group_size else "all inputs"
     zero_point = "" if result.backend.parameters.get("symmetric", True) else " and zero point"
-    storage = (
-        "They are stored as packed integers, in the format `pack-quantized` of compressed-tensors"
-        if is_packed
-        else "They are stored dequantised, like any other weight: the files are no smaller than before, and "
-        "the bits per weight above are those of the codes, scales and all other tensors"
-    )
     return [
         "## Quantization\n\n"
         + _table(("bits", "linears", "weights"), rows)
-        + f"\n\nEach output has one scale{zero_point} for {groups}. {storage}. Embeddings, norms, biases and "
-        "the output layer are as they were."
+        + f"\n\nEach output has one scale{zero_point} for {groups}. {stored.description}. "
+        "Embeddings, norms, biases and the output layer are as they were."
     ]
 
 
@@ -187,15 +204,8 @@ def _remarks(result: Result) -> list[str]:
     return ["## Fallbacks and notes\n\n" + "\n".join(lines)] if lines else []
 
 
-def _how_to_load(plan: Plan, *, is_packed: bool) -> str:
-    needs = "It takes `pip install transformers compressed-tensors`.\n\n" if is_packed else ""
-    text = (
-        f"## How to load\n\n{needs}```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "path/to/this/folder"\n'
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"
-    )
+def _how_to_load(plan: Plan, stored: StoredFormat) -> str:
+    text = f"## How to load\n\n{stored.how_to_load}"
     if plan.unit is Unit.DENSITY:
         text += "\n\nIt runs as a dense model; nothing here was measured to be faster."
     return text

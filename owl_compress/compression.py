@@ -9,7 +9,7 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from owl_compress.backend import Backend, BlockTask, GroupTask, LinearOutcome, LinearTask
+from owl_compress.backend import AnyBackend, Backend, BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.calibration import TokenWindows
 from owl_compress.device import peak_device_bytes, peak_host_bytes
 from owl_compress.errors import RequestError
@@ -68,11 +68,11 @@ def compress_with_(
     driver = _Driver(model, structure, backend, calibration, options, device)
     executed = driver.survey(plan)
     outcomes = driver.compress_(executed)
-    rows = tuple(_row(executed, outcome, index) for index, outcome in enumerate(outcomes))
+    rows = tuple(result_row(executed, outcome, index) for index, outcome in enumerate(outcomes))
     n_weights = sum(row.n_weights for row in rows)
     return Result(
         model=identity,
-        backend=MethodRecord(name=name, parameters=asdict(backend)),  # type: ignore[call-overload]
+        backend=method_record(name, backend),
         error_measure=backend.error_measure,
         totals=Totals(
             asked=plan.achieved,
@@ -178,7 +178,13 @@ class _Driver:
         return BlockTask(visit.site, tuple(groups), plan.grid)
 
 
-def _row(plan: Plan, outcome: LinearOutcome, index: int) -> LinearResult:
+def method_record(name: str, backend: AnyBackend) -> MethodRecord:
+    """The backend with all its options."""
+    return MethodRecord(name=name, parameters=asdict(backend))  # type: ignore[call-overload]
+
+
+def result_row(plan: Plan, outcome: LinearOutcome, index: int) -> LinearResult:
+    """The row of one linear, `index` counting the budgets of the plan."""
     budget = plan.budgets[index]
     return LinearResult(
         name=budget.name,

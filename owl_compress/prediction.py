@@ -5,7 +5,7 @@ from math import floor
 
 from torch import nn
 
-from owl_compress.backend import Backend
+from owl_compress.backend import AnyBackend
 from owl_compress.calibration import TokenWindows
 from owl_compress.families import find_structure
 from owl_compress.plan import Plan, Unit
@@ -34,7 +34,7 @@ class Prediction:
 def predict(
     model: nn.Module,
     plan: Plan,
-    backend: Backend,
+    backend: AnyBackend,
     calibration: TokenWindows | None,
     batch_size: int = 1,
     *,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 _BUDGET, _ALLOCATOR, _TEXT, _MACHINE = "Budget (exactly one)", "Allocator", "Text", "Machine"
-_QUANTIZATION = "Quantization"
+_QUANTIZATION, _LATENCY = "Quantization", "Latency"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
@@ -94,7 +94,8 @@ NoTie = Annotated[
 BackendName = Annotated[
     str,
     typer.Option(
-        "--backend", help="Who carries the plan out: magnitude, wanda, sparsegpt; in bits rtn, gptq."
+        "--backend",
+        help="Who carries the plan out: magnitude, wanda, sparsegpt; in bits rtn, gptq, gptqmodel.",
     ),
 ]
 Scope = Annotated[
@@ -126,6 +127,23 @@ Format = Annotated[
         help="'packed' integers (default) or 'dense' dequantised weights.",
         rich_help_panel=_QUANTIZATION,
     ),
+]
+
+Latency = Annotated[
+    bool, typer.Option("--latency", help="Also time prefill and decode.", rich_help_panel=_LATENCY)
+]
+Kernel = Annotated[
+    str | None,
+    typer.Option(
+        help="With --latency: 'dense' (default), or 'semi-structured' (2:4, CUDA) against dense.",
+        rich_help_panel=_LATENCY,
+    ),
+]
+PromptLen = Annotated[
+    int, typer.Option(min=1, help="With --latency: tokens of each prompt.", rich_help_panel=_LATENCY)
+]
+NewTokens = Annotated[
+    int, typer.Option(min=1, help="With --latency: tokens decoded after it.", rich_help_panel=_LATENCY)
 ]
 
 Calib = Annotated[

@@ -1,10 +1,12 @@
 """The whole line for one recipe: measure, allocate, compress, evaluate, save."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from owl_compress.allocators import Allocator, allocate
+from owl_compress.backend import CheckpointBackend
 from owl_compress.calibration import TokenWindows
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import memory_errors, resolve_device
@@ -12,12 +14,13 @@ from owl_compress.errors import RequestError
 from owl_compress.estimator import measure, outline
 from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
-from owl_compress.files import check_output_folder
+from owl_compress.files import check_output_folder, output_folder
 from owl_compress.loading import LoadedModel
 from owl_compress.metrics import DEFAULT_METRICS, find_metric
 from owl_compress.packing import check_packable, require_package
+from owl_compress.pipeline.checkpoints import compress_checkpoint_
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
-from owl_compress.pipeline.stages import calibrate, hold_out, identity_of, load, save
+from owl_compress.pipeline.stages import calibrate, hold_out, identity_of, load, save, write_documents
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import Quantizer
@@ -141,21 +144,26 @@ class Line:
             held_out = self.held_out(loaded)
             report, plan = self.plan(loaded, calibration)
             dense = self.evaluate(loaded, held_out) if held_out else None
-            result = self.compress_(loaded, plan, calibration)
-            if held_out and dense:
-                after = self.evaluate(loaded, held_out)
-                result = result.model_copy(update={"evaluation": Evaluation(dense=dense, compressed=after)})
-            if out:
-                result = save(
-                    loaded,
-                    result,
-                    plan,
-                    out,
-                    report=report,
-                    recipe=self.settled(calibration),
-                    storage=self.storage,
-                )
+            with self._own_folder(out) as folder:
+                result = self.compress_(loaded, plan, calibration, folder)
+                if held_out and dense:
+                    evaluation = Evaluation(dense=dense, compressed=self.evaluate(loaded, held_out))
+                    result = result.model_copy(update={"evaluation": evaluation})
+                backend, recipe = backend_of(self.recipe), self.settled(calibration)
+                if folder and isinstance(backend, CheckpointBackend):
+                    stored = backend.stored_format
+                    write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
+                elif out:
+                    result = save(
+                        loaded, result, plan, out, report=report, recipe=recipe, storage=self.storage
+                    )
         return Run(report, plan, result)
+
+    def _own_folder(self, out: Path | None) -> AbstractContextManager[Path | None]:
+        """The folder that a backend writes its own checkpoint into; None for all others, which do not."""
+        if out and isinstance(backend_of(self.recipe), CheckpointBackend):
+            return output_folder(out)
+        return nullcontext()
 
     def check(self, out: Path | None) -> None:
         """Refuse what can be refused before a model is loaded."""
@@ -170,17 +178,22 @@ class Line:
                 find_metric(metric)
             unit = target.unit
         check_unit(self.recipe.backend, unit)
-        if self.storage == "packed" and out:
+        backend = backend_of(self.recipe)
+        if self.storage == "packed" and out and not isinstance(backend, CheckpointBackend):
             require_package()
+        if out and isinstance(backend, CheckpointBackend):
+            backend.check_ready()
 
     @property
     def storage(self) -> Storage:
         """How the checkpoint is stored: codes are packed unless told otherwise.
 
         Raises:
-            RequestError: "packed" is asked for and the backend makes no codes.
+            RequestError: "packed" is asked for and the backend makes no codes, or it has a format of its own.
         """
         recipe = self.recipe
+        if recipe.format_ and isinstance(backend_of(recipe), CheckpointBackend):
+            raise RequestError(f"backend {recipe.backend!r} writes a format of its own: drop --format")
         if isinstance(backend_of(recipe), Quantizer):
             return recipe.format_ or "packed"
         if recipe.format_ == "packed":
@@ -192,6 +205,8 @@ class Line:
     def check_storage(self, loaded: LoadedModel) -> None:
         """Refuse a model that cannot be stored as asked, before it is compressed."""
         backend = backend_of(self.recipe)
+        if isinstance(backend, CheckpointBackend):
+            return
         if self.storage == "packed" and isinstance(backend, Quantizer):
             names = [linear.name for linear in find_structure(loaded.model).linears]
             check_packable(loaded.model, names, backend.code_format)
@@ -207,16 +222,32 @@ class Line:
         elif calibration is not None:
             filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
         if isinstance(backend, Quantizer):
-            filled |= {"group_size": backend.code_format.group_size or "none", "format": self.storage}
+            filled["group_size"] = backend.code_format.group_size or "none"
+            if not isinstance(backend, CheckpointBackend):
+                filled["format"] = self.storage
         return recipe.with_options(filled)
 
-    def compress_(self, loaded: LoadedModel, plan: Plan, calibration: TokenWindows | None) -> Result:
-        """Compress `loaded` in place with the recipe's backend."""
-        recipe = self.recipe
-        options = WalkOptions(resolve_device(recipe.device), recipe.batch_size, progress=self.progress)
-        result = compress_with_(
-            loaded.model, plan, backend_of(recipe), recipe.backend, calibration, options, identity_of(loaded)
-        )
+    def compress_(
+        self,
+        loaded: LoadedModel,
+        plan: Plan,
+        calibration: TokenWindows | None,
+        folder: Path | None = None,
+    ) -> Result:
+        """Compress `loaded` in place with the recipe's backend; one with its own format writes `folder`."""
+        recipe, backend, identity = self.recipe, backend_of(self.recipe), identity_of(loaded)
+        device = resolve_device(recipe.device)
+        if isinstance(backend, CheckpointBackend):
+            if folder is None:
+                raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
+            result = compress_checkpoint_(
+                loaded, plan, backend, recipe.backend, calibration, folder, device, identity
+            )
+        else:
+            options = WalkOptions(device, recipe.batch_size, progress=self.progress)
+            result = compress_with_(
+                loaded.model, plan, backend, recipe.backend, calibration, options, identity
+            )
         refuse_fallbacks(result, strict=recipe.strict)
         return result
 

@@ -11,12 +11,12 @@ from owl_compress.plan import Unit
 from owl_compress.recipe import BUDGETS, Recipe
 
 if TYPE_CHECKING:  # a plan is made without loading torch
-    from owl_compress.backend import Backend
+    from owl_compress.backend import AnyBackend
 
 _SHAPE = ("low", "high", "pins", "skips", "granularity", "solver", "tie")
 
 
-def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "Backend":
+def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "AnyBackend":
     """The backend registered as `name`, with the options that were given.
 
     None counts as not given; the word "none" stands for None itself.
@@ -31,7 +31,9 @@ def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "Back
         takes = ", ".join(map(_as_typed, known)) or "no options"
         raise RequestError(f"backend {name!r} takes no {_as_typed(option)}; it takes: {takes}")
     try:
-        backend: Backend = kind(**{key: None if value == "none" else value for key, value in given.items()})
+        backend: AnyBackend = kind(
+            **{key: None if value == "none" else value for key, value in given.items()}
+        )
     except ValueError as error:
         raise RequestError(f"backend {name!r}: {error}") from error
     return backend
@@ -50,7 +52,7 @@ def allocator_of(recipe: Recipe) -> Allocator:
     return create_allocator(recipe.allocator or "", given)
 
 
-def backend_of(recipe: Recipe) -> "Backend":
+def backend_of(recipe: Recipe) -> "AnyBackend":
     """The backend of the recipe, with its options."""
     options = {
         "scope": recipe.scope,

@@ -8,7 +8,7 @@ from torch import nn
 
 from owl_compress.allocators import Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
-from owl_compress.backend import Backend
+from owl_compress.backend import AnyBackend, CheckpointBackend, StoredFormat
 from owl_compress.calibration import (
     TokenWindows,
     evaluation_windows,
@@ -16,7 +16,7 @@ from owl_compress.calibration import (
     resolve_seq_len,
     sample_windows,
 )
-from owl_compress.card import model_card, origin_of
+from owl_compress.card import DENSE, PACKED, model_card, origin_of
 from owl_compress.checkpoint import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import DTYPES, place_
@@ -63,7 +63,7 @@ def allocate(
 def compress_(
     model: nn.Module,
     plan: Plan,
-    backend: str | Backend,
+    backend: str | AnyBackend,
     calibration: TokenWindows | None = None,
     *,
     device: torch.device | None = None,
@@ -79,6 +79,11 @@ def compress_(
         name, backend = backend, create_backend(backend)
     else:
         name = type(backend).__name__.lower()
+    if isinstance(backend, CheckpointBackend):
+        raise RequestError(
+            f"backend {name!r} writes a checkpoint of its own and compresses no model in memory: "
+            "use owl_compress.Line(recipe).run(folder), or the command line"
+        )
     options = WalkOptions(device=device, batch_size=batch_size, keep_on=keep_on, progress=progress)
     return compress_with_(model, plan, backend, name, calibration, options)
 
@@ -206,7 +211,6 @@ def save(
     Raises:
         RequestError: the folder is not empty, the disk is full, or the model cannot be packed.
     """
-    recipe_yaml = recipe.to_yaml() if recipe else None
     is_quantized = any(coded_modules(loaded.model))
     is_packed = storage == "packed" or (storage is None and is_quantized)
     with output_folder(Path(folder)) as temporary:
@@ -217,12 +221,28 @@ def save(
             counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
         totals = result.totals.model_copy(update=counted)
         result = result.model_copy(update={"totals": totals, "notes": (*result.notes, *notes)})
-        result.write(temporary / "result.json")
-        plan.write(temporary / "plan.json")
-        if report:
-            report.write(temporary / "report.json")
-        if recipe_yaml:
-            (temporary / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
-        card = model_card(result, plan, recipe_yaml, origin_of(loaded), is_packed=is_packed)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        stored = PACKED if is_packed else DENSE
+        write_documents(temporary, loaded, result, plan, stored, report=report, recipe=recipe)
     return result
+
+
+def write_documents(
+    folder: Path,
+    loaded: LoadedModel,
+    result: Result,
+    plan: Plan,
+    stored: StoredFormat,
+    *,
+    report: ImportanceReport | None = None,
+    recipe: Recipe | None = None,
+) -> None:
+    """Put result, plan, report, recipe and model card beside the weights in `folder`."""
+    recipe_yaml = recipe.to_yaml() if recipe else None
+    result.write(folder / "result.json")
+    plan.write(folder / "plan.json")
+    if report:
+        report.write(folder / "report.json")
+    if recipe_yaml:
+        (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
+    card = model_card(result, plan, recipe_yaml, origin_of(loaded), stored=stored)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -70,7 +70,7 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, *BUDGET, "--solver", "optimal"), "solver 'optimal' needs a grid"),
         # the backend
         ((*RUN, *BUDGET, "--backend", "wonda"), "unknown backend 'wonda': did you mean 'wanda'?"),
-        ((*RUN, "--bits", "3"), "budgets in density, these are in bits: use --backend 'gptq' or 'rtn'"),
+        ((*RUN, "--bits", "3"), "density, these are in bits: use --backend 'gptq' or 'gptqmodel' or 'rtn'"),
         ((*RUN, *BUDGET, "--backend", "rtn"), "use --backend 'magnitude' or 'sparsegpt' or 'wanda'"),
         ((*RUN, *BUDGET, "--scope", "rows"), "should be 'row', 'linear' or 'model' (got 'rows')"),
         ((*RUN, "--nm", "2:4", "--scope", "model"), "use --scope row or linear, or a plan without a grid"),

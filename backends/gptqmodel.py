@@ -1,0 +1,216 @@
+"""GPTQModel: the plan is handed to that package, which quantizes a whole checkpoint folder in its format."""
+
+import importlib.util
+import io
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from owl_compress.backend import LinearOutcome, StoredFormat
+from owl_compress.calibration import TokenWindows
+from owl_compress.checkpoint import tensor_from_checkpoint
+from owl_compress.errors import RequestError
+from owl_compress.plan import LinearBudget, Plan, Unit
+from owl_compress.quantized import CodeFormat, QuantizedWeight
+from owl_compress.result import Fallback
+from owl_compress.statistics import Gram, Statistic
+
+INSTALL = "pip install 'owl-compress[gptqmodel]' (it needs torch >= 2.14.1)"
+WIDTHS = (2, 3, 4, 8)
+"""The widths that the kernels of this format know."""
+
+_WORD_BITS = 32
+_FUSED = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
+
+
+@dataclass(frozen=True)
+class GptqModel:
+    """GPTQ (arXiv 2210.17323) as the package GPTQModel carries it out: symmetric, no activation order.
+
+    Scale grids, data type (bfloat16 where the checkpoint is float32) and order of work are its own; for the
+    algorithm in this toolkit see `owl_compress.backends.gptq`. One scale per `group_size` inputs of an
+    output, or per output (None).
+    """
+
+    group_size: int | None = 64
+    damping: float = 0.01
+
+    unit: ClassVar[Unit] = Unit.BITS
+    statistic: ClassVar[type[Statistic] | None] = Gram
+    error_measure: ClassVar[str] = "squared weight error over squared weights, from the saved codes"
+    stored_format: ClassVar[StoredFormat] = StoredFormat(
+        tag="gptqmodel",
+        description="They are stored as packed integers in the format of GPTQModel (`gptq`), with the widths "
+        "of single linears under `dynamic` in config.json",
+        how_to_load="It takes `pip install gptqmodel`; transformers by itself does not know the mixed widths."
+        "\n\n```python\nfrom gptqmodel import GPTQModel\n\n"
+        'model = GPTQModel.load("path/to/this/folder")\n'
+        "tokenizer = model.tokenizer\n```",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse options that cannot be meant."""
+        if self.group_size is not None and self.group_size % _WORD_BITS:
+            raise ValueError(f"group_size {self.group_size} is no multiple of 32: give 32, 64, 128 or none")
+        if not 0 < self.damping < 1:
+            raise ValueError(f"damping {self.damping} is outside (0, 1)")
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """How the codes are grouped."""
+        return CodeFormat(self.group_size, symmetric=True)
+
+    def check_ready(self, plan: Plan | None = None) -> None:
+        """Refuse, before any work is done, a plan with other widths, or to go on without the package."""
+        for budget in plan.budgets if plan else ():
+            if budget.value not in WIDTHS:
+                raise RequestError(
+                    f"{budget.name} has {budget.value:g} bits, and GPTQModel's format is read at "
+                    f"{', '.join(map(str, WIDTHS))} bits: choose among these with --bit-choices"
+                )
+        if importlib.util.find_spec("gptqmodel") is None:
+            raise RequestError(f"backend 'gptqmodel' needs the package gptqmodel: {INSTALL}")
+
+    def compress_checkpoint(
+        self, dense: Path, plan: Plan, windows: TokenWindows, device: torch.device, out: Path
+    ) -> Sequence[LinearOutcome]:
+        """Quantize the checkpoint in `dense` into the folder `out`; codes and errors are read back from it.
+
+        Raises:
+            RequestError: the package is missing, or refuses the model or the plan.
+        """
+        self.check_ready(plan)
+        home, target = dense.absolute(), out.absolute()
+        with _silenced():
+            rows = self._quantize(home, plan, windows, device, target)
+        logged = {(str(row.get("layer")), row.get("module")): row for row in rows}
+        return [self._outcome(dense, out, budget, logged) for budget in plan.budgets]
+
+    def _quantize(
+        self, dense: Path, plan: Plan, windows: TokenWindows, device: torch.device, out: Path
+    ) -> list[dict[str, Any]]:
+        from gptqmodel import GPTQModel, QuantizeConfig  # noqa: PLC0415 - optional
+
+        try:
+            config = QuantizeConfig(
+                bits=max(round(budget.value) for budget in plan.budgets),
+                dynamic=dynamic_rules(plan),
+                group_size=self.group_size or -1,
+                sym=True,
+                desc_act=False,
+                act_group_aware=False,
+                damp_percent=self.damping,
+                fallback=None,  # else it would round linears to nearest that see few tokens, and not say so
+                offload_to_disk=False,  # the model is in memory anyway; the path would end up in config.json
+            )
+            model = GPTQModel.load(str(dense), config, device=str(device), trust_remote_code=False)
+        except (TypeError, ValueError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise RequestError(f"GPTQModel does not take this model or plan: {reason}") from error
+        examples = [
+            {"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in windows.ids.tolist()
+        ]  # windows of equal length: nothing is padded
+        log = model.quantize(examples, batch_size=1, calibration_sort=None)
+        model.save(str(out))
+        return [row for process in log.values() for row in process]
+
+    def _outcome(
+        self,
+        dense: Path,
+        out: Path,
+        budget: LinearBudget,
+        logged: Mapping[tuple[str, str | None], Mapping[str, Any]],
+    ) -> LinearOutcome:
+        name = budget.name
+        quantized = read_codes(out, name, self.group_size)
+        weight = tensor_from_checkpoint(dense, name).double()
+        lost = float((weight - quantized.dequantised().double()).square_().sum())
+        energy = float(weight.square().sum())
+        row = logged.get((budget.block.rpartition(".")[2], name.removeprefix(f"{budget.block}.")), {})
+        damping = float(row.get("damp", self.damping))
+        raised = (Fallback(what=f"damping raised to {damping:g}", where=name),)
+        return LinearOutcome(
+            name,
+            achieved=float(quantized.bits),
+            relative_error=lost / energy if energy else 0.0,
+            seconds=float(row.get("time", 0.0)),
+            fallbacks=raised if damping > 1.001 * self.damping else (),
+            quantized=quantized,
+        )
+
+
+def dynamic_rules(plan: Plan) -> dict[str, dict[str, int]]:
+    """The plan as GPTQModel's `dynamic`: one pattern of a whole name per linear, the first match counts.
+
+    Skipped linears have a rule that leaves them out. Servers fuse q/k/v and gate/up and look the fused name
+    up: it gets a rule of its own where the parts agree.
+    """
+    rules: dict[str, dict[str, int]] = {f"-:{_exactly(name)}": {} for name in plan.skipped}
+    widths = {budget.name: round(budget.value) for budget in plan.budgets}
+    rules |= {_exactly(name): {"bits": bits} for name, bits in widths.items()}
+    for name, bits in widths.items():
+        parent, _, last = name.rpartition(".")
+        for parts, fused in _FUSED.items():
+            if last == parts[0] and all(widths.get(f"{parent}.{part}") == bits for part in parts):
+                rules[_exactly(f"{parent}.{fused}")] = {"bits": bits}
+    return rules
+
+
+def _exactly(name: str) -> str:
+    return f"^{re.escape(name)}$"
+
+
+def read_codes(folder: Path, name: str, group_size: int | None) -> QuantizedWeight:
+    """The codes and scales of the linear `name` in a folder of GPTQModel's, without that package.
+
+    Its `qweight` holds the codes of an output one after the other, without gaps, in words of 32 bits along
+    the inputs, raised by 2^(bits - 1); `g_idx` counts an input's group; scales are [groups, out].
+
+    Raises:
+        RequestError: a tensor is missing.
+        ValueError: sizes that do not fit each other, or an order of inputs.
+    """
+    words = tensor_from_checkpoint(folder, f"{name}.qweight")  # int32 [in * bits / 32, out]
+    groups = tensor_from_checkpoint(folder, f"{name}.g_idx").long()  # [in]
+    scales = tensor_from_checkpoint(folder, f"{name}.scales")  # [groups, out]
+    n_inputs = len(groups)
+    bits, rest = divmod(words.shape[0] * _WORD_BITS, n_inputs)
+    if rest or bits not in WIDTHS:
+        raise ValueError(f"{name}: {words.shape[0]} words for {n_inputs} inputs are no whole width")
+    if not torch.equal(groups, torch.arange(n_inputs) // (group_size or n_inputs)):
+        raise ValueError(f"{name}: groups are not {group_size} consecutive inputs")
+    codes = _unpacked(words, bits) - 2 ** (bits - 1)
+    return QuantizedWeight(
+        codes.t().contiguous().to(torch.int8), scales.t().contiguous(), None, bits, group_size
+    )
+
+
+def _unpacked(words: Tensor, bits: int) -> Tensor:
+    """Unsigned numbers of `bits` bits, [in, out], from words [in * bits / 32, out]; lowest bits first."""
+    places = torch.arange(_WORD_BITS, dtype=torch.int32)[None, :, None]
+    single = ((words[:, None, :] >> places) & 1).to(torch.int16)  # [words, 32, out]
+    single = single.reshape(-1, bits, words.shape[1])  # [in, bits, out]
+    return (single << torch.arange(bits, dtype=torch.int16)[None, :, None]).sum(dim=1, dtype=torch.int16)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Keep what the package prints off our streams, its loggers quiet, and its folder of logs out of ours."""
+    disabled = logging.root.manager.disable
+    with ExitStack() as stack:
+        stack.enter_context(redirect_stdout(io.StringIO()))
+        stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.enter_context(chdir(stack.enter_context(TemporaryDirectory())))
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
