@@ -8,7 +8,8 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.tables import perplexity_table, verification_table
+from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
+from owl_compress.errors import RequestError
 
 
 def evaluate(
@@ -19,6 +20,10 @@ def evaluate(
     bos: options.Bos = "auto",
     max_windows: options.MaxWindows = None,
     batch_size: options.BatchSize = 1,
+    latency: options.Latency = False,
+    kernel: options.Kernel = None,
+    prompt_len: options.PromptLen = 128,
+    new_tokens: options.NewTokens = 32,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     revision: options.Revision = None,
@@ -27,15 +32,21 @@ def evaluate(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure the perplexity of a model, or of a folder that `compress` or `run` wrote.
+    """Measure the perplexity of a model or of a folder that `compress` or `run` wrote, and how fast it is.
 
     With --quiet the number alone is printed.
     """
     from owl_compress.device import memory_errors, resolve_device
+    from owl_compress.latency import LatencyShape, check_kernel, check_two_of_four, compare_kernels
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)
     where = resolve_device(device)
+    if kernel is not None and not latency:
+        raise RequestError("--kernel says how --latency is measured: add --latency, or drop it")
+    timed = check_kernel(kernel or "dense", where)
+    if timed == "semi-structured":
+        check_two_of_four(Path(model))
     output.say(f"loading {model}")
     with memory_errors("evaluating"):
         loaded = stages.load(
@@ -56,7 +67,14 @@ def evaluate(
             device=where,
             progress=output.progress,
         )
-    output.answer(record.model_dump(mode="json"), perplexity_table(record))
+        shape = LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
+        rows = compare_kernels(loaded.model, timed, shape, where, output.progress) if latency else []
+    answer = record.model_dump(mode="json")
+    if latency:
+        answer["latency"] = [row.model_dump(mode="json") for row in rows]
+    output.answer(answer, perplexity_table(record))
+    if latency:
+        output.show(latency_table(rows))
     if quiet and not as_json:
         sys.stdout.write(f"{record.perplexity:.4f}\n")
 

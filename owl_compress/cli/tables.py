@@ -1,5 +1,6 @@
 """The tables that commands print."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from owl_compress.report import ImportanceReport
 from owl_compress.result import PerplexityRecord, Result
 
 if TYPE_CHECKING:  # tables are drawn without loading torch
+    from owl_compress.latency import LatencyRecord
     from owl_compress.prediction import Prediction
     from owl_compress.verification import Verification
 
@@ -83,6 +85,24 @@ def perplexity_table(record: PerplexityRecord) -> Table:
     for name, value in record.model_dump().items():
         if name != "data":
             table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
+    return table
+
+
+def latency_table(rows: Sequence["LatencyRecord"]) -> Table:
+    """What was timed: a column for each kernel."""
+    first = rows[0]
+    shape = first.shape
+    title = (
+        f"Median of {first.runs} runs on {first.device} in {first.dtype}: batch {shape.batch_size}, "
+        f"prompt {shape.prompt_len}, {shape.new_tokens} new tokens"
+    )
+    table = new_table(title, "what", *(row.kernel for row in rows))
+    table.add_row("prefill, ms", *(f"{1000 * row.prefill_seconds:.3f}" for row in rows))
+    table.add_row("decode, ms per token", *(f"{1000 * row.decode_seconds_per_token:.3f}" for row in rows))
+    table.add_row("prefill, tokens per second", *(f"{row.prefill_tokens_per_second:,.1f}" for row in rows))
+    table.add_row("decode, tokens per second", *(f"{row.decode_tokens_per_second:,.1f}" for row in rows))
+    table.add_row("peak device memory", *(_size(row.peak_device_bytes) for row in rows))
+    table.add_row("peak host memory of the process", *(_size(row.peak_host_bytes) for row in rows))
     return table
 
 

@@ -1,0 +1,45 @@
+"""2:4 on a CUDA device: semi-structured tensors compute what dense ones do, and are timed in turn."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from owl_compress.families import find_structure
+from owl_compress.latency import LatencyShape, compare_kernels, is_semi_structured, to_semi_structured_
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def two_of_four() -> LlamaForCausalLM:
+    """Random, in float16, big enough for the kernel's tiles, with 2 of every 4 weights."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "vocab_size": 259}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, max_position_embeddings=256))
+    for linear in find_structure(model).linears:
+        with torch.no_grad():
+            linear.weight.view(-1, 4)[:, 2:] = 0
+    return model.half().eval()
+
+
+def test_converted_linears_compute_the_same(two_of_four: LlamaForCausalLM) -> None:
+    model, ids = two_of_four.cuda(), torch.arange(3, 131, device="cuda")[None]
+    with torch.inference_mode():
+        dense = model(ids).logits
+        n_linears = len(list(find_structure(model).linears))
+        assert to_semi_structured_(model) == n_linears
+        assert sum(is_semi_structured(module) for module in model.modules()) == n_linears
+        torch.testing.assert_close(model(ids).logits, dense, rtol=2e-2, atol=2e-2)
+
+
+def test_both_are_timed_and_the_model_stays_dense(two_of_four: LlamaForCausalLM) -> None:
+    shape = LatencyShape(prompt_len=128, new_tokens=4)
+    dense, sparse = compare_kernels(two_of_four, "semi-structured", shape, torch.device("cuda"))
+    assert (dense.converted_linears, sparse.converted_linears) == (0, 14)
+    assert min(dense.prefill_seconds, sparse.decode_seconds_per_token) > 0
+    assert dense.peak_device_bytes > 0
+    assert {parameter.device.type for parameter in two_of_four.parameters()} == {"cpu"}
+    assert not any(is_semi_structured(module) for module in two_of_four.modules())
