@@ -1,8 +1,8 @@
 """What is shown, and where: JSON alone on stdout, progress on stderr, nothing where nothing was asked for."""
 
 import json
-import re
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
