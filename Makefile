@@ -37,8 +37,8 @@ lint: $(VENV)/.lint
 # allocators/ and backends/ are parts of owl_compress by package-dir, which mypy does not know: show it the
 # package as it is installed.
 types: $(VENV)/.lint
-	rm -rf build/types && mkdir -p build/types/owl_compress
-	ln -s $(foreach part,$(wildcard owl_compress/*) allocators backends,$(CURDIR)/$(part)) build/types/owl_compress/
+	@rm -rf build/types && mkdir -p build/types/owl_compress
+	@ln -s $(foreach part,$(wildcard owl_compress/*) allocators backends,$(CURDIR)/$(part)) build/types/owl_compress/
 	cd build/types && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml -p owl_compress
 
 build: $(VENV)/.lint
