@@ -15,6 +15,7 @@ from torch import Tensor
 
 from owl_compress.calibration import TokenWindows
 from owl_compress.families import BlockSite, LinearSite
+from owl_compress.gradients import Salience
 from owl_compress.plan import Grid, Plan, Unit
 from owl_compress.quantized import QuantizedWeight
 from owl_compress.result import Fallback
@@ -23,10 +24,11 @@ from owl_compress.statistics import Statistic
 
 @dataclass(frozen=True)
 class LinearTask:
-    """One linear and the budget it has to meet."""
+    """One linear and the budget it has to meet; `salience` is there for a `GradientReader` that wants it."""
 
     site: LinearSite
     budget: float
+    salience: Salience | None = None
 
     @property
     def n_kept(self) -> int:
@@ -100,6 +102,16 @@ class Backend(Protocol):
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
         """Compress the linears of `task` in place, each to its budget."""
+        ...
+
+
+@runtime_checkable
+class GradientReader(Protocol):
+    """A backend that may also want the gradients of the loss, taken on the dense model."""
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether it does, with the options it has."""
         ...
 
 

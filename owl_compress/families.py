@@ -127,6 +127,7 @@ class BlockSite:
     name: str
     module: nn.Module
     linears: tuple[LinearSite, ...]
+    family: str = "unknown"
 
     @property
     def n_weights(self) -> int:
@@ -180,7 +181,7 @@ def find_structure(model: nn.Module) -> ModelStructure:
             raise RequestError(
                 f"block {name} ({type(block).__name__}) has no linear: nothing there to compress"
             )
-        sites.append(BlockSite(name, block, linears))
+        sites.append(BlockSite(name, block, linears, family.name))
     return ModelStructure(family.name, family.bos, tuple(sites), tuple(notes))
 
 
