@@ -5,12 +5,9 @@ through the entry point group `owl_compress.metrics`; an entry named "name" whos
 parameter is asked for as "name@parameter", like `lod@5`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from inspect import signature
 from math import isfinite, sqrt
-
-import torch
-from torch import Tensor
 
 from owl_compress.errors import RequestError
 from owl_compress.registry import Registry
@@ -62,16 +59,12 @@ def score_median(pool: ScorePool) -> float:
 
 def weight_l1(pool: ScorePool) -> float:
     """Sum of |W_ij|."""
-    return sum(float(part.sum(dtype=torch.float64)) for part in _magnitudes(pool))
+    return sum(member.l1 for member in pool.members)
 
 
 def weight_l2(pool: ScorePool) -> float:
     """Square root of the sum of W_ij^2."""
-    return sqrt(sum(float(part.square_().sum(dtype=torch.float64)) for part in _magnitudes(pool)))
-
-
-def _magnitudes(pool: ScorePool) -> Iterator[Tensor]:
-    return (part for member in pool.members for part in member.magnitudes())
+    return sqrt(sum(member.squared_l2 for member in pool.members))
 
 
 def find_metric(name: str) -> Metric:
