@@ -71,6 +71,34 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+class Tail:
+    """What a model does after its last block: final norm, head, and whatever is done to the logits.
+
+    Args:
+        model: the whole model, in evaluation mode.
+        blocks: its blocks.
+        token_ids: any, of shape [batch, seq_len].
+    """
+
+    def __init__(self, model: nn.Module, blocks: Sequence[BlockSite], token_ids: Tensor) -> None:
+        self._model = model
+        self._blocks = blocks
+        self._further = _further_outputs(model, blocks[0], token_ids[:1, :1])
+
+    def logits(self, token_ids: Tensor, hidden: Tensor) -> Tensor:
+        """Logits [batch, seq_len, vocabulary] of the `token_ids` if the last block returns `hidden`.
+
+        `hidden` [batch, seq_len, hidden] lies where the model does; gradients flow back to it.
+        """
+
+        def answer(*_positional: Any, **_named: Any) -> Tensor | tuple[Any, ...]:
+            return hidden if self._further is None else (hidden, *self._further)
+
+        with _stand_ins(self._blocks, answer):
+            logits: Tensor = self._model(input_ids=token_ids.to(hidden.device)).logits
+        return logits
+
+
 class _Notes:
     """Stands in for all blocks during one forward pass, and takes down what they are called with."""
 

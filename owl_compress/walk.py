@@ -160,22 +160,40 @@ class BlockWalk:
         block home and puts the model's modes back.
         """
         blocks = self.structure.blocks
-        with evaluation_mode(self._model), torch.no_grad():
-            if self._batches:
-                self._capture()
-            for index, site in progress.track(enumerate(blocks), len(blocks), what):
-                with _on_device(site.module, self._device):
-                    visit = BlockVisit(site, self, index)
+        with self.prepared():
+            for index in progress.track(range(len(blocks)), len(blocks), what):
+                with self.visit(index) as visit:
                     yield visit
                     if self.hidden and visit.must_advance:
                         visit.advance()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Inside, the blocks can be visited in any order: their arguments are captured, no gradients kept."""
+        try:
+            with evaluation_mode(self._model), torch.no_grad():
+                if self._batches:
+                    self._capture()
+                yield
+        finally:
             self.hidden.clear()
             self._arguments.clear()
 
-    def run_block(self, index: int, batch: int) -> Tensor:
-        """Hidden states of `batch` after block `index`, shape [batch, seq_len, hidden], on the device."""
+    @contextmanager
+    def visit(self, index: int) -> Iterator[BlockVisit]:
+        """Block `index`, on the device for as long as this lasts; only inside `prepared`."""
+        site = self.structure.blocks[index]
+        with _on_device(site.module, self._device):
+            yield BlockVisit(site, self, index)
+
+    def run_block(self, index: int, batch: int, hidden: Tensor | None = None) -> Tensor:
+        """Hidden states of `batch` after block `index`, shape [batch, seq_len, hidden], on the device.
+
+        The block reads `hidden`, or by default the states that the walk is at.
+        """
         arguments: Arguments = map_tensors(self._arguments[batch][index], self._copies.of)
-        hidden = self.hidden[batch].to(self._device, non_blocking=True)
+        if hidden is None:
+            hidden = self.hidden[batch].to(self._device, non_blocking=True)
         block = self.structure.blocks[index].module
         outputs = block(hidden, *arguments.positional, **arguments.named)
         return outputs if isinstance(outputs, Tensor) else outputs[0]

@@ -317,9 +317,11 @@ def test_activations_may_be_kept_elsewhere(tiny_llama: LlamaForCausalLM, make_wi
     walk = BlockWalk(
         tiny_llama, structure, make_windows(2).batches(1), device=CPU, keep_on=torch.device("meta")
     )
-    visit = next(walk.visits())
-    assert visit.site is structure.blocks[0]
+    visits = walk.visits()
+    assert next(visits).site is structure.blocks[0]
     assert [hidden.device.type for hidden in walk.hidden] == ["meta", "meta"]
+    visits.close()
+    assert walk.hidden == []
 
 
 def test_a_linear_that_no_token_reached_is_named(
