@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from owl_compress.families import BlockSite
+from owl_compress.families import FAMILIES, BlockSite, LinearSite
+from owl_compress.tracing import trace_feed_forward
 
 Axis = Literal["out", "in"]
 
@@ -63,8 +65,8 @@ class Attention:
 
     @property
     def n_queries_per_group(self) -> int:
-        """Query heads that read each key-value head."""
-        return self.n_heads // self.n_kv_heads
+        """Query heads that read each key-value head; 0 if no head is left."""
+        return self.n_heads // self.n_kv_heads if self.n_kv_heads else 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,139 @@ class BlockAnatomy:
     unrecognised: Mapping[Part, str] = field(default_factory=dict)
 
 
+# How a fused projection holds queries, keys and values: all queries, then all keys, then all values; or for
+# each key-value head its queries, its key and its value (with one key-value head this is multi-query).
+_CONCATENATED = {"phi3", "gpt2"}
+_BY_GROUP = {"gpt_neox", "bloom", "falcon"}
+
+
 def find_anatomy(site: BlockSite) -> BlockAnatomy:
-    """The removable parts of the block, by its family and the shapes that its linears have now."""
-    raise NotImplementedError(site.name)
+    """The removable parts of the block, by its family and the shapes that its linears have now.
+
+    A feed-forward that the table of families does not know is looked for by tracing; see `tracing`.
+    """
+    attention, mlp = _find_attention(site), _find_feed_forward(site)
+    found = {Part.ATTENTION: attention, Part.MLP: mlp}
+    return BlockAnatomy(
+        site.name,
+        attention if isinstance(attention, Attention) else None,
+        mlp if isinstance(mlp, FeedForward) else None,
+        {part: reason for part, reason in found.items() if isinstance(reason, str)},
+    )
+
+
+def _find_attention(site: BlockSite) -> Attention | str:
+    """The attention of the block, or why it is not recognised."""
+    if site.family not in FAMILIES:
+        return f"no table says where the heads of family {site.family!r} lie"
+    roles = {linear.role: linear for linear in site.linears}
+    missing = [role for role in _attention_roles(site.family) if role not in roles]
+    if missing:
+        return f"it has no linear in the role of {' and '.join(missing)}"
+    output = roles["attn.o"]
+    module = site.module.get_submodule(_below(site, output.name).rpartition(".")[0])
+    if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
+        return "slow_but_exact cuts its output projection into slices of the original size"
+    head_dim = int(getattr(module, "head_dim", 0) or getattr(module, "head_size", 0))
+    if "attn.qkv" in roles:
+        return _fused(site.family, roles["attn.qkv"], output, head_dim)
+    return _separate(roles, output, head_dim)
+
+
+def _attention_roles(family: str) -> list[str]:
+    return [role for role in FAMILIES[family].roles.values() if role.startswith("attn.")]
+
+
+def _separate(roles: Mapping[str, LinearSite], output: LinearSite, head_dim: int) -> Attention | str:
+    """Heads of an attention with one projection each for queries, keys and values."""
+    query, key, value = (roles[f"attn.{letter}"] for letter in "qkv")
+    rows = [linear.shape[0] for linear in (query, key, value)]
+    n_heads, n_kv_heads = (size // head_dim if head_dim else 0 for size in rows[:2])
+    if rows != [n_heads * head_dim, n_kv_heads * head_dim, n_kv_heads * head_dim]:
+        return f"queries, keys and values of {rows} rows are not made of heads of {head_dim}"
+    return _attention(
+        (n_heads, n_kv_heads, head_dim),
+        (Slot(query.name, "out", _units(n_heads, head_dim)),),
+        (
+            Slot(key.name, "out", _units(n_kv_heads, head_dim)),
+            Slot(value.name, "out", _units(n_kv_heads, head_dim)),
+        ),
+        output,
+    )
+
+
+def _fused(family: str, qkv: LinearSite, output: LinearSite, head_dim: int) -> Attention | str:
+    """Heads of an attention whose queries, keys and values come from one projection."""
+    rows, columns = qkv.shape[0], output.shape[1]
+    n_heads = columns // head_dim if head_dim else 0
+    n_kv_heads = (rows - columns) // (2 * head_dim) if head_dim else 0
+    if rows != (n_heads + 2 * n_kv_heads) * head_dim or (n_kv_heads == 0) != (n_heads == 0):
+        return f"{rows} rows for {columns} columns of output are not made of heads of {head_dim}"
+    if n_kv_heads and n_heads % n_kv_heads:
+        return f"its {n_heads} query heads do not divide among {n_kv_heads} key-value heads"
+    if family in _CONCATENATED:
+        heads = torch.arange(rows).view(n_heads + 2 * n_kv_heads, head_dim)
+        queries, keys, values = torch.split(heads, [n_heads, n_kv_heads, n_kv_heads])
+    elif family in _BY_GROUP:
+        n_queries = n_heads // n_kv_heads if n_kv_heads else 0
+        groups = torch.arange(rows).view(n_kv_heads, n_queries + 2, head_dim)
+        queries = groups[:, :-2].reshape(n_heads, head_dim)
+        keys, values = groups[:, -2], groups[:, -1]
+    else:
+        return f"no table says how family {family!r} fuses queries, keys and values"
+    return _attention(
+        (n_heads, n_kv_heads, head_dim),
+        (Slot(qkv.name, "out", queries),),
+        (Slot(qkv.name, "out", torch.cat([keys, values], dim=1)),),  # [kv_heads, 2 * head_dim]
+        output,
+    )
+
+
+def _attention(
+    sizes: tuple[int, int, int],
+    queries: tuple[Slot, ...],
+    keys_values: tuple[Slot, ...],
+    output: LinearSite,
+) -> Attention | str:
+    """The attention, once its heads fit the columns of the output projection and each other."""
+    n_heads, n_kv_heads, head_dim = sizes
+    if output.shape[1] != n_heads * head_dim:
+        return f"{n_heads} heads of {head_dim} do not fit the {output.shape[1]} columns of {output.name}"
+    if n_kv_heads and n_heads % n_kv_heads:
+        return f"its {n_heads} query heads do not divide among {n_kv_heads} key-value heads"
+    queries = (*queries, Slot(output.name, "in", _units(n_heads, head_dim)))
+    return Attention(n_heads, n_kv_heads, head_dim, queries, keys_values, output.name)
+
+
+def _find_feed_forward(site: BlockSite) -> FeedForward | str:
+    """The feed-forward of the block, or why it is not recognised."""
+    roles = {linear.role: linear for linear in site.linears}
+    first = [roles[role] for role in ("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.fc1") if role in roles]
+    output = roles.get("mlp.down") or roles.get("mlp.fc2")
+    if not first or output is None:
+        traced = trace_feed_forward(site)
+        if isinstance(traced, str):
+            return traced
+        first, output = traced
+    n_channels = output.shape[1]
+    # A fused gate_up holds all rows of the gate, then all rows of the other.
+    copies = {linear.name: 2 if linear.role == "mlp.gate_up" else 1 for linear in first}
+    for linear in first:
+        if linear.shape[0] != copies[linear.name] * n_channels:
+            return f"{linear.name} has {linear.shape[0]} rows, {output.name} {n_channels} columns"
+    channels = [
+        Slot(linear.name, "out", torch.arange(linear.shape[0]).view(copies[linear.name], -1).t())
+        for linear in first
+    ]
+    inputs = Slot(output.name, "in", _units(n_channels, 1))
+    return FeedForward(n_channels, (*channels, inputs), output.name)
+
+
+def _units(n_units: int, size: int) -> Tensor:
+    """Indices of `n_units` units of `size` neighbouring entries, shape [units, entries]."""
+    return torch.arange(n_units * size).view(n_units, size)
+
+
+def _below(site: BlockSite, name: str) -> str:
+    """The name of a module below its block."""
+    return name.removeprefix(f"{site.name}.")

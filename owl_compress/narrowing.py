@@ -1,11 +1,30 @@
 """Cutting heads and channels out of a block in place: smaller dense matrices, nothing masked."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from owl_compress.anatomy import BlockAnatomy
-from owl_compress.families import BlockSite
+from owl_compress.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot
+from owl_compress.errors import RequestError
+from owl_compress.families import BlockSite, ModelStructure
+from owl_compress.modeling_narrow import set_widths_
+
+# What the forward pass of an attention reads besides its tensors, by family.
+_HEAD_COUNTS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3"), ("num_key_value_groups",)
+    ),
+    "phi3": ("num_key_value_groups", "num_key_value_heads"),  # and its config's num_attention_heads
+    "opt": ("num_heads",),
+    "gpt2": ("num_heads", "split_size"),
+    "gpt_neox": (),
+    "bloom": ("num_heads",),
+    "falcon": ("num_heads", "num_kv_heads"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,5 +40,185 @@ class KeptUnits:
 
 
 def keep_units_(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> None:
-    """Remove everything but `kept` from the block, in place: weights, biases, and the head counts it uses."""
-    raise NotImplementedError(f"{site.name} {anatomy.block} {kept}")
+    """Remove everything but `kept` from the block, in place: weights, biases, and the head counts it uses.
+
+    Weights are copied one linear at a time. The bias of an output projection stays, and is all that a part
+    without any unit contributes. A block of which something was removed holds its widths as `narrow_widths`.
+
+    Raises:
+        ValueError: `kept` names a part that was not recognised or units that the part does not have, or does
+            not keep the same number of query heads for every key-value head, or `anatomy` is out of date.
+        RequestError: all heads of an attention that cannot count its tokens without them.
+    """
+    cuts = [cut for cut in _cuts(site, anatomy, kept) if cut.entries.numel()]
+    if not cuts:
+        return
+    widths = _changes(site, anatomy, kept)
+    for linear in site.linears:
+        for axis in ("out", "in"):
+            entries = [cut.entries for cut in cuts if (cut.linear, cut.axis) == (linear.name, axis)]
+            if entries:
+                _cut_(linear.module, axis, torch.cat(entries))
+    shapes = {_below(site, linear.name): list(linear.shape) for linear in site.linears}
+    set_widths_(site.module, {"linears": shapes} | widths)
+
+
+def is_narrowed(structure: ModelStructure) -> bool:
+    """Whether any block has had units removed, be it before the model was loaded."""
+    return any(hasattr(block.module, "narrow_widths") for block in structure.blocks)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Rows (axis "out") or columns ("in") that go from one linear."""
+
+    linear: str
+    axis: Axis
+    entries: Tensor
+
+
+def _cuts(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> Iterator[_Cut]:
+    """What goes from every slot of the parts that `kept` speaks of."""
+    if kept.channels is not None:
+        mlp = anatomy.mlp
+        if mlp is None:
+            raise ValueError(f"{site.name} has no feed-forward whose channels are known")
+        _check_current(site, mlp, mlp.n_channels)
+        yield from _removed(mlp.channels, kept.channels, mlp.n_channels)
+    if kept.heads is None and kept.kv_heads is None:
+        return
+    attention = anatomy.attention
+    if attention is None:
+        raise ValueError(f"{site.name} has no attention whose heads are known")
+    if kept.heads is None or kept.kv_heads is None:
+        raise ValueError(f"{site.name}: heads and kv_heads are kept together or not at all")
+    _check_current(site, attention, attention.n_heads * attention.head_dim)
+    yield from _removed(attention.queries, kept.heads, attention.n_heads)
+    yield from _removed(attention.keys_values, kept.kv_heads, attention.n_kv_heads)
+    _check_groups(attention, kept.heads.cpu(), kept.kv_heads.cpu())
+
+
+def _check_current(site: BlockSite, part: Attention | FeedForward, columns: int) -> None:
+    output = next((linear for linear in site.linears if linear.name == part.output), None)
+    if output is None or output.shape[1] != columns:
+        raise ValueError(f"this anatomy is not that of {site.name} as it is now")
+
+
+def _removed(slots: Sequence[Slot], kept: Tensor, n_units: int) -> Iterator[_Cut]:
+    if kept.dtype != torch.int64 or kept.ndim != 1:
+        raise ValueError(f"kept units are int64 [units], not {kept.dtype} {list(kept.shape)}")
+    if bool((kept.diff() <= 0).any()):
+        raise ValueError(f"kept units must be in rising order, each once, not {kept.tolist()}")
+    if kept.numel() and not 0 <= int(kept[0]) <= int(kept[-1]) < n_units:
+        raise ValueError(f"kept units {int(kept[0])} to {int(kept[-1])} lie outside the {n_units} there are")
+    gone = torch.ones(n_units, dtype=torch.bool)
+    gone[kept.cpu()] = False
+    for slot in slots:
+        yield _Cut(slot.linear, slot.axis, slot.index[gone].flatten())
+
+
+def _check_groups(attention: Attention, heads: Tensor, kv_heads: Tensor) -> None:
+    """Every kept key-value head keeps the same number of readers, at least one, and no other has any."""
+    readers = [0] * attention.n_kv_heads
+    for head in heads.tolist():
+        readers[head // attention.n_queries_per_group] += 1
+    stay = set(kv_heads.tolist())
+    counts = {n for kv_head, n in enumerate(readers) if kv_head in stay}
+    strays = sum(n for kv_head, n in enumerate(readers) if kv_head not in stay)
+    if len(counts) > 1 or 0 in counts or strays:
+        raise ValueError(
+            f"of {len(readers)} key-value heads {sorted(stay)} are kept; each must keep the same number of "
+            f"query heads, at least one, and the others none, not {readers}"
+        )
+
+
+def _cut_(module: nn.Module, axis: Axis, removed: Tensor) -> None:
+    """Cut rows (axis "out", with their biases) or columns ("in") out of one linear."""
+    import torch_pruning  # noqa: PLC0415 - only those who cut need it
+
+    wants_gradient = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    with torch.no_grad():
+        if not isinstance(module, nn.Linear):
+            _cut_conv_(module, axis, removed)
+        elif axis == "out":
+            torch_pruning.prune_linear_out_channels(module, removed.tolist())
+        else:
+            torch_pruning.prune_linear_in_channels(module, removed.tolist())
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(wants_gradient[name])
+
+
+def _cut_conv_(module: nn.Module, axis: Axis, removed: Tensor) -> None:
+    """The same for a Conv1D, whose weight is stored as [in, out]."""
+    dimension = 1 if axis == "out" else 0
+    weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+    stays = torch.ones(weight.shape[dimension], dtype=torch.bool)
+    stays[removed] = False
+    index = stays.nonzero().flatten().to(weight.device)
+    vars(module)["nf" if axis == "out" else "nx"] = len(index)
+    module.register_parameter("weight", nn.Parameter(weight.index_select(dimension, index)))
+    if axis == "out":
+        module.register_parameter("bias", nn.Parameter(bias.index_select(0, index)))
+
+
+def _changes(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> dict[str, Any]:
+    """The widths of the block without its shapes: those that it has already, and what the cut changes."""
+    widths = dict(getattr(site.module, "narrow_widths", {}))
+    widths.pop("linears", None)
+    empty = set(widths.get("empty", ()))
+    if anatomy.mlp is not None and kept.channels is not None and kept.channels.numel() == 0:
+        path = _below(site, anatomy.mlp.output)
+        if isinstance(site.module.get_submodule(path), Conv1D):  # it cannot run without inputs
+            empty.add(path.rpartition(".")[0])
+    attention = anatomy.attention
+    if attention is not None and kept.heads is not None and kept.heads.numel() < attention.n_heads:
+        path = _below(site, attention.output).rpartition(".")[0]
+        if kept.heads.numel() == 0:
+            _check_counts_tokens(site, path)
+            empty.add(path)
+        else:
+            widths |= _head_counts(site, path, attention, kept)
+    return widths | ({"empty": sorted(empty)} if empty else {})
+
+
+def _head_counts(site: BlockSite, path: str, attention: Attention, kept: KeptUnits) -> dict[str, Any]:
+    """Head counts of the attention at `path`, in the form of `set_widths_`."""
+    heads, kv_heads = kept.heads, kept.kv_heads
+    if heads is None or kv_heads is None:
+        return {}
+    n_heads, n_kv_heads = heads.numel(), kv_heads.numel()
+    values = {
+        "num_heads": n_heads,
+        "num_kv_heads": n_kv_heads,
+        "num_key_value_heads": n_kv_heads,
+        "num_key_value_groups": n_heads // n_kv_heads,
+        "split_size": n_heads * attention.head_dim,
+    }
+    attributes = {f"{path}.{name}": values[name] for name in _HEAD_COUNTS[site.family]}
+    counts: dict[str, Any] = {"attributes": attributes} if attributes else {}
+    if site.family == "phi3":
+        counts["config"] = {path: {"num_attention_heads": n_heads}}
+    if _has_alibi(site, path):
+        before = getattr(site.module, "narrow_widths", {}).get("alibi_heads", {}).get(path)
+        original = before or {"kept": list(range(attention.n_heads)), "of": attention.n_heads}
+        slopes = [original["kept"][head] for head in heads.tolist()]
+        counts["alibi_heads"] = {path: {"kept": slopes, "of": original["of"]}}
+    return counts
+
+
+def _has_alibi(site: BlockSite, path: str) -> bool:
+    config = getattr(site.module.get_submodule(path), "config", None)
+    return site.family == "bloom" or (site.family == "falcon" and bool(getattr(config, "alibi", False)))
+
+
+def _check_counts_tokens(site: BlockSite, path: str) -> None:
+    if getattr(site.module.get_submodule(path), "layer_idx", None) is None:
+        raise RequestError(
+            f"the attention of {site.name} (family {site.family!r}) has no place in the cache of its own and "
+            "cannot go whole; keep at least one key-value head"
+        )
+
+
+def _below(site: BlockSite, name: str) -> str:
+    """The name of a module below its block."""
+    return name.removeprefix(f"{site.name}.")
