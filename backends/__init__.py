@@ -2,6 +2,8 @@
 
 A backend never imports an allocator or a sibling; what several of them share lies in `selection` (which
 weights stay), `solver` (how the rest make up for the loss) and `quantizer` (which integers stand for them).
+Structured removal has its own: `parts` and `unit_importance` (which heads and channels), `widths` and
+`block_widths` (how many of them), `repair`.
 """
 
 from owl_compress.registry import Registry
@@ -13,6 +15,7 @@ BACKENDS = Registry(
         "magnitude": "owl_compress.backends.magnitude:Magnitude",
         "wanda": "owl_compress.backends.wanda:Wanda",
         "sparsegpt": "owl_compress.backends.sparsegpt:SparseGPT",
+        "structured": "owl_compress.backends.structured:Structured",
         "rtn": "owl_compress.backends.rtn:Rtn",
         "gptq": "owl_compress.backends.gptq:Gptq",
         "gptqmodel": "owl_compress.backends.gptqmodel:GptqModel",

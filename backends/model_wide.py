@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import floor, nextafter
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from owl_compress.backend import BlockTask, GroupTask
 from owl_compress.families import LinearSite
 from owl_compress.plan import Plan
 from owl_compress.scores import ScoredWeight, ScorePool
+from owl_compress.statistics import Statistic
 
 
 class ColumnScale(Protocol):
@@ -30,7 +31,10 @@ class ModelWideSurvey:
     """
 
     scoring: ColumnScale
+    statistic: type[Statistic] | None = None
     _scales: dict[str, tuple[LinearSite, Tensor]] = field(default_factory=dict)
+
+    restates: ClassVar[bool] = True
 
     def see(self, task: BlockTask) -> None:
         """Note the scale of every input. Weights are looked at later: they may be on the device for now."""

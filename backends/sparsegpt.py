@@ -48,7 +48,7 @@ class SparseGPT:
     @property
     def survey(self) -> ModelWideSurvey | None:
         """A model-wide comparison, in scope MODEL."""
-        return ModelWideSurvey(self) if self.scope is Scope.MODEL else None
+        return ModelWideSurvey(self, self.statistic) if self.scope is Scope.MODEL else None
 
     def column_scale(self, group: GroupTask) -> Tensor:
         """1 / U_jj of every input, shape [in]: the root of the saliency of a weight of one."""

@@ -34,7 +34,7 @@ class Wanda:
     @property
     def survey(self) -> ModelWideSurvey | None:
         """A model-wide comparison, in scope MODEL."""
-        return ModelWideSurvey(self) if self.scope is Scope.MODEL else None
+        return ModelWideSurvey(self, self.statistic) if self.scope is Scope.MODEL else None
 
     def column_scale(self, group: GroupTask) -> Tensor:
         """‖X_j‖_2 of every input, shape [in]."""

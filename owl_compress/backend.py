@@ -72,14 +72,26 @@ class LinearOutcome:
 
 
 class Survey(Protocol):
-    """A look at the whole dense model before the first block is touched (comparison across the model)."""
+    """A look at the whole dense model before the first block is touched (comparison across the model).
+
+    `statistic` is what it must know of a linear's inputs. With `restates` the values of its plan are what the
+    linears are asked for, in the place of those it was given; else they are the nearest that can be carried
+    out, and the result says what was asked in the first place.
+    """
+
+    restates: ClassVar[bool]
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        """The statistic that `see` wants."""
+        ...
 
     def see(self, task: BlockTask) -> None:
         """Take notes of one dense block."""
         ...
 
     def redistribute(self, plan: Plan) -> Plan:
-        """The plan that follows from the notes, with the same total."""
+        """The plan that follows from the notes, with the same total, or as near below it as can be."""
         ...
 
 
@@ -92,8 +104,16 @@ class Backend(Protocol):
     """
 
     unit: ClassVar[Unit]
-    statistic: ClassVar[type[Statistic] | None]
-    error_measure: ClassVar[str]
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        """The statistic of its inputs that a linear comes with; it may depend on the options."""
+        ...
+
+    @property
+    def error_measure(self) -> str:
+        """One line for the result."""
+        ...
 
     @property
     def survey(self) -> Survey | None:

@@ -1,17 +1,15 @@
 """Backends that write a checkpoint of their own: a dense folder goes in, a compressed one comes out."""
 
 import shutil
-from math import fsum
 from pathlib import Path
 from time import perf_counter
 
 import torch
 
+from owl_compress.account import Account, Stored, method_record
 from owl_compress.backend import CheckpointBackend, LinearOutcome
 from owl_compress.calibration import TokenWindows
 from owl_compress.checkpoint import bytes_on_disk
-from owl_compress.compression import method_record, result_row
-from owl_compress.device import peak_device_bytes, peak_host_bytes
 from owl_compress.errors import RequestError
 from owl_compress.families import find_structure
 from owl_compress.loading import LoadedModel
@@ -19,9 +17,8 @@ from owl_compress.model_state import n_parameters
 from owl_compress.plan import Plan
 from owl_compress.quantized import keep_codes_
 from owl_compress.report import ModelIdentity
-from owl_compress.result import Result, Totals
+from owl_compress.result import Result
 from owl_compress.saving import save_checkpoint
-from owl_compress.versions import versions
 
 
 def compress_checkpoint_(
@@ -47,6 +44,7 @@ def compress_checkpoint_(
     if calibration is None:
         raise RequestError(f"backend {name!r} needs calibration text: give --calib")
     backend.check_ready(plan)
+    account = Account(plan, identity, structure.notes, calibration, device, start)
     n_params = n_parameters(loaded.model)
     outcomes = _carry_out(loaded, plan, backend, calibration, folder, device)
     sites = {linear.name: linear for linear in structure.linears}
@@ -56,34 +54,9 @@ def compress_checkpoint_(
             with torch.no_grad():
                 site.weight.copy_(codes.dequantised())
             keep_codes_(site.module, codes)
-    rows = tuple(result_row(plan, outcome, index) for index, outcome in enumerate(outcomes))
-    n_weights = sum(row.n_weights for row in rows)
     on_disk = bytes_on_disk(folder)
-    return Result(
-        model=identity,
-        backend=method_record(name, backend),
-        error_measure=backend.error_measure,
-        totals=Totals(
-            asked=plan.achieved,
-            achieved=fsum(row.achieved * row.n_weights for row in rows) / n_weights,
-            n_weights=n_weights,
-            bits_per_weight=8 * on_disk / n_params,
-            bytes_on_disk=on_disk,
-            n_params_before=n_params,
-            n_params_after=n_params,
-        ),
-        fallbacks=tuple(fallback for outcome in outcomes for fallback in outcome.fallbacks),
-        notes=structure.notes,
-        calibration=calibration.record,
-        seed=calibration.record.seed,
-        wall_seconds=perf_counter() - start,
-        peak_device_bytes=peak_device_bytes(device),
-        peak_host_bytes=peak_host_bytes(),
-        versions=versions(),
-        report=plan.report,
-        plan=plan.fingerprint,
-        budgets=rows,
-    )
+    stored = Stored(8 * on_disk / n_params, on_disk, n_params, n_params)
+    return account.result(method_record(name, backend), backend.error_measure, plan, outcomes, stored)
 
 
 def _carry_out(

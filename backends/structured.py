@@ -1,0 +1,188 @@
+"""Structured removal: whole attention heads and FFN channels go, and a smaller dense block stays."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from time import perf_counter
+from typing import ClassVar
+
+from torch import Tensor
+
+from owl_compress.anatomy import Attention, FeedForward, Slot
+from owl_compress.backend import BlockTask, LinearOutcome
+from owl_compress.backends.block_widths import Rounding
+from owl_compress.backends.parts import PlannedBlock, find_parts
+from owl_compress.backends.repair import output_energy, repair_columns
+from owl_compress.backends.solver import check_damping, gram_of
+from owl_compress.backends.unit_importance import (
+    HeadChoice,
+    Importance,
+    TaylorVariant,
+    UnitScore,
+    highest,
+    highest_heads,
+)
+from owl_compress.backends.width_survey import WidthSurvey
+from owl_compress.errors import RequestError
+from owl_compress.narrowing import KeptUnits, keep_units_
+from owl_compress.plan import Unit
+from owl_compress.result import Fallback
+from owl_compress.statistics import Gram, SecondMoments, Statistic
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Remove the least important heads and channels of every block (LLM-Pruner, arXiv 2305.11627).
+
+    A survey of the dense model turns the shares of the plan into whole numbers of key-value heads, of query
+    heads for each of them and of channels (see `widths`); which of them stay is decided block by block, on
+    the outputs of the blocks already cut. Where we differ from LLM-Pruner: the numbers follow any plan and
+    are met to the step, key-value heads are counted, and by default importance needs no gradients.
+
+    Args:
+        importance: what makes a unit matter, see `UnitScore`.
+        taylor_variant: for importance "taylor".
+        round_to: channels stay in multiples of this, or all.
+        repair: refit the output projections by least squares, see `repair`.
+        damping: of the repair, as a share of the mean diagonal.
+        allow_empty: let a part go whole where its share is nearer to nothing than to one unit.
+        uniform_width: the same numbers for every block.
+        seed: for importance "random".
+    """
+
+    importance: Importance = Importance.WANDA
+    taylor_variant: TaylorVariant = TaylorVariant.ELEMENT
+    round_to: int = 64
+    repair: bool = False
+    damping: float = 0.01
+    allow_empty: bool = False
+    uniform_width: bool = False
+    seed: int = 0
+
+    unit: ClassVar[Unit] = Unit.WIDTH
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "importance", Importance(self.importance))  # options arrive as plain text
+        object.__setattr__(self, "taylor_variant", TaylorVariant(self.taylor_variant))
+        if self.round_to < 1:
+            raise RequestError(f"round_to {self.round_to} is below 1: channels stay in multiples of it")
+        check_damping(self.damping)
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        """Gram matrices for the repair, else second moments if importance needs the calibration text."""
+        if self.repair:
+            return Gram
+        return SecondMoments if self.importance in {Importance.WANDA, Importance.TAYLOR} else None
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether importance is taken from the gradients of the dense model."""
+        return self.importance is Importance.TAYLOR
+
+    @property
+    def error_measure(self) -> str:
+        """How far the statistic lets the error of an output be told."""
+        if self.statistic is None:
+            return "share of the squared weights of the part's output projection removed"
+        exact = "squared output error of the part over its squared output"
+        return exact if self.repair else f"{exact}, as if the inputs of its last linear were uncorrelated"
+
+    @property
+    def survey(self) -> WidthSurvey:
+        """The one that finds the whole numbers."""
+        return WidthSurvey(self.score, Rounding(self.round_to, self.allow_empty, self.uniform_width))
+
+    @property
+    def score(self) -> UnitScore:
+        """How units are compared."""
+        return UnitScore(self.importance, self.taylor_variant, self.seed)
+
+    def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
+        """Cut the block of `task` in place, to shares that are those of whole units."""
+        start = perf_counter()
+        block = find_parts(task)
+        sizes = {name: view.task.site.n_weights for name, view in block.linears.items()}
+        changes = dict.fromkeys(sizes, _Change(0.0))
+        kept = KeptUnits()
+        # Both parts are chosen before either is cut: the statistics are those of the block as it came.
+        if block.mlp and (channels := self._channels(block, block.mlp)) is not None:
+            kept = replace(kept, channels=channels)
+            columns = _output_columns(block.mlp.channels, block.mlp.output, channels)
+            changes |= self._change_(block, block.mlp_units, block.mlp.output, columns)
+        if block.attention and (choice := self._heads(block, block.attention)) is not None:
+            kept = replace(kept, heads=choice.heads, kv_heads=choice.kv_heads)
+            columns = _output_columns(block.attention.queries, block.attention.output, choice.heads)
+            changes |= self._change_(block, block.attention_units, block.attention.output, columns)
+        keep_units_(task.site, block.anatomy, kept)
+        seconds = (perf_counter() - start) / sum(sizes.values())
+        return [
+            LinearOutcome(
+                name,
+                achieved=view.task.site.n_weights / sizes[name],
+                relative_error=changes[name].relative_error,
+                seconds=seconds * sizes[name],
+                fallbacks=changes[name].fallbacks,
+            )
+            for name, view in block.linears.items()
+        ]
+
+    def _channels(self, block: PlannedBlock, mlp: FeedForward) -> Tensor | None:
+        """The channels that stay; None where all do."""
+        n_kept = block.channels_to_keep(mlp)
+        if n_kept == mlp.n_channels:
+            return None
+        return highest(block.channel_importance(mlp, self.score), n_kept)
+
+    def _heads(self, block: PlannedBlock, attention: Attention) -> HeadChoice | None:
+        """The heads that stay; None where all do."""
+        n_kv_heads, n_per_group = block.heads_to_keep(attention)
+        if n_kv_heads * n_per_group == attention.n_heads:
+            return None
+        return highest_heads(*block.head_importance(attention, self.score), n_kv_heads, n_per_group)
+
+    def _change_(
+        self, block: PlannedBlock, names: Iterable[str], output: str, kept: Tensor
+    ) -> dict[str, "_Change"]:
+        """What leaving the columns `kept` of a part's output projection does, told for each of its linears.
+
+        With `repair` these columns are refitted in place.
+        """
+        view = block.linears[output]
+        weight, statistic = view.task.site.weight, view.statistic
+        kept = kept.to(weight.device)
+        energy = output_energy(weight, statistic)
+        difference = weight.float().index_fill(1, kept, 0.0)
+        lost = output_energy(difference, statistic)
+        fallbacks: tuple[Fallback, ...] = ()
+        if self.repair and len(kept):
+            repaired = repair_columns(weight, gram_of(statistic), kept, self.damping, output)
+            columns = repaired.columns.to(weight.dtype)
+            difference[:, kept] = weight[:, kept].float() - columns.float()
+            lost_still = output_energy(difference, statistic)
+            fallbacks = repaired.fallbacks
+            if lost_still <= lost:
+                weight[:, kept] = columns
+                lost = lost_still
+            else:
+                fallbacks += (Fallback(what="repair left out: rounding undoes it", where=output),)
+        if not isfinite(lost) or not isfinite(energy):
+            raise RequestError(
+                f"{output} holds NaN or Inf, or overflows: check the checkpoint, or try --dtype float32"
+            )
+        changed = dict.fromkeys(names, _Change(lost / energy if energy else 0.0))
+        return changed | {output: replace(changed[output], fallbacks=fallbacks)}
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What a linear's part loses of its output, and what was done differently on the way."""
+
+    relative_error: float
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+def _output_columns(slots: Sequence[Slot], output: str, kept: Tensor) -> Tensor:
+    """The columns of the output projection that the units `kept` feed."""
+    (index,) = (slot.index for slot in slots if slot.linear == output and slot.axis == "in")
+    return index.cpu()[kept].flatten()  # [kept, entries] -> [columns]

@@ -1,0 +1,90 @@
+"""The account of one compression: from the outcomes of a backend to the result."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import fsum
+from time import perf_counter
+
+import torch
+
+from owl_compress.backend import AnyBackend, LinearOutcome
+from owl_compress.calibration import TokenWindows
+from owl_compress.device import peak_device_bytes, peak_host_bytes
+from owl_compress.plan import Plan
+from owl_compress.report import ModelIdentity
+from owl_compress.result import LinearResult, MethodRecord, Result, Totals
+from owl_compress.versions import versions
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How much there is of the model; `bytes_on_disk` is None while it is only in memory."""
+
+    bits_per_weight: float
+    bytes_on_disk: int | None
+    n_params_before: int
+    n_params_after: int
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is known of a compression before it starts; `start` is a reading of `perf_counter`."""
+
+    plan: Plan
+    identity: ModelIdentity
+    notes: tuple[str, ...]
+    calibration: TokenWindows | None
+    device: torch.device
+    start: float
+
+    def result(
+        self,
+        method: MethodRecord,
+        error_measure: str,
+        asked: Plan,
+        outcomes: Sequence[LinearOutcome],
+        stored: Stored,
+    ) -> Result:
+        """The result; `asked` holds the budgets that each of the `outcomes`, in its order, is set against."""
+        rows = tuple(
+            LinearResult(
+                name=budget.name,
+                block=budget.block,
+                unit=asked.unit,
+                asked=budget.value,
+                achieved=outcome.achieved,
+                n_weights=budget.n_weights,
+                relative_error=outcome.relative_error,
+                seconds=outcome.seconds,
+            )
+            for budget, outcome in zip(asked.budgets, outcomes, strict=True)
+        )
+        n_weights = sum(row.n_weights for row in rows)
+        calibration = self.calibration.record if self.calibration else None
+        return Result(
+            model=self.identity,
+            backend=method,
+            error_measure=error_measure,
+            totals=Totals(
+                asked=self.plan.achieved,
+                achieved=fsum(row.achieved * row.n_weights for row in rows) / n_weights,
+                n_weights=n_weights,
+                **asdict(stored),
+            ),
+            fallbacks=tuple(fallback for outcome in outcomes for fallback in outcome.fallbacks),
+            notes=self.notes,
+            calibration=calibration,
+            seed=calibration.seed if calibration else 0,
+            wall_seconds=perf_counter() - self.start,
+            peak_device_bytes=peak_device_bytes(self.device),
+            peak_host_bytes=peak_host_bytes(),
+            versions=versions(),
+            report=self.plan.report,
+            plan=self.plan.fingerprint,
+            budgets=rows,
+        )
+
+
+def method_record(name: str, backend: AnyBackend) -> MethodRecord:
+    """The backend with all its options."""
+    return MethodRecord(name=name, parameters=asdict(backend))  # type: ignore[call-overload]
