@@ -240,5 +240,6 @@ def _summed_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[dict[int, 
         for parameter in parameters:
             parameter.requires_grad_(True)
             stack.callback(parameter.requires_grad_, False)
-            stack.callback(parameter.register_post_accumulate_grad_hook(take).remove)
+            handle = parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
+            stack.callback(handle.remove)
         yield sums

@@ -1,0 +1,87 @@
+"""What a model costs to hold and to run, counted from its tensors: parameters, cache, operations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from owl_compress.anatomy import Attention, Part, find_anatomy
+from owl_compress.calibration import resolve_seq_len
+from owl_compress.families import ModelStructure
+from owl_compress.files import Frozen
+from owl_compress.model_state import n_parameters
+
+
+class Footprint(Frozen):
+    """Counts of one model as it is now; a block that was cut counts with the widths it has left.
+
+    A multiplication and an addition are two operations (FLOPs), all for one token of one sequence. Norms,
+    activations and embeddings are left out: they are small beside the products counted here.
+    """
+
+    n_params: int = Field(description="tied or shared ones once")
+    kv_cache_bytes_per_token: int | None = Field(
+        description="sum over blocks of 2 * kv_heads * head_dim * bytes per value in the model's data type; "
+        "None where the heads of a block are not known"
+    )
+    flops_per_token_blocks: int = Field(description="2 * weights of every linear in the blocks")
+    flops_per_token_head: int | None = Field(description="2 * weights of the head; None if there is none")
+    flops_per_token_attention: int | None = Field(
+        description="sum over blocks of 4 * heads * head_dim * context_len: queries times keys, and their "
+        "weights times values; None where the heads of a block are not known"
+    )
+    context_len: int = Field(description="tokens that each new token attends to, itself among them")
+
+
+def footprint(model: Any, structure: ModelStructure, *, context_len: int | None = None) -> Footprint:
+    """Count the footprint of `model`.
+
+    A weight that several blocks use is counted in each of them, since each multiplies by it; so is every
+    expert of a mixture. Attention over a sliding window counts as if the window held the whole context. The
+    cache is what the key-value heads have to say: transformers' Falcon of 40B and more stores each of them
+    once per query head.
+
+    Args:
+        model: a causal language model.
+        structure: its blocks and linears.
+        context_len: for the attention's operations; by default 2048 or the model's maximum if that is less.
+
+    Raises:
+        RequestError: a context over the model's maximum.
+    """
+    context = resolve_seq_len(context_len, model.config)
+    attentions = _attentions(structure)
+    element_size = model.get_input_embeddings().weight.element_size()
+    return Footprint(
+        n_params=n_parameters(model),
+        kv_cache_bytes_per_token=None
+        if attentions is None
+        else sum(2 * found.n_kv_heads * found.head_dim * element_size for found in attentions),
+        flops_per_token_blocks=sum(
+            2 * module.weight.numel()
+            for site in structure.blocks
+            for module in site.module.modules()
+            if isinstance(module, nn.Linear | Conv1D)
+        ),
+        flops_per_token_head=_flops_of_the_head(model),
+        flops_per_token_attention=None
+        if attentions is None
+        else sum(4 * found.n_heads * found.head_dim * context for found in attentions),
+        context_len=context,
+    )
+
+
+def _attentions(structure: ModelStructure) -> Sequence[Attention] | None:
+    """The attention of every block that has one, or None if any was not recognised."""
+    anatomies = [find_anatomy(site) for site in structure.blocks]
+    if any(Part.ATTENTION in anatomy.unrecognised for anatomy in anatomies):
+        return None
+    return [anatomy.attention for anatomy in anatomies if anatomy.attention is not None]
+
+
+def _flops_of_the_head(model: Any) -> int | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    return 2 * head.weight.numel() if head is not None else None
