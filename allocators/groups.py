@@ -10,7 +10,7 @@ from math import fsum
 from owl_compress.allocators.base import Group
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.errors import RequestError
-from owl_compress.plan import Unit
+from owl_compress.plan import Part, Unit
 from owl_compress.report import BlockReport, ImportanceReport, LinearReport
 
 _FUSED = {
@@ -44,7 +44,9 @@ def partition(report: ImportanceReport, target: Target) -> Partition:
         RequestError: a name matches nothing, everything is skipped, or linears that have to stay alike
             would not.
     """
-    skipped = frozenset(name for pattern in target.skips for name in _matching(pattern, report, "--skip"))
+    skipped = _protected(report, target) | frozenset(
+        name for pattern in target.skips for name in _matching(pattern, report, "--skip")
+    )
     pinned: dict[str, float] = {}
     linears = {linear.name for block in report.blocks for linear in block.linears}
     blocks = {block.name for block in report.blocks}
@@ -61,6 +63,30 @@ def partition(report: ImportanceReport, target: Target) -> Partition:
     for block in report.blocks:
         _check_ties(block, result, target)
     return result
+
+
+def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
+    """The linears of the first and last blocks, and of the parts, that are to stay as they are."""
+    n_blocks = len(report.blocks)
+    if target.protect_first + target.protect_last >= n_blocks:
+        raise RequestError(
+            f"--protect-first {target.protect_first} and --protect-last {target.protect_last} leave none of "
+            f"{n_blocks} blocks to compress: lower them"
+        )
+    inner = range(target.protect_first, n_blocks - target.protect_last)
+    everything = set(target.parts) == set(Part)
+    return frozenset(
+        linear.name
+        for index, block in enumerate(report.blocks)
+        for linear in block.linears
+        if index not in inner or not (everything or _part(linear) in target.parts)
+    )
+
+
+def _part(linear: LinearReport) -> str:
+    """The sublayer that a linear is of, by its role: "attn.q" is of "attention"."""
+    kind = linear.role.partition(".")[0]
+    return Part.ATTENTION if kind == "attn" else kind
 
 
 def build_groups(
@@ -90,7 +116,7 @@ def _tie(linear: LinearReport, target: Target) -> str:
         case Unit.BITS if target.tie:
             return _FUSED.get(linear.role, linear.name)
         case Unit.WIDTH:
-            return linear.role.partition(".")[0]
+            return _part(linear)
         case _:
             return linear.name
 

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Literal, TypedDict, Unpack, get_args
 
 from owl_compress.errors import RequestError
-from owl_compress.plan import NARROWEST_BITS, WIDEST_BITS, BitsGrid, Grid, KeptOfGrid, Unit
+from owl_compress.plan import NARROWEST_BITS, WIDEST_BITS, BitsGrid, Grid, KeptOfGrid, Part, Unit
 from owl_compress.registry import nearest
 
 Granularity = Literal["block", "linear"]
@@ -26,6 +26,9 @@ class TargetOptions(TypedDict, total=False):
     granularity: Granularity | None
     solver: Solver
     tie: bool
+    parts: tuple[str, ...]
+    protect_first: int
+    protect_last: int
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Target:
         granularity: what gets a value of its own; None leaves the choice to the allocator.
         solver: how a budget is put on a grid, see `owl_compress.allocators.budget`.
         tie: give linears that inference servers fuse (q/k/v, gate/up) equal bits.
+        parts: sublayers of a block that are compressed, of "attention" and "mlp"; the others are skipped.
+        protect_first, protect_last: number of blocks at either end that are skipped.
     """
 
     unit: Unit
@@ -55,10 +60,14 @@ class Target:
     granularity: Granularity | None = None
     solver: Solver = "proportional"
     tie: bool = True
+    parts: tuple[str, ...] = tuple(Part)
+    protect_first: int = 0
+    protect_last: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no plan can satisfy."""
         self._check_grid()
+        self._check_parts()
         floor, ceiling = self.outer_bounds
         what = f"target {self.unit}"
         if not isfinite(self.value) or not floor <= self.value <= ceiling or self.value <= 0:
@@ -97,6 +106,16 @@ class Target:
             case None:
                 if self.unit is Unit.BITS:
                     raise RequestError("a target in bits needs bit choices, such as 2,3,4")
+
+    def _check_parts(self) -> None:
+        for part in self.parts:
+            if part not in tuple(Part):
+                raise RequestError(f"unknown part {part!r}: {nearest(part, tuple(Part))}")
+        if not self.parts:
+            raise RequestError(f"no part is left to compress: name one of {', '.join(Part)}")
+        for end, count in (("first", self.protect_first), ("last", self.protect_last)):
+            if count < 0:
+                raise RequestError(f"protect-{end} {count} is negative: it counts blocks")
 
     def _check_choices(self) -> None:
         for name, choice, known in (

@@ -19,6 +19,13 @@ NARROWEST_BITS, WIDEST_BITS = 2, 8
 """The widths that a weight can be quantized to."""
 
 
+class Part(StrEnum):
+    """The two sublayers of a block."""
+
+    ATTENTION = "attention"
+    MLP = "mlp"
+
+
 class Unit(StrEnum):
     """What a budget counts."""
 

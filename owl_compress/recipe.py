@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
 from owl_compress.errors import RequestError
 from owl_compress.files import Frozen, first_problem
+from owl_compress.plan import Part
 from owl_compress.registry import nearest
 
 BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
@@ -23,6 +24,9 @@ _ALWAYS_WRITTEN = {
 
 Storage = Literal["packed", "dense"]
 """How quantized weights are stored: as integer codes, or dequantised like any other weight."""
+
+Export = Literal["decilm"]
+"""A foreign format with a width of its own for every block."""
 
 _NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
 
@@ -57,6 +61,11 @@ class Recipe(Frozen):
     set_: dict[str, float] = Field(default={}, alias="set", description="budgets pinned by hand")
     skip: tuple[str, ...] = ()
     no_tie: bool = Field(default=False, description="let q/k/v and gate/up differ in bits")
+    parts: tuple[Part, ...] = Field(
+        default=tuple(Part), min_length=1, description="sublayers that are compressed"
+    )
+    protect_first: NonNegativeInt = Field(default=0, description="blocks at the start that keep all")
+    protect_last: NonNegativeInt = Field(default=0, description="blocks at the end that keep all")
 
     backend: str
     scope: Literal["row", "linear", "model"] | None = None
@@ -67,6 +76,15 @@ class Recipe(Frozen):
     mse: bool = Field(default=False, description="search the scale of least squared error")
     activation_order: bool = False
     format_: Storage | None = Field(default=None, alias="format")
+    importance: Literal["taylor", "wanda", "magnitude", "random"] | None = Field(
+        default=None, description="what ranks the heads and channels of a block"
+    )
+    taylor_variant: Literal["element", "vector"] | None = None
+    round_to: PositiveInt | None = Field(default=None, description="FFN channels stay a multiple of this")
+    repair: bool = Field(default=False, description="refit the output projections by least squares")
+    allow_empty: bool = Field(default=False, description="a sublayer may go whole")
+    uniform_width: bool = Field(default=False, description="the same widths in every block, stock format")
+    export: Export | None = None
 
     calib: str = "c4"
     text_field: str = "text"
@@ -102,10 +120,10 @@ class Recipe(Frozen):
             raise ValueError("keeps N of M weights, so N is above 0 and at most M")
         return f"{found[1]}:{found[2]}"
 
-    @field_validator("bit_choices", mode="before")
+    @field_validator("bit_choices", "parts", mode="before")
     @classmethod
-    def _split_numbers(cls, choices: Any) -> Any:
-        return choices.split(",") if isinstance(choices, str) else choices
+    def _split_at_commas(cls, choices: Any) -> Any:
+        return [one.strip() for one in choices.split(",")] if isinstance(choices, str) else choices
 
     @field_validator("skip", mode="before")
     @classmethod

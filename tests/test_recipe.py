@@ -163,3 +163,13 @@ def test_recipes_are_told_from_models_by_their_suffix() -> None:
     assert is_recipe("recipe.yaml")
     assert is_recipe("a/b.YML")
     assert not is_recipe("HuggingFaceTB/SmolLM2-135M")
+
+
+def test_parts_are_listed_with_commas_or_as_a_list(file: Path) -> None:
+    assert Recipe.from_options(BASE | {"prune-ratio": 0.2, "parts": "mlp, attention"}).parts == (
+        "mlp",
+        "attention",
+    )
+    assert Recipe.read(written(file, yaml_of(prune_ratio=0.2, parts=["mlp"]))).parts == ("mlp",)
+    assert "parts" in refusal(file, yaml_of(prune_ratio=0.2, parts="heads"))
+    assert "protect-first" in refusal(file, yaml_of(prune_ratio=0.2, protect_first=-1))

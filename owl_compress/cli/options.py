@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 _BUDGET, _ALLOCATOR, _TEXT, _MACHINE = "Budget (exactly one)", "Allocator", "Text", "Machine"
-_QUANTIZATION, _LATENCY = "Quantization", "Latency"
+_QUANTIZATION, _STRUCTURE, _LATENCY = "Quantization", "Structured removal", "Latency"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
@@ -95,7 +95,8 @@ BackendName = Annotated[
     str,
     typer.Option(
         "--backend",
-        help="Who carries the plan out: magnitude, wanda, sparsegpt; in bits rtn, gptq, gptqmodel.",
+        help="Who carries the plan out: magnitude, wanda, sparsegpt; for widths structured; for bits rtn, "
+        "gptq, gptqmodel.",
     ),
 ]
 Scope = Annotated[
@@ -127,6 +128,54 @@ Format = Annotated[
         help="'packed' integers (default) or 'dense' dequantised weights.",
         rich_help_panel=_QUANTIZATION,
     ),
+]
+
+Parts = Annotated[
+    str,
+    typer.Option(
+        help="Sublayers that are compressed: attention,mlp or one of them.", rich_help_panel=_ALLOCATOR
+    ),
+]
+ProtectFirst = Annotated[
+    int, typer.Option(help="Leave this many blocks at the start alone.", rich_help_panel=_ALLOCATOR)
+]
+ProtectLast = Annotated[
+    int, typer.Option(help="Leave this many blocks at the end alone.", rich_help_panel=_ALLOCATOR)
+]
+
+Importance = Annotated[
+    str | None,
+    typer.Option(
+        help="What ranks heads and channels: wanda (default), taylor, magnitude, random.",
+        rich_help_panel=_STRUCTURE,
+    ),
+]
+TaylorVariant = Annotated[
+    str | None,
+    typer.Option(help="With taylor: 'element' (default) or 'vector'.", rich_help_panel=_STRUCTURE),
+]
+RoundTo = Annotated[
+    int | None,
+    typer.Option(help="FFN channels stay a multiple of this; default 64.", rich_help_panel=_STRUCTURE),
+]
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="Refit output projections by least squares.", rich_help_panel=_STRUCTURE),
+]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Let a sublayer go whole.", rich_help_panel=_STRUCTURE)
+]
+UniformWidth = Annotated[
+    bool,
+    typer.Option(
+        "--uniform-width",
+        help="Same widths in every block, saved as a stock checkpoint.",
+        rich_help_panel=_STRUCTURE,
+    ),
+]
+Export = Annotated[
+    str | None,
+    typer.Option(help="Write another format: decilm (Llama-like).", rich_help_panel=_STRUCTURE),
 ]
 
 Latency = Annotated[

@@ -13,7 +13,9 @@ from owl_compress.recipe import BUDGETS, Recipe
 if TYPE_CHECKING:  # a plan is made without loading torch
     from owl_compress.backend import AnyBackend
 
-_SHAPE = ("low", "high", "pins", "skips", "granularity", "solver", "tie")
+_SHAPE = (
+    "low", "high", "pins", "skips", "granularity", "solver", "tie", "parts", "protect_first", "protect_last",
+)  # fmt: skip
 
 
 def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "AnyBackend":
@@ -60,6 +62,13 @@ def backend_of(recipe: Recipe) -> "AnyBackend":
         "symmetric": False if recipe.asymmetric else None,
         "mse": recipe.mse or None,
         "activation_order": recipe.activation_order or None,
+        "importance": recipe.importance,
+        "taylor_variant": recipe.taylor_variant,
+        "round_to": recipe.round_to,
+        "repair": recipe.repair or None,
+        "allow_empty": recipe.allow_empty or None,
+        "uniform_width": recipe.uniform_width or None,
+        "seed": recipe.seed if recipe.importance == "random" else None,
     }
     return create_backend(recipe.backend, options)
 
@@ -88,6 +97,9 @@ def target_of(recipe: Recipe) -> Target:
         "granularity": recipe.granularity,
         "solver": recipe.solver or "proportional",
         "tie": not recipe.no_tie,
+        "parts": recipe.parts,
+        "protect_first": recipe.protect_first,
+        "protect_last": recipe.protect_last,
     }
     budgets = {name: getattr(recipe, name) for name in BUDGETS}
     return _target({**budgets, "bit_choices": recipe.bit_choices}, shape)

@@ -117,3 +117,32 @@ def test_a_grid_budget_holds_with_pins(make_report):
     plan = allocate(make_report(D), "owl", Target.from_nm("3:8", pins={"model.layers.1": 1.0}))
     assert {b.value for b in plan.budgets if b.block == "model.layers.1"} == {1.0}
     assert plan.achieved == 0.375
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"parts": ("mlp",)}, {f"{i}.mlp.{x}_proj" for i in range(4) for x in ("gate", "up", "down")}),
+        ({"parts": ("attention",)}, {f"{i}.attn.{x}_proj" for i in range(4) for x in "qkvo"}),
+        ({"parts": ("mlp",), "protect_first": 1, "protect_last": 2}, {f"1.mlp.{x}_proj" for x in ("gate", "up", "down")}),
+    ],
+)  # fmt: skip
+def test_parts_and_protected_blocks_leave_the_rest_out_of_the_account(options, left, make_report):
+    plan = allocate(make_report(D), "owl", Target.from_prune_ratio(0.5, **options))
+    assert set(_values(plan, "model.layers.")) == left
+    assert len(plan.skipped) == 4 * 7 - len(left)
+    assert plan.achieved == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parts": ("mpl",)}, "unknown part 'mpl': did you mean 'mlp'"),
+        ({"parts": ()}, "no part is left to compress"),
+        ({"protect_first": -1}, "protect-first -1 is negative"),
+        ({"protect_first": 3, "protect_last": 1}, "leave none of 4 blocks to compress"),
+    ],
+)
+def test_parts_that_leave_nothing_are_refused(options, message, make_report):
+    with pytest.raises(RequestError, match=message):
+        allocate(make_report(D), "uniform", Target.from_prune_ratio(0.5, **options))
