@@ -110,7 +110,7 @@ class Target:
     def _check_parts(self) -> None:
         for part in self.parts:
             if part not in tuple(Part):
-                raise RequestError(f"unknown part {part!r}: {nearest(part, tuple(Part))}")
+                raise RequestError(f"unknown part {part!r}: {nearest(part, map(str, Part))}")
         if not self.parts:
             raise RequestError(f"no part is left to compress: name one of {', '.join(Part)}")
         for end, count in (("first", self.protect_first), ("last", self.protect_last)):

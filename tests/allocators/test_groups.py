@@ -124,9 +124,12 @@ def test_a_grid_budget_holds_with_pins(make_report):
     [
         ({"parts": ("mlp",)}, {f"{i}.mlp.{x}_proj" for i in range(4) for x in ("gate", "up", "down")}),
         ({"parts": ("attention",)}, {f"{i}.attn.{x}_proj" for i in range(4) for x in "qkvo"}),
-        ({"parts": ("mlp",), "protect_first": 1, "protect_last": 2}, {f"1.mlp.{x}_proj" for x in ("gate", "up", "down")}),
+        (
+            {"parts": ("mlp",), "protect_first": 1, "protect_last": 2},
+            {f"1.mlp.{x}_proj" for x in ("gate", "up", "down")},
+        ),
     ],
-)  # fmt: skip
+)
 def test_parts_and_protected_blocks_leave_the_rest_out_of_the_account(options, left, make_report):
     plan = allocate(make_report(D), "owl", Target.from_prune_ratio(0.5, **options))
     assert set(_values(plan, "model.layers.")) == left
