@@ -14,13 +14,14 @@ from owl_compress.calibration import TokenWindows
 from owl_compress.errors import RequestError
 from owl_compress.estimator import identify
 from owl_compress.families import LinearSite, ModelStructure, find_structure
+from owl_compress.footprint import footprint
 from owl_compress.gradients import Salience, measure_salience
 from owl_compress.model_state import n_parameters, parameter_device
 from owl_compress.plan import Plan, Unit
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import keep_codes_, stored_bits
 from owl_compress.report import ModelIdentity
-from owl_compress.result import Result
+from owl_compress.result import Footprint, FootprintChange, Result
 from owl_compress.statistics import Statistic
 from owl_compress.walk import BlockVisit, BlockWalk
 
@@ -66,6 +67,7 @@ def compress_with_(
     account = Account(
         plan, identity or identify(model, structure), structure.notes, calibration, device, start
     )
+    before = _footprint(model, plan)
     n_params_before = n_parameters(model)
     salience = _salience(model, structure, backend, calibration, options, device)
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
@@ -73,7 +75,15 @@ def compress_with_(
     outcomes = driver.compress_(executed)
     n_params_after = n_parameters(model)
     stored = Stored(stored_bits(model) / n_params_after, None, n_params_before, n_params_after)
-    return account.result(method_record(name, backend), backend.error_measure, asked, outcomes, stored)
+    result = account.result(method_record(name, backend), backend.error_measure, asked, outcomes, stored)
+    after = _footprint(model, plan)
+    change = FootprintChange(before=before, after=after) if before and after else None
+    return result.model_copy(update={"footprint": change})
+
+
+def _footprint(model: nn.Module, plan: Plan) -> Footprint | None:
+    """What the model costs as it is now, where the plan may change that."""
+    return footprint(model, find_structure(model)) if plan.unit is Unit.WIDTH else None
 
 
 def _check_request(

@@ -3,36 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from owl_compress.anatomy import Attention, Part, find_anatomy
 from owl_compress.calibration import resolve_seq_len
 from owl_compress.families import ModelStructure
-from owl_compress.files import Frozen
 from owl_compress.model_state import n_parameters
-
-
-class Footprint(Frozen):
-    """Counts of one model as it is now; a block that was cut counts with the widths it has left.
-
-    A multiplication and an addition are two operations (FLOPs), all for one token of one sequence. Norms,
-    activations and embeddings are left out: they are small beside the products counted here.
-    """
-
-    n_params: int = Field(description="tied or shared ones once")
-    kv_cache_bytes_per_token: int | None = Field(
-        description="sum over blocks of 2 * kv_heads * head_dim * bytes per value in the model's data type; "
-        "None where the heads of a block are not known"
-    )
-    flops_per_token_blocks: int = Field(description="2 * weights of every linear in the blocks")
-    flops_per_token_head: int | None = Field(description="2 * weights of the head; None if there is none")
-    flops_per_token_attention: int | None = Field(
-        description="sum over blocks of 4 * heads * head_dim * context_len: queries times keys, and their "
-        "weights times values; None where the heads of a block are not known"
-    )
-    context_len: int = Field(description="tokens that each new token attends to, itself among them")
+from owl_compress.result import Footprint
 
 
 def footprint(model: Any, structure: ModelStructure, *, context_len: int | None = None) -> Footprint:

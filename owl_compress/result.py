@@ -75,6 +75,34 @@ class Evaluation(Frozen):
     compressed: PerplexityRecord
 
 
+class Footprint(Frozen):
+    """Counts of one model as it is now; a block that was cut counts with the widths it has left.
+
+    A multiplication and an addition are two operations (FLOPs), all for one token of one sequence. Norms,
+    activations and embeddings are left out: they are small beside the products counted here.
+    """
+
+    n_params: int = Field(description="tied or shared ones once")
+    kv_cache_bytes_per_token: int | None = Field(
+        description="sum over blocks of 2 * kv_heads * head_dim * bytes per value in the model's data type; "
+        "None where the heads of a block are not known"
+    )
+    flops_per_token_blocks: int = Field(description="2 * weights of every linear in the blocks")
+    flops_per_token_head: int | None = Field(description="2 * weights of the head; None if there is none")
+    flops_per_token_attention: int | None = Field(
+        description="sum over blocks of 4 * heads * head_dim * context_len: queries times keys, and their "
+        "weights times values; None where the heads of a block are not known"
+    )
+    context_len: int = Field(description="tokens that each new token attends to, itself among them")
+
+
+class FootprintChange(Frozen):
+    """The same model before and after."""
+
+    before: Footprint
+    after: Footprint
+
+
 class Result(Document):
     """What one compression did."""
 
@@ -85,6 +113,9 @@ class Result(Document):
     backend: MethodRecord
     error_measure: str
     totals: Totals
+    footprint: FootprintChange | None = Field(
+        default=None, description="where whole heads or channels went; None for budgets in other units"
+    )
     evaluation: Evaluation | None = None
     fallbacks: tuple[Fallback, ...] = ()
     notes: tuple[str, ...] = ()

@@ -7,6 +7,8 @@ from owl_compress.report import CalibrationRecord, ModelIdentity
 from owl_compress.result import (
     Evaluation,
     Fallback,
+    Footprint,
+    FootprintChange,
     LinearResult,
     MethodRecord,
     PerplexityRecord,
@@ -29,6 +31,14 @@ def example() -> Result:
         bos="first",
         n_params=1000,
     )
+    before = Footprint(
+        n_params=1000,
+        kv_cache_bytes_per_token=512,
+        flops_per_token_blocks=28,
+        flops_per_token_head=None,
+        flops_per_token_attention=4096,
+        context_len=64,
+    )
     return Result(
         model=ModelIdentity(id="org/tiny", revision=None, family="llama", dtype="float32"),
         backend=MethodRecord(name="sparsegpt", parameters={"scope": "linear", "damping": 0.01}),
@@ -42,6 +52,7 @@ def example() -> Result:
             n_params_before=1000,
             n_params_after=1000,
         ),
+        footprint=FootprintChange(before=before, after=before.model_copy(update={"n_params": 900})),
         evaluation=Evaluation(dense=dense, compressed=dense.model_copy(update={"perplexity": 87.1})),
         fallbacks=(Fallback(what="damping raised to 0.1", where="layers.0.down"),),
         notes=("a note",),
@@ -90,7 +101,7 @@ def test_reading_and_writing_changes_no_byte(tmp_path: Path) -> None:
 
 def test_what_may_be_missing() -> None:
     content = example().model_dump()
-    for name in ("evaluation", "fallbacks", "notes"):
+    for name in ("footprint", "evaluation", "fallbacks", "notes"):  # a footprint was not always counted
         del content[name]
     result = Result.model_validate(content)
-    assert (result.evaluation, result.fallbacks, result.notes) == (None, (), ())
+    assert (result.footprint, result.evaluation, result.fallbacks, result.notes) == (None, None, (), ())
