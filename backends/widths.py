@@ -118,7 +118,8 @@ def _cannot_be_met(blocks: Sequence[BlockState], budget: int, rounding: Rounding
     finest = (budget - heads - fixed) // each if each else 0
     if finest >= 1:
         remedies.append(f"give --round-to {finest} or less")
-    if not rounding.allow_empty:
+    emptied = [BlockState.nearest(block.sizes, replace(rounding, allow_empty=True)) for block in blocks]
+    if sum(block.least for block in emptied) <= budget:
         remedies.append("give --allow-empty")
     asked = 1 - budget / whole
     return (
