@@ -1,20 +1,16 @@
 """The model card: README.md of an output folder. States what was done and what was measured, nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import fsum
-from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from owl_compress.backend import StoredFormat
-from owl_compress.explain import quiet_transformers
-from owl_compress.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
+from owl_compress.origin import Origin
 from owl_compress.plan import KeptOfGrid, Plan, Unit
 from owl_compress.result import LinearResult, Result
+from owl_compress.stored_formats import DENSE, PACKED
 
 OWL_PAPER = "https://arxiv.org/abs/2310.05175"
 
@@ -27,49 +23,6 @@ _TAGS = {
     Unit.WIDTH: ("pruned", "structured-pruning"),
     Unit.BITS: ("quantized", "mixed-precision"),
 }
-
-_LOAD = (
-    "```python\n"
-    "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    'folder = "path/to/this/folder"\n'
-    "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-    "tokenizer = AutoTokenizer.from_pretrained(folder)\n```"
-)
-DENSE = StoredFormat(
-    tag="",
-    description="They are stored dequantised, like any other weight: the files are no smaller than before, "
-    "and the bits per weight above are those of the codes, scales and all other tensors",
-    how_to_load=_LOAD,
-)
-PACKED = StoredFormat(
-    tag="compressed-tensors",
-    description="They are stored as packed integers, in the format `pack-quantized` of compressed-tensors",
-    how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{_LOAD}",
-)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model descends from: its id on the hub and its licence, each None where not known."""
-
-    base_model: str | None = None
-    license: str | None = None
-
-
-def origin_of(loaded: LoadedModel) -> Origin:
-    """What can be said about the origin of `loaded`, from its own card or the hub's; never guessed.
-
-    A local folder states its licence in its README.md; its base model is taken from there only if the folder
-    is one of ours, since a foreign card names the parent of the model that is compressed here.
-    """
-    if loaded.source == BUILTIN:
-        return Origin(BUILTIN_BASE_MODEL, BUILTIN_LICENSE)
-    if loaded.hub_id:
-        return Origin(loaded.hub_id, _text(_hub_card(loaded.hub_id, loaded.revision).get("license")))
-    folder = Path(loaded.source).expanduser()
-    card = _front_matter(folder / "README.md")
-    ours = (folder / "result.json").is_file()
-    return Origin(_text(card.get("base_model")) if ours else None, _text(card.get("license")))
 
 
 def model_card(
@@ -93,7 +46,9 @@ def model_card(
         _metadata(plan, result, origin, stored),
         f"# {_short(result.model.id)}, compressed with owl-compress",
         _what_was_done(result, plan),
+        *_earlier(result),
         _totals(result, plan),
+        *_footprint(result),
         *_quantization(result, plan, stored),
         *_evaluation(result),
         *_remarks(result),
@@ -165,6 +120,65 @@ def _totals(result: Result, plan: Plan) -> str:
     if plan.unit is Unit.DENSITY:
         text += "\n\nThe zeros are stored like any other weight: they make the files no smaller."
     return text
+
+
+def _earlier(result: Result) -> list[str]:
+    if not result.earlier:
+        return []
+    rows = [
+        (
+            f"`{step.model}`",
+            step.backend,
+            f"{step.unit} {step.achieved:.6f}",
+            f"{step.n_params_before:,}",
+            f"{step.n_params_after:,}",
+        )
+        for step in result.earlier
+    ]
+    return [
+        "## Compressed before\n\n"
+        + _table(("model", "backend", "achieved", "parameters before", "parameters after"), rows)
+        + "\n\nOldest first. The budgets of this step are shares of what the last of them left."
+    ]
+
+
+def _footprint(result: Result) -> list[str]:
+    if result.footprint is None:
+        return []
+    before, after = result.footprint.before, result.footprint.after
+    context = before.context_len
+    rows = [
+        (name, _count(old), _count(new), f"{1 - new / old:.4f}" if old and new is not None else "–")
+        for name, old, new in (
+            ("parameters", before.n_params, after.n_params),
+            (
+                "key-value cache, bytes per token",
+                before.kv_cache_bytes_per_token,
+                after.kv_cache_bytes_per_token,
+            ),
+            (
+                "operations per token, linears of the blocks",
+                before.flops_per_token_blocks,
+                after.flops_per_token_blocks,
+            ),
+            (
+                f"operations per token, attention over {context}",
+                before.flops_per_token_attention,
+                after.flops_per_token_attention,
+            ),
+            ("operations per token, output layer", before.flops_per_token_head, after.flops_per_token_head),
+        )
+    ]
+    return [
+        "## What is smaller\n\n"
+        + _table(("", "before", "after", "removed"), rows)
+        + "\n\nCounted from shapes: a multiplication and an addition are two operations. How much faster it "
+        "runs is measured by `owl-compress eval FOLDER --latency`."
+    ]
+
+
+def _count(number: int | None) -> str:
+    return "not known" if number is None else f"{number:,}"
 
 
 def _quantization(result: Result, plan: Plan, stored: StoredFormat) -> list[str]:
@@ -272,26 +286,3 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _short(model_id: str) -> str:
     return model_id.rstrip("/").rpartition("/")[2] or model_id
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _hub_card(hub_id: str, revision: str | None) -> dict[str, Any]:
-    """Front matter of the hub's card, empty where it cannot be had: a card is no reason to fail."""
-    try:
-        with quiet_transformers():
-            return _front_matter(Path(hf_hub_download(hub_id, "README.md", revision=revision)))
-    except (OSError, HfHubHTTPError, HFValidationError):
-        return {}
-
-
-def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML between the first two lines of three hyphens, empty where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text.split("\n---", 1)[0]) if text.startswith("---\n") else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -28,6 +28,9 @@ Storage = Literal["packed", "dense"]
 Export = Literal["decilm"]
 """A foreign format with a width of its own for every block."""
 
+DECILM_STEP = 256
+"""DeciLM holds FFN widths that are a multiple of this."""
+
 _NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
 
 
@@ -157,6 +160,16 @@ class Recipe(Frozen):
                 f"name exactly one budget of {choices}; this has {' and '.join(named) or 'none'}"
             )
         self._check_bits()
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_export(self) -> Self:
+        if self.export != "decilm":
+            return self
+        if self.plan is None and self.parts != (Part.MLP,):
+            raise ValueError("export decilm keeps all query heads: add parts mlp")
+        if self.round_to is not None and self.round_to % DECILM_STEP:
+            raise ValueError(f"export decilm holds multiples of {DECILM_STEP}: round-to is {self.round_to}")
         return self
 
     def _check_bits(self) -> None:

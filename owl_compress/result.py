@@ -103,6 +103,18 @@ class FootprintChange(Frozen):
     after: Footprint
 
 
+class EarlierStep(Frozen):
+    """A compression that the model had behind it when this one began."""
+
+    model: str
+    backend: str
+    unit: Unit
+    achieved: float
+    n_params_before: int
+    n_params_after: int
+    plan: str
+
+
 class Result(Document):
     """What one compression did."""
 
@@ -119,6 +131,9 @@ class Result(Document):
     evaluation: Evaluation | None = None
     fallbacks: tuple[Fallback, ...] = ()
     notes: tuple[str, ...] = ()
+    earlier: tuple[EarlierStep, ...] = Field(
+        default=(), description="oldest first; budgets are shares of the model as the last of them left it"
+    )
     calibration: CalibrationRecord | None
     seed: int
     wall_seconds: float
@@ -128,3 +143,17 @@ class Result(Document):
     report: str
     plan: str
     budgets: tuple[LinearResult, ...]
+
+    @property
+    def as_earlier(self) -> tuple[EarlierStep, ...]:
+        """What the result of a further compression says of this one, and of those before it."""
+        step = EarlierStep(
+            model=self.model.id,
+            backend=self.backend.name,
+            unit=self.budgets[0].unit,
+            achieved=self.totals.achieved,
+            n_params_before=self.totals.n_params_before,
+            n_params_after=self.totals.n_params_after,
+            plan=self.plan,
+        )
+        return (*self.earlier, step)

@@ -5,20 +5,24 @@ from pathlib import Path
 import pytest
 import yaml
 
-from owl_compress.card import Origin, model_card, origin_of
+from owl_compress.card import model_card
 from owl_compress.loading import LoadedModel
+from owl_compress.origin import Origin, origin_of
 from owl_compress.plan import AllocatorRecord, BitsGrid, Grid, KeptOfGrid, LinearBudget, Plan, Unit
 from owl_compress.recipe import Recipe
 from owl_compress.report import CalibrationRecord, ModelIdentity
 from owl_compress.result import (
     Evaluation,
     Fallback,
+    Footprint,
+    FootprintChange,
     LinearResult,
     MethodRecord,
     PerplexityRecord,
     Result,
     Totals,
 )
+from owl_compress.stored_formats import NARROW
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 LINEARS = [(f"model.layers.{i}.mlp.{name}", f"model.layers.{i}") for i in (0, 1) for name in ("up", "down")]
@@ -142,3 +146,33 @@ def test_origin_of_a_folder_comes_from_its_own_card(tmp_path: Path) -> None:
 
 def test_origin_of_the_embedded_model_is_known() -> None:
     assert origin_of(loaded("builtin")) == Origin("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+
+
+def test_a_narrowed_model_says_what_is_smaller_and_how_it_loads() -> None:
+    plan = plan_of(Unit.WIDTH)
+    before = Footprint(
+        n_params=1000,
+        kv_cache_bytes_per_token=512,
+        flops_per_token_blocks=800,
+        flops_per_token_head=None,
+        flops_per_token_attention=4096,
+        context_len=2048,
+    )
+    after = before.model_copy(update={"n_params": 750, "kv_cache_bytes_per_token": 256})
+    change = FootprintChange(before=before, after=after)
+    result = result_of(plan).model_copy(update={"footprint": change})
+    card = model_card(result, plan, stored=NARROW)
+    assert "| parameters | 1,000 | 750 | 0.2500 |" in card
+    assert "| key-value cache, bytes per token | 512 | 256 | 0.5000 |" in card
+    assert "| operations per token, output layer | not known | not known | – |" in card
+    assert "from_pretrained(folder, trust_remote_code=True)" in card
+    assert "What is smaller" not in model_card(result_of(plan_of()), plan_of())
+
+
+def test_the_card_names_the_steps_before_this_one() -> None:
+    plan = plan_of()
+    earlier = result_of(plan_of(Unit.WIDTH)).as_earlier
+    card = model_card(result_of(plan).model_copy(update={"earlier": earlier}), plan)
+    assert "## Compressed before" in card
+    assert f"| `{RECIPE.model}` | sparsegpt |" in card
+    assert "Compressed before" not in model_card(result_of(plan), plan)

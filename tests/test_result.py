@@ -5,6 +5,7 @@ from pathlib import Path
 from owl_compress.plan import Unit
 from owl_compress.report import CalibrationRecord, ModelIdentity
 from owl_compress.result import (
+    EarlierStep,
     Evaluation,
     Fallback,
     Footprint,
@@ -56,6 +57,17 @@ def example() -> Result:
         evaluation=Evaluation(dense=dense, compressed=dense.model_copy(update={"perplexity": 87.1})),
         fallbacks=(Fallback(what="damping raised to 0.1", where="layers.0.down"),),
         notes=("a note",),
+        earlier=(
+            EarlierStep(
+                model="org/base",
+                backend="structured",
+                unit=Unit.WIDTH,
+                achieved=0.8,
+                n_params_before=1200,
+                n_params_after=1000,
+                plan="ef" * 32,
+            ),
+        ),
         calibration=CalibrationRecord(
             source="wiki.txt",
             token_ids_sha256="ab" * 32,
@@ -105,3 +117,10 @@ def test_what_may_be_missing() -> None:
         del content[name]
     result = Result.model_validate(content)
     assert (result.footprint, result.evaluation, result.fallbacks, result.notes) == (None, None, (), ())
+
+
+def test_a_further_compression_knows_of_this_one_and_those_before() -> None:
+    first, second = example().as_earlier
+    assert first == example().earlier[0]
+    assert (second.model, second.backend, second.achieved) == ("org/tiny", "sparsegpt", 0.39)
+    assert second.plan == example().plan

@@ -13,6 +13,7 @@ from owl_compress.device import memory_errors, resolve_device
 from owl_compress.errors import RequestError
 from owl_compress.estimator import measure, outline
 from owl_compress.evaluation import perplexity
+from owl_compress.exports import check_decilm, to_stock_
 from owl_compress.families import find_structure
 from owl_compress.files import check_output_folder, output_folder
 from owl_compress.loading import LoadedModel
@@ -20,7 +21,15 @@ from owl_compress.metrics import DEFAULT_METRICS, find_metric
 from owl_compress.packing import check_packable, require_package
 from owl_compress.pipeline.checkpoints import compress_checkpoint_
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
-from owl_compress.pipeline.stages import calibrate, hold_out, identity_of, load, save, write_documents
+from owl_compress.pipeline.stages import (
+    calibrate,
+    earlier_steps,
+    hold_out,
+    identity_of,
+    load,
+    save,
+    write_documents,
+)
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import Quantizer
@@ -155,7 +164,14 @@ class Line:
                     write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
                 elif out:
                     result = save(
-                        loaded, result, plan, out, report=report, recipe=recipe, storage=self.storage
+                        loaded,
+                        result,
+                        plan,
+                        out,
+                        report=report,
+                        recipe=recipe,
+                        storage=self.storage,
+                        export=self.recipe.export,
                     )
         return Run(report, plan, result)
 
@@ -203,10 +219,16 @@ class Line:
         return "dense"
 
     def check_storage(self, loaded: LoadedModel) -> None:
-        """Refuse a model that cannot be stored as asked, before it is compressed."""
+        """Refuse a model that cannot be stored as asked, before it is compressed.
+
+        Raises:
+            RequestError: codes or a family that the format does not hold.
+        """
         backend = backend_of(self.recipe)
         if isinstance(backend, CheckpointBackend):
             return
+        if self.recipe.export == "decilm":
+            check_decilm(loaded.model)
         if self.storage == "packed" and isinstance(backend, Quantizer):
             names = [linear.name for linear in find_structure(loaded.model).linears]
             check_packable(loaded.model, names, backend.code_format)
@@ -248,8 +270,10 @@ class Line:
             result = compress_with_(
                 loaded.model, plan, backend, recipe.backend, calibration, options, identity
             )
+            if recipe.uniform_width:
+                to_stock_(loaded.model)
         refuse_fallbacks(result, strict=recipe.strict)
-        return result
+        return result.model_copy(update={"earlier": earlier_steps(loaded)})
 
 
 def refuse_fallbacks(result: Result, *, strict: bool) -> None:

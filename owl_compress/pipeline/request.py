@@ -8,7 +8,7 @@ from owl_compress.allocators import Allocator, Target, create_allocator
 from owl_compress.backends import BACKENDS
 from owl_compress.errors import RequestError
 from owl_compress.plan import Unit
-from owl_compress.recipe import BUDGETS, Recipe
+from owl_compress.recipe import BUDGETS, DECILM_STEP, Recipe
 
 if TYPE_CHECKING:  # a plan is made without loading torch
     from owl_compress.backend import AnyBackend
@@ -64,7 +64,7 @@ def backend_of(recipe: Recipe) -> "AnyBackend":
         "activation_order": recipe.activation_order or None,
         "importance": recipe.importance,
         "taylor_variant": recipe.taylor_variant,
-        "round_to": recipe.round_to,
+        "round_to": recipe.round_to or (DECILM_STEP if recipe.export == "decilm" else None),
         "repair": recipe.repair or None,
         "allow_empty": recipe.allow_empty or None,
         "uniform_width": recipe.uniform_width or None,

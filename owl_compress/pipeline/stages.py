@@ -1,5 +1,6 @@
 """The stages by name: what the Python interface offers."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from owl_compress.calibration import (
     resolve_seq_len,
     sample_windows,
 )
-from owl_compress.card import DENSE, PACKED, model_card, origin_of
+from owl_compress.card import model_card
 from owl_compress.checkpoint import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import DTYPES, place_
@@ -26,17 +27,22 @@ from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
 from owl_compress.files import output_folder
 from owl_compress.loading import LoadedModel, load_model
+from owl_compress.narrow_checkpoint import has_narrowed_blocks
+from owl_compress.origin import origin_of
 from owl_compress.packing import packed_checkpoint
 from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import coded_modules
-from owl_compress.recipe import Recipe, Storage
+from owl_compress.recipe import Export, Recipe, Storage
 from owl_compress.registry import nearest
 from owl_compress.report import ImportanceReport, ModelIdentity
-from owl_compress.result import PerplexityRecord, Result
+from owl_compress.result import EarlierStep, PerplexityRecord, Result
 from owl_compress.saving import save_checkpoint
+from owl_compress.stored_formats import DECILM, DENSE, NARROW, PACKED
 from owl_compress.text import load_text
+
+logger = logging.getLogger(__name__)
 
 
 def allocate(
@@ -189,6 +195,18 @@ def identity_of(loaded: LoadedModel) -> ModelIdentity:
     return identity.model_copy(update={"revision": loaded.revision})
 
 
+def earlier_steps(loaded: LoadedModel) -> tuple[EarlierStep, ...]:
+    """The compressions that `loaded` has behind it, from the result.json of ours beside its weights."""
+    path = Path(loaded.source).expanduser() / "result.json"
+    if not path.is_file():
+        return ()
+    try:
+        return Result.read(path).as_earlier
+    except RequestError as error:
+        logger.warning("what was done to the model before is not known: %s", error)
+        return ()
+
+
 def save(
     loaded: LoadedModel,
     result: Result,
@@ -198,32 +216,44 @@ def save(
     report: ImportanceReport | None = None,
     recipe: Recipe | None = None,
     storage: Storage | None = None,
+    export: Export | None = None,
 ) -> Result:
     """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
 
     `storage` says how quantized weights are stored: "packed" (integer codes) or "dense" (dequantised like any
-    other weight). By default they are packed.
+    other weight). By default they are packed. `export` names a format of other software.
 
     Returns:
         The result as written, with the bytes on disk. Bits per weight are those of the files; those of a
         quantized model that is stored dense stay those of its codes, scales and other tensors.
 
     Raises:
-        RequestError: the folder is not empty, the disk is full, or the model cannot be packed.
+        RequestError: the folder is not empty, the disk is full, or the model cannot be packed or exported.
     """
     is_quantized = any(coded_modules(loaded.model))
     is_packed = storage == "packed" or (storage is None and is_quantized)
     with output_folder(Path(folder)) as temporary:
         packed = packed_checkpoint(loaded.model) if is_packed else None
-        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, packed=packed)
+        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, packed=packed, export=export)
         counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
         if is_packed or not is_quantized:
             counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
         totals = result.totals.model_copy(update=counted)
-        result = result.model_copy(update={"totals": totals, "notes": (*result.notes, *notes)})
-        stored = PACKED if is_packed else DENSE
+        earlier = result.earlier or earlier_steps(loaded)
+        result = result.model_copy(
+            update={"totals": totals, "notes": (*result.notes, *notes), "earlier": earlier}
+        )
+        stored = _stored_format(loaded, is_packed=is_packed, export=export)
         write_documents(temporary, loaded, result, plan, stored, report=report, recipe=recipe)
     return result
+
+
+def _stored_format(loaded: LoadedModel, *, is_packed: bool, export: Export | None) -> StoredFormat:
+    if export == "decilm":
+        return DECILM
+    if is_packed:
+        return PACKED
+    return NARROW if has_narrowed_blocks(loaded.model) else DENSE
 
 
 def write_documents(

@@ -1,0 +1,59 @@
+"""Where a model descends from: its parent on the hub and its licence, from model cards, never guessed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from owl_compress.explain import quiet_transformers
+from owl_compress.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model descends from: its id on the hub and its licence, each None where not known."""
+
+    base_model: str | None = None
+    license: str | None = None
+
+
+def origin_of(loaded: LoadedModel) -> Origin:
+    """What can be said about the origin of `loaded`, from its own card or the hub's; never guessed.
+
+    A local folder states its licence in its README.md; its base model is taken from there only if the folder
+    is one of ours, since a foreign card names the parent of the model that is compressed here.
+    """
+    if loaded.source == BUILTIN:
+        return Origin(BUILTIN_BASE_MODEL, BUILTIN_LICENSE)
+    if loaded.hub_id:
+        return Origin(loaded.hub_id, _text(_hub_card(loaded.hub_id, loaded.revision).get("license")))
+    folder = Path(loaded.source).expanduser()
+    card = _front_matter(folder / "README.md")
+    ours = (folder / "result.json").is_file()
+    return Origin(_text(card.get("base_model")) if ours else None, _text(card.get("license")))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _hub_card(hub_id: str, revision: str | None) -> dict[str, Any]:
+    """Front matter of the hub's card, empty where it cannot be had: a card is no reason to fail."""
+    try:
+        with quiet_transformers():
+            return _front_matter(Path(hf_hub_download(hub_id, "README.md", revision=revision)))
+    except (OSError, HfHubHTTPError, HFValidationError):
+        return {}
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The YAML between the first two lines of three hyphens, empty where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text.split("\n---", 1)[0]) if text.startswith("---\n") else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
