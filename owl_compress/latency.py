@@ -1,28 +1,25 @@
 """How fast a model runs: prefill and decode, measured, for one model or several in turn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
-from torch.sparse import to_sparse_semi_structured
 
 from owl_compress.device import peak_device_bytes, peak_host_bytes
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import placed
 from owl_compress.families import find_structure
 from owl_compress.files import Frozen
+from owl_compress.kernels import Kernel, check_kernel, is_semi_structured, to_semi_structured_, weight_bytes
+from owl_compress.model_state import n_parameters
 from owl_compress.progress import SILENT, Progress
-from owl_compress.verification import verify
-
-Kernel = Literal["dense", "semi-structured"]
-KERNELS: tuple[Kernel, ...] = ("dense", "semi-structured")
+from owl_compress.stopwatch import now, stopwatch
 
 _WARM_UPS, _RUNS = 2, 7
 
@@ -35,62 +32,95 @@ class LatencyShape(Frozen):
     new_tokens: PositiveInt = 32
 
 
+class PartLatency(Frozen):
+    """Seconds of a part of the model: in the prefill, and in each decoded token."""
+
+    prefill_seconds: float
+    decode_seconds_per_token: float
+
+
+class Speedup(Frozen):
+    """Seconds of the first model divided by those of this one: 2 is twice as fast."""
+
+    prefill: float
+    decode: float
+    blocks_prefill: float
+    blocks_decode: float
+    head_prefill: float | None
+    head_decode: float | None
+
+
 class LatencyRecord(Frozen):
     """Medians over `runs`, warm-up left out; tokens per second count the whole batch.
 
-    Prefill is one forward pass over the prompts. Decode is each further token, greedily chosen, with the
-    key-value cache. `peak_device_bytes` holds weights, cache and activations (0 on a CPU);
-    `peak_host_bytes` is of the whole process since its start.
+    Prefill is one forward pass over the prompts, with the logits of every position. Decode is each further
+    token, greedily chosen, with the key-value cache. `blocks` is the time between the start of the first
+    block and the end of the last, `head` that of the output projection (None where the model does not name
+    one), both inside the same runs; what is left is embedding, final norm, masks and choosing the token. On a
+    CPU that costs four looks at the clock in each pass; see `owl_compress.stopwatch` for CUDA.
+
+    `peak_device_bytes` holds this model's weights, cache and activations, and of other models nothing (0 on a
+    CPU). `weight_bytes` are its parameters and buffers, `peak_host_bytes` is of the whole process since its
+    start. `threads` are those of a CPU, `speedup` compares with the first of the models timed in turn.
     """
 
+    name: str
     kernel: Kernel
     device: str
+    threads: int | None
     dtype: str
     shape: LatencyShape
     runs: int
+    n_params: int
     prefill_seconds: float
     decode_seconds_per_token: float
     prefill_tokens_per_second: float
     decode_tokens_per_second: float
+    blocks: PartLatency
+    head: PartLatency | None
+    speedup: Speedup | None = None
+    weight_bytes: int
     peak_device_bytes: int
     peak_host_bytes: int
     converted_linears: int = 0
 
 
-def check_kernel(name: str, device: torch.device) -> Kernel:
-    """The kernel called `name`; one that does not exist, or not on `device`, is refused.
+@dataclass(frozen=True)
+class Contender:
+    """A model to be timed, on the device where that is to be; `name` is what its record says."""
+
+    name: str
+    model: Any
+    kernel: Kernel = "dense"
+
+
+def compare(
+    models: Mapping[str, Any],
+    shape: LatencyShape,
+    device: torch.device,
+    progress: Progress = SILENT,
+    runs: int = _RUNS,
+) -> list[LatencyRecord]:
+    """Time `models`, by their names, on `device`, in turn; all are there at once, and go home afterwards.
+
+    The first is what the others are compared with: give the dense model first.
 
     Raises:
-        RequestError: see above.
+        RequestError: see `latency`.
     """
-    kernel = next((kernel for kernel in KERNELS if kernel == name), None)
-    if kernel is None:
-        raise RequestError(f"unknown kernel {name!r}: it is one of {', '.join(KERNELS)}")
-    if kernel == "semi-structured" and device.type != "cuda":
-        raise RequestError(
-            f"kernel 'semi-structured' needs a CUDA device and this is the {device.type}: use --kernel dense"
-        )
-    return kernel
-
-
-def check_two_of_four(folder: Path) -> None:
-    """Refuse a checkpoint that keeps more than 2 of 4 weights anywhere, counted from its tensors.
-
-    Raises:
-        RequestError: no folder, or the first linear that breaks the pattern.
-    """
-    found = verify(folder, "2:4")
-    if not found.ok:
-        first = found.violations[0]
-        raise RequestError(
-            f"kernel 'semi-structured' needs 2 of every 4 weights at most, and {first.linear} in {folder} "
-            f"keeps more in {first.violating} of {first.groups} groups ({len(found.violations)} such "
-            "linears): make it with --nm 2:4 --allocator uniform"
-        )
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(placed(model, device))
+        return latency([Contender(name, model) for name, model in models.items()], shape, progress, runs)
 
 
 def compare_kernels(
-    model: Any, kernel: Kernel, shape: LatencyShape, device: torch.device, progress: Progress = SILENT
+    name: str,
+    model: Any,
+    kernel: Kernel,
+    shape: LatencyShape,
+    device: torch.device,
+    progress: Progress = SILENT,
 ) -> list[LatencyRecord]:
     """Time `model` on `device`; with the semi-structured kernel, a dense and a converted copy in turn.
 
@@ -98,41 +128,100 @@ def compare_kernels(
         RequestError: see `check_kernel`, `to_semi_structured_` and `latency`.
     """
     check_kernel(kernel, device)
-    with ExitStack() as stack:
-        stack.enter_context(placed(model, device))
-        models: dict[Kernel, Any] = {"dense": model}
+    with placed(model, device):
+        contenders = [Contender(name, model)]
         if kernel == "semi-structured":
-            models[kernel] = deepcopy(model)
-            to_semi_structured_(models[kernel])
-        return latency(models, shape, progress)
+            converted = deepcopy(model)
+            to_semi_structured_(converted)
+            contenders.append(Contender(name, converted, kernel))
+        return latency(contenders, shape, progress)
 
 
 def latency(
-    models: Mapping[Kernel, Any], shape: LatencyShape, progress: Progress = SILENT, runs: int = _RUNS
+    contenders: Sequence[Contender], shape: LatencyShape, progress: Progress = SILENT, runs: int = _RUNS
 ) -> list[LatencyRecord]:
     """Time the models in turn, run by run, so that whatever else the machine does meets all of them alike.
 
     Args:
-        models: by kernel; all on the device where they are to be timed.
+        contenders: the models; all on the device where they are to be timed.
         shape: see `LatencyShape`.
         progress: who is told.
         runs: timed runs of each model, after two that are not.
 
     Raises:
-        RequestError: more positions than the model has.
+        RequestError: more positions than a model has, or blocks that are not found.
     """
-    for model in models.values():
-        _check_positions(model, shape)
-    times: dict[Kernel, list[tuple[float, float]]] = {kernel: [] for kernel in models}
-    peaks = dict.fromkeys(models, 0)
+    courses = [_Course(contender.model, shape) for contender in contenders]
+    laps: list[list[_Lap]] = [[] for _ in courses]
     rounds = range(_WARM_UPS + runs)
-    for index in progress.track(rounds, total=len(rounds), what="timing"):
-        for kernel, model in models.items():
-            measured, peak = _timed(model, shape)
-            peaks[kernel] = max(peaks[kernel], peak)
-            if index >= _WARM_UPS:
-                times[kernel].append(measured)
-    return [_record(kernel, models[kernel], shape, times[kernel], peaks[kernel]) for kernel in models]
+    for _ in progress.track(rounds, total=len(rounds), what="timing"):
+        for course, done in zip(courses, laps, strict=True):
+            done.append(course.run())
+    records = [_record(contender, shape, done) for contender, done in zip(contenders, laps, strict=True)]
+    first, *others = records
+    return [first, *(record.model_copy(update={"speedup": _speedup(first, record)}) for record in others)]
+
+
+@dataclass(frozen=True)
+class _Lap:
+    """One prefill and the tokens after it."""
+
+    model: PartLatency
+    blocks: PartLatency
+    head: PartLatency | None
+    peak_device_bytes: int
+
+
+class _Course:
+    """What one model runs through, again and again."""
+
+    def __init__(self, model: Any, shape: LatencyShape) -> None:
+        _check_positions(model, shape)
+        embeddings = model.get_input_embeddings().weight
+        blocks = [site.module for site in find_structure(model).blocks]
+        self._model, self._shape = model, shape
+        self._device: torch.device = embeddings.device
+        self._first, self._last = blocks[0], blocks[-1]
+        self._head = _head(model)
+        # Some tokens or other: time does not depend on which.
+        size, generator = (shape.batch_size, shape.prompt_len), torch.Generator().manual_seed(0)
+        self._ids = torch.randint(embeddings.shape[0], size, generator=generator).to(self._device)
+        self._weight_bytes = weight_bytes(model)
+
+    def run(self) -> _Lap:
+        others = self._start_memory()
+        with ExitStack() as stack:
+            blocks = stack.enter_context(stopwatch(self._first, self._last, self._device))
+            head = stack.enter_context(stopwatch(self._head, self._head, self._device))
+            stack.enter_context(torch.inference_mode())
+            prefill, answer = self._prefill()
+            blocks_prefill, head_prefill = blocks.take(), head.take()
+            decode = self._decode(answer)
+        return _Lap(
+            _part(prefill, decode, self._shape),
+            _part(blocks_prefill, blocks.take(), self._shape),
+            _part(head_prefill, head.take(), self._shape) if head_prefill > 0 else None,
+            max(0, peak_device_bytes(self._device) - others),
+        )
+
+    def _start_memory(self) -> int:
+        """Bytes on the device that are not this model's weights; the peak starts over."""
+        if self._device.type != "cuda":
+            return 0
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return max(0, torch.cuda.memory_allocated(self._device) - self._weight_bytes)
+
+    def _prefill(self) -> tuple[float, Any]:
+        start = now(self._device)
+        answer = self._model(input_ids=self._ids, use_cache=True)
+        return now(self._device) - start, answer
+
+    def _decode(self, answer: Any) -> float:
+        start = now(self._device)
+        for _ in range(self._shape.new_tokens):
+            token: Tensor = answer.logits[:, -1:].argmax(dim=-1)  # [batch, 1]
+            answer = self._model(input_ids=token, past_key_values=answer.past_key_values, use_cache=True)
+        return now(self._device) - start
 
 
 def _check_positions(model: Any, shape: LatencyShape) -> None:
@@ -145,89 +234,62 @@ def _check_positions(model: Any, shape: LatencyShape) -> None:
         )
 
 
-@torch.inference_mode()
-def _timed(model: Any, shape: LatencyShape) -> tuple[tuple[float, float], int]:
-    """Seconds of prefill and of a decoded token, and the peak of device memory meanwhile."""
+def _head(model: Any) -> nn.Module | None:
+    find = getattr(model, "get_output_embeddings", None)
+    head: nn.Module | None = find() if find else None
+    return head
+
+
+def _part(prefill: float, decode: float, shape: LatencyShape) -> PartLatency:
+    return PartLatency(prefill_seconds=prefill, decode_seconds_per_token=decode / shape.new_tokens)
+
+
+def _record(contender: Contender, shape: LatencyShape, laps: Sequence[_Lap]) -> LatencyRecord:
+    model = contender.model
     device = model.get_input_embeddings().weight.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    # Some tokens or other: time does not depend on which.
-    size = (shape.batch_size, shape.prompt_len)
-    ids = torch.randint(model.get_input_embeddings().weight.shape[0], size, generator=_seeded()).to(device)
-    start = _now(device)
-    answer = model(input_ids=ids, use_cache=True)
-    after_prefill = _now(device)
-    for _ in range(shape.new_tokens):
-        token: Tensor = answer.logits[:, -1:].argmax(dim=-1)  # [batch, 1]
-        answer = model(input_ids=token, past_key_values=answer.past_key_values, use_cache=True)
-    end = _now(device)
-    return (after_prefill - start, (end - after_prefill) / shape.new_tokens), peak_device_bytes(device)
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()
-
-
-def _record(
-    kernel: Kernel, model: Any, shape: LatencyShape, times: list[tuple[float, float]], peak: int
-) -> LatencyRecord:
-    prefill, decode = (median(column) for column in zip(*times, strict=True))
+    timed = laps[_WARM_UPS:]
+    whole = _median([lap.model for lap in timed])
+    heads = [lap.head for lap in timed if lap.head is not None]
     return LatencyRecord(
-        kernel=kernel,
-        device=_device_name(model.get_input_embeddings().weight.device),
+        name=contender.name,
+        kernel=contender.kernel,
+        device=_device_name(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else None,
         dtype=str(model.dtype).removeprefix("torch."),
         shape=shape,
-        runs=len(times),
-        prefill_seconds=prefill,
-        decode_seconds_per_token=decode,
-        prefill_tokens_per_second=shape.batch_size * shape.prompt_len / prefill,
-        decode_tokens_per_second=shape.batch_size / decode,
-        peak_device_bytes=peak,
+        runs=len(timed),
+        n_params=n_parameters(model),
+        prefill_seconds=whole.prefill_seconds,
+        decode_seconds_per_token=whole.decode_seconds_per_token,
+        prefill_tokens_per_second=shape.batch_size * shape.prompt_len / whole.prefill_seconds,
+        decode_tokens_per_second=shape.batch_size / whole.decode_seconds_per_token,
+        blocks=_median([lap.blocks for lap in timed]),
+        head=_median(heads) if heads else None,
+        weight_bytes=weight_bytes(model),
+        peak_device_bytes=max(lap.peak_device_bytes for lap in laps),
         peak_host_bytes=peak_host_bytes(),
         converted_linears=sum(is_semi_structured(module) for module in model.modules()),
     )
 
 
+def _median(parts: Sequence[PartLatency]) -> PartLatency:
+    return PartLatency(
+        prefill_seconds=median(part.prefill_seconds for part in parts),
+        decode_seconds_per_token=median(part.decode_seconds_per_token for part in parts),
+    )
+
+
+def _speedup(first: LatencyRecord, other: LatencyRecord) -> Speedup:
+    heads = (first.head, other.head) if first.head and other.head else None
+    return Speedup(
+        prefill=first.prefill_seconds / other.prefill_seconds,
+        decode=first.decode_seconds_per_token / other.decode_seconds_per_token,
+        blocks_prefill=first.blocks.prefill_seconds / other.blocks.prefill_seconds,
+        blocks_decode=first.blocks.decode_seconds_per_token / other.blocks.decode_seconds_per_token,
+        head_prefill=heads[0].prefill_seconds / heads[1].prefill_seconds if heads else None,
+        head_decode=heads[0].decode_seconds_per_token / heads[1].decode_seconds_per_token if heads else None,
+    )
+
+
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def is_semi_structured(module: nn.Module) -> bool:
-    """Whether the module's weight is stored 2:4."""
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and type(weight.data).__name__.startswith("SparseSemiStructured")
-
-
-def to_semi_structured_(model: nn.Module) -> int:
-    """Store the linears of all blocks 2:4, in place, as torch's semi-structured tensors (CUDA only).
-
-    The values stay what they are; the model cannot be saved or compressed any more. Returns their number.
-
-    Raises:
-        RequestError: torch refuses a linear's shape or data type, naming it; or one is no torch.nn.Linear.
-    """
-    converted = 0
-    for site in find_structure(model).linears:
-        if not isinstance(site.module, nn.Linear):
-            raise RequestError(
-                f"{site.name} is a {type(site.module).__name__}, and only torch.nn.Linear has this kernel: "
-                "use --kernel dense"
-            )
-        try:
-            sparse = to_sparse_semi_structured(site.module.weight.detach())
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise RequestError(
-                f"{site.name} cannot be stored semi-structured ({reason}): use --dtype bfloat16 or --kernel "
-                "dense"
-            ) from error
-        site.module.weight = nn.Parameter(sparse, requires_grad=False)
-        converted += 1
-    return converted

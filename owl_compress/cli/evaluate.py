@@ -1,8 +1,11 @@
 """Evaluation of a model or of an output folder: perplexity, and whether it keeps what was asked."""
 
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +13,19 @@ from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
 from owl_compress.errors import RequestError
+from owl_compress.plan import Unit
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from owl_compress.loading import LoadedModel
+
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="With --latency: a dense model to time in turn with MODEL. For a folder of ours with heads or "
+        "channels removed, by default the model it was made from.",
+        rich_help_panel="Latency",
+    ),
+]
 
 
 def evaluate(
@@ -22,6 +38,7 @@ def evaluate(
     batch_size: options.BatchSize = 1,
     latency: options.Latency = False,
     kernel: options.Kernel = None,
+    against: Against = None,
     prompt_len: options.PromptLen = 128,
     new_tokens: options.NewTokens = 32,
     device: options.Device = "auto",
@@ -37,25 +54,23 @@ def evaluate(
     With --quiet the number alone is printed.
     """
     from owl_compress.device import memory_errors, resolve_device
-    from owl_compress.latency import LatencyShape, check_kernel, check_two_of_four, compare_kernels
+    from owl_compress.kernels import check_kernel, check_two_of_four
+    from owl_compress.latency import LatencyShape, compare, compare_kernels
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)
     where = resolve_device(device)
-    if kernel is not None and not latency:
-        raise RequestError("--kernel says how --latency is measured: add --latency, or drop it")
+    _check_latency_options(model, kernel, against, latency=latency)
     timed = check_kernel(kernel or "dense", where)
     if timed == "semi-structured":
         check_two_of_four(Path(model))
     output.say(f"loading {model}")
     with memory_errors("evaluating"):
-        loaded = stages.load(
-            model,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
+        load = partial(stages.load, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        loaded = load(model, dtype=dtype, revision=revision)
+        dense = {}
+        if latency and timed == "dense":  # what cannot be loaded is told before the long evaluation
+            dense = _dense_model(model, against, load, loaded.dtype, output)
         record = stages.evaluate(
             loaded,
             data,
@@ -68,7 +83,11 @@ def evaluate(
             progress=output.progress,
         )
         shape = LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
-        rows = compare_kernels(loaded.model, timed, shape, where, output.progress) if latency else []
+        rows = []
+        if latency and timed == "dense":
+            rows = compare(dense | {model: loaded.model}, shape, where, output.progress)
+        elif latency:
+            rows = compare_kernels(model, loaded.model, timed, shape, where, output.progress)
     answer = record.model_dump(mode="json")
     if latency:
         answer["latency"] = [row.model_dump(mode="json") for row in rows]
@@ -77,6 +96,82 @@ def evaluate(
         output.show(latency_table(rows))
     if quiet and not as_json:
         sys.stdout.write(f"{record.perplexity:.4f}\n")
+
+
+def _check_latency_options(model: str, kernel: str | None, against: str | None, *, latency: bool) -> None:
+    if kernel is not None and not latency:
+        raise RequestError("--kernel says how --latency is measured: add --latency, or drop it")
+    if against is not None and not latency:
+        raise RequestError(f"--against {against} is timed by --latency: add --latency, or drop it")
+    if against is not None and kernel not in {None, "dense"}:
+        raise RequestError(
+            f"--kernel {kernel} times {model} against itself: drop --against {against}, or the kernel"
+        )
+    if against == model:
+        raise RequestError(f"--against {against} is the model itself: name the dense one it was made from")
+
+
+def _dense_model(
+    model: str, against: str | None, load: "Callable[..., LoadedModel]", dtype: str, output: Output
+) -> dict[str, Any]:
+    """The dense model to time in turn with `model`, by its name, in the same `dtype`; empty if none.
+
+    Raises:
+        RequestError: the model named by --against cannot be loaded.
+    """
+    from owl_compress.device import DTYPES
+
+    load_alike = partial(load, dtype=dtype if dtype in DTYPES else "auto")
+    if against is not None:
+        output.say(f"loading {against}")
+        return {against: load_alike(against).model}
+    try:
+        return _original(model, load_alike, output)
+    except RequestError as error:
+        output.say(f"only {model} is timed, without the model it was made from: {error}")
+        return {}
+
+
+def _original(model: str, load: "Callable[..., LoadedModel]", output: Output) -> dict[str, Any]:
+    """The model that the folder `model` was made from, by its name; empty if that cannot be asked."""
+    from owl_compress.model_state import n_parameters
+
+    made_from = _made_from(Path(model))
+    if made_from is None or made_from.source == model:
+        return {}
+    output.say(f"loading {made_from.source}, which {model} was made from")
+    dense = load(made_from.source, revision=made_from.revision).model
+    if n_parameters(dense) != made_from.n_params:  # the name may mean something else by now, or here
+        raise RequestError(
+            f"{made_from.source} has {n_parameters(dense):,} parameters, and {made_from.n_params:,} are what "
+            "it had then: name it by --against"
+        )
+    return {made_from.source: dense}
+
+
+@dataclass(frozen=True)
+class _MadeFrom:
+    """A dense model as result.json names it, and the parameters that it had."""
+
+    source: str
+    revision: str | None
+    n_params: int
+
+
+def _made_from(folder: Path) -> _MadeFrom | None:
+    """The model that a folder of ours with heads or channels removed was made from; None for any other."""
+    from owl_compress.loading import BUILTIN, BUILTIN_PACKAGE
+    from owl_compress.result import Result
+
+    if not (folder / "result.json").is_file():
+        return None
+    result = Result.read(folder / "result.json")
+    if all(row.unit is not Unit.WIDTH for row in result.budgets):
+        return None
+    n_params = result.totals.n_params_before
+    if (result.model.revision or "").startswith(f"{BUILTIN_PACKAGE} "):
+        return _MadeFrom(BUILTIN, None, n_params)
+    return _MadeFrom(result.model.id, result.model.revision, n_params)
 
 
 def verify(

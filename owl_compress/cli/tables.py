@@ -1,6 +1,6 @@
 """The tables that commands print."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,7 +10,7 @@ from owl_compress.report import ImportanceReport
 from owl_compress.result import PerplexityRecord, Result
 
 if TYPE_CHECKING:  # tables are drawn without loading torch
-    from owl_compress.latency import LatencyRecord
+    from owl_compress.latency import LatencyRecord, PartLatency, Speedup
     from owl_compress.prediction import Prediction
     from owl_compress.verification import Verification
 
@@ -89,21 +89,54 @@ def perplexity_table(record: PerplexityRecord) -> Table:
 
 
 def latency_table(rows: Sequence["LatencyRecord"]) -> Table:
-    """What was timed: a column for each kernel."""
+    """What was timed: a column for each model, the one that others are compared with first."""
     first = rows[0]
     shape = first.shape
+    threads = f" with {first.threads} threads" if first.threads else ""
     title = (
-        f"Median of {first.runs} runs on {first.device} in {first.dtype}: batch {shape.batch_size}, "
+        f"Median of {first.runs} runs on {first.device}{threads} in {first.dtype}: batch {shape.batch_size}, "
         f"prompt {shape.prompt_len}, {shape.new_tokens} new tokens"
     )
-    table = new_table(title, "what", *(row.kernel for row in rows))
-    table.add_row("prefill, ms", *(f"{1000 * row.prefill_seconds:.3f}" for row in rows))
-    table.add_row("decode, ms per token", *(f"{1000 * row.decode_seconds_per_token:.3f}" for row in rows))
+    kernels = {row.kernel for row in rows}
+    headings = [row.name if len(kernels) == 1 else f"{row.name}, {row.kernel}" for row in rows]
+    table = new_table(title, "what", *headings)
+    table.add_row("parameters", *(f"{row.n_params:,}" for row in rows))
     table.add_row("prefill, tokens per second", *(f"{row.prefill_tokens_per_second:,.1f}" for row in rows))
     table.add_row("decode, tokens per second", *(f"{row.decode_tokens_per_second:,.1f}" for row in rows))
+    table.add_row("prefill, ms", *_milliseconds(row.prefill_seconds for row in rows))
+    table.add_row("decode, ms per token", *_milliseconds(row.decode_seconds_per_token for row in rows))
+    _add_part(table, "blocks", [row.blocks for row in rows])
+    _add_part(table, "head", [row.head for row in rows])
+    if any(row.speedup for row in rows):
+        _add_speedups(table, rows)
+    table.add_row("weights", *(_size(row.weight_bytes) for row in rows))
     table.add_row("peak device memory", *(_size(row.peak_device_bytes) for row in rows))
     table.add_row("peak host memory of the process", *(_size(row.peak_host_bytes) for row in rows))
     return table
+
+
+def _milliseconds(seconds: Iterable[float | None]) -> list[str]:
+    return ["" if value is None else f"{1000 * value:.3f}" for value in seconds]
+
+
+def _add_part(table: Table, name: str, parts: Sequence["PartLatency | None"]) -> None:
+    prefill = _milliseconds(part.prefill_seconds if part else None for part in parts)
+    decode = _milliseconds(part.decode_seconds_per_token if part else None for part in parts)
+    table.add_row(f"{name}, prefill, ms", *prefill)
+    table.add_row(f"{name}, decode, ms per token", *decode)
+
+
+def _add_speedups(table: Table, rows: Sequence["LatencyRecord"]) -> None:
+    """How many times as fast as the first model the others are."""
+
+    def add(name: str, read: Callable[["Speedup"], float]) -> None:
+        cells = (f"{read(row.speedup):.2f}" if row.speedup else "1" for row in rows)
+        table.add_row(f"{name}, times as fast", *cells)
+
+    add("prefill", lambda speedup: speedup.prefill)
+    add("decode", lambda speedup: speedup.decode)
+    add("blocks, prefill", lambda speedup: speedup.blocks_prefill)
+    add("blocks, decode", lambda speedup: speedup.blocks_decode)
 
 
 def prediction_table(prediction: "Prediction") -> Table:

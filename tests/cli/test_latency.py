@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from owl_compress.errors import RequestError
-from owl_compress.latency import check_two_of_four
+from owl_compress.kernels import check_two_of_four
 
 EVAL = ("eval", "model", "--data", "other.txt", "--seq-len", "32", "--device", "cpu")
 
@@ -18,6 +18,8 @@ def test_latency_is_a_key_of_the_answer(done: Callable[..., Any]) -> None:
     assert row["shape"] == {"batch_size": 3, "prompt_len": 8, "new_tokens": 2}
     assert row["kernel"] == "dense"
     assert row["prefill_seconds"] > 0 < row["decode_seconds_per_token"]
+    assert (row["name"], row["n_params"], row["speedup"]) == ("model", 44_448, None)
+    assert row["blocks"].keys() == row["head"].keys() == {"prefill_seconds", "decode_seconds_per_token"}
     assert "decode, tokens per second" in done(*EVAL, *options).out
     assert "latency" not in done(*EVAL, "--json", "--quiet").json
 
@@ -29,10 +31,91 @@ def test_latency_is_a_key_of_the_answer(done: Callable[..., Any]) -> None:
         (("--latency", "--kernel", "fast"), "unknown kernel 'fast'"),
         (("--latency", "--kernel", "semi-structured"), "needs a CUDA device and this is the cpu"),
         (("--latency", "--prompt-len", "127"), "make 159 positions, the model has 128"),
+        (("--against", "dense"), "--against dense is timed by --latency: add --latency, or drop it"),
+        (("--latency", "--against", "model"), "--against model is the model itself"),
+        (("--latency", "--against", "./nowhere"), "model path './nowhere' does not exist"),
     ],
 )
 def test_refused_in_one_line(refused: Callable[..., str], options: tuple[str, ...], message: str) -> None:
     assert message in refused(*EVAL, *options)
+
+
+@pytest.fixture
+def narrowed(done: Callable[..., Any], text_options: tuple[str, ...], edit_json: Callable[..., None]) -> Path:
+    """A folder that says that heads and channels of `model` were removed."""
+    run = ("run", "model", *text_options, "--backend", "magnitude", "--quiet", "--allocator", "uniform")
+    done(*run, "--sparsity", "0.5", "-o", "OUT")
+    return say_width(Path("OUT"), edit_json)
+
+
+def say_width(folder: Path, edit_json: Callable[..., None]) -> Path:
+    def change(result: Any) -> None:
+        for row in result["budgets"]:
+            row["unit"] = "width"
+
+    edit_json(folder / "result.json", change)
+    return folder
+
+
+LATENCY = ("--latency", "--prompt-len", "8", "--new-tokens", "2")
+
+
+def eval_of(folder: Path) -> tuple[str, ...]:
+    return (EVAL[0], str(folder), *EVAL[2:], *LATENCY)
+
+
+def test_a_narrowed_folder_is_timed_against_what_it_was_made_from(
+    done: Callable[..., Any], narrowed: Path
+) -> None:
+    outcome = done(*eval_of(narrowed), "--json")
+    dense, small = outcome.json["latency"]
+    assert (dense["name"], small["name"]) == ("model", "OUT")
+    assert dense["speedup"] is None
+    assert small["speedup"]["decode"] == pytest.approx(
+        dense["decode_seconds_per_token"] / small["decode_seconds_per_token"]
+    )
+    assert small["speedup"]["blocks_prefill"] == pytest.approx(
+        dense["blocks"]["prefill_seconds"] / small["blocks"]["prefill_seconds"]
+    )
+    assert dense["dtype"] == small["dtype"] == "float32"
+    assert "loading model, which OUT was made from" in outcome.err
+    table = done(*eval_of(narrowed)).out
+    assert "blocks, decode, times as fast" in table
+    assert "head, prefill, ms" in table
+
+
+def test_a_folder_is_timed_alone_where_the_dense_model_is_gone(
+    done: Callable[..., Any], narrowed: Path, edit_json: Callable[..., None]
+) -> None:
+    edit_json(narrowed / "result.json", lambda result: result["model"].update(id="./gone"))
+    outcome = done(*eval_of(narrowed), "--json")
+    assert [row["name"] for row in outcome.json["latency"]] == ["OUT"]
+    assert "only OUT is timed" in outcome.err
+    assert "'./gone' does not exist" in outcome.err
+
+
+def test_another_model_of_that_name_is_not_the_dense_one(
+    done: Callable[..., Any], narrowed: Path, edit_json: Callable[..., None]
+) -> None:
+    edit_json(narrowed / "result.json", lambda result: result["totals"].update(n_params_before=50_000))
+    outcome = done(*eval_of(narrowed), "--json")
+    assert [row["name"] for row in outcome.json["latency"]] == ["OUT"]
+    assert "model has 44,448 parameters, and 50,000 are what it had then" in outcome.err
+
+
+def test_a_folder_with_all_its_heads_is_timed_alone(
+    done: Callable[..., Any], text_options: tuple[str, ...]
+) -> None:
+    done("run", "model", *text_options, "--backend", "magnitude", "--quiet", "--sparsity", "0.5", "-o", "OUT")
+    outcome = done(*eval_of(Path("OUT")), "--json")
+    assert [row["name"] for row in outcome.json["latency"]] == ["OUT"]
+    assert "only OUT" not in outcome.err
+
+
+def test_any_model_may_be_the_one_to_compare_with(done: Callable[..., Any], narrowed: Path) -> None:
+    # in the data type of the model in question, whatever its own
+    rows = done(*eval_of(narrowed), "--against", "./model", "--dtype", "bfloat16", "--json").json["latency"]
+    assert [(row["name"], row["dtype"]) for row in rows] == [("./model", "bfloat16"), ("OUT", "bfloat16")]
 
 
 def test_the_folder_must_be_2_of_4(done: Callable[..., Any], text_options: tuple[str, ...]) -> None:

@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.families import find_structure
-from owl_compress.latency import LatencyShape, compare_kernels, is_semi_structured, to_semi_structured_
+from owl_compress.kernels import is_semi_structured, to_semi_structured_, weight_bytes
+from owl_compress.latency import LatencyShape, compare, compare_kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,9 +38,25 @@ def test_converted_linears_compute_the_same(two_of_four: LlamaForCausalLM) -> No
 
 def test_both_are_timed_and_the_model_stays_dense(two_of_four: LlamaForCausalLM) -> None:
     shape = LatencyShape(prompt_len=128, new_tokens=4)
-    dense, sparse = compare_kernels(two_of_four, "semi-structured", shape, torch.device("cuda"))
+    dense, sparse = compare_kernels("model", two_of_four, "semi-structured", shape, torch.device("cuda"))
     assert (dense.converted_linears, sparse.converted_linears) == (0, 14)
     assert min(dense.prefill_seconds, sparse.decode_seconds_per_token) > 0
-    assert dense.peak_device_bytes > 0
+    assert dense.peak_device_bytes > dense.weight_bytes > sparse.weight_bytes
     assert {parameter.device.type for parameter in two_of_four.parameters()} == {"cpu"}
     assert not any(is_semi_structured(module) for module in two_of_four.modules())
+
+
+def test_models_in_turn_have_times_and_memory_of_their_own(two_of_four: LlamaForCausalLM) -> None:
+    options = {**two_of_four.config.to_dict(), "num_hidden_layers": 24}
+    large = LlamaForCausalLM(LlamaConfig(**options)).half().eval()
+    shape = LatencyShape(prompt_len=64, new_tokens=4)
+    first, second = compare({"large": large, "small": two_of_four}, shape, torch.device("cuda"))
+    assert first.threads is None
+    assert first.weight_bytes == weight_bytes(large) > 5 * second.weight_bytes
+    for record in (first, second):
+        assert record.weight_bytes < record.peak_device_bytes < record.weight_bytes + 16 * 2**20
+        assert record.head is not None
+        assert 0 < record.blocks.prefill_seconds < record.prefill_seconds
+        assert 0 < record.head.decode_seconds_per_token < record.decode_seconds_per_token
+    assert second.speedup is not None
+    assert second.speedup.blocks_decode > 3
