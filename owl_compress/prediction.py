@@ -5,10 +5,10 @@ from math import floor
 
 from torch import nn
 
-from owl_compress.backend import AnyBackend
+from owl_compress.backend import AnyBackend, GradientReader
 from owl_compress.calibration import TokenWindows
-from owl_compress.families import find_structure
-from owl_compress.plan import Plan, Unit
+from owl_compress.families import BlockSite, find_structure
+from owl_compress.plan import LinearBudget, Plan, Unit
 from owl_compress.quantized import Quantizer
 from owl_compress.statistics import Gram
 
@@ -40,25 +40,23 @@ def predict(
     *,
     is_packed: bool = False,
 ) -> Prediction:
-    """Predict the size of the checkpoint and the memory of the walk, from shapes alone."""
+    """Predict the size of the checkpoint and the memory of the walk, from shapes alone.
+
+    Widths are rounded to whole heads and channels later, never above what is said here.
+    """
     structure = find_structure(model)
     plan.check_fits(structure.linear_sizes)
     parameters = list(model.parameters())
     largest = max(structure.blocks, key=lambda block: block.n_weights)
     element = parameters[0].element_size()
-    if backend.statistic is None:
-        statistics = 0
-    elif backend.statistic is Gram:
-        statistics = (
-            sum({linear.shape[1]: linear.shape[1] ** 2 for linear in largest.linears}.values()) * _FLOAT32
-        )
-    else:
-        statistics = sum(linear.shape[1] for linear in largest.linears) * _FLOAT64
     hidden = int(getattr(getattr(model, "config", None), "hidden_size", 0))
     tokens = calibration.ids.numel() if calibration is not None and backend.statistic else 0
     batch_tokens = min(tokens, batch_size * calibration.record.seq_len) if calibration is not None else 0
     widest = sum(sum(linear.shape) for linear in largest.linears)
     checkpoint_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    n_weights_kept = sum(_n_kept(budget, plan.unit) for budget in plan.budgets)
+    if plan.unit is Unit.WIDTH:
+        checkpoint_bytes -= element * (sum(budget.n_weights for budget in plan.budgets) - n_weights_kept)
     if is_packed and isinstance(backend, Quantizer):
         sites = {linear.name: linear for linear in structure.linears}
         for budget in plan.budgets:
@@ -67,12 +65,30 @@ def predict(
             checkpoint_bytes += n_bits // 8 - site.n_weights * element
     return Prediction(
         checkpoint_bytes=checkpoint_bytes,
-        n_weights_kept=sum(floor(budget.value * budget.n_weights) for budget in plan.budgets)
-        if plan.unit is Unit.DENSITY
-        else sum(budget.n_weights for budget in plan.budgets),
+        n_weights_kept=n_weights_kept,
         working_bytes=largest.n_weights * element
         + max(linear.n_weights for linear in largest.linears) * _FLOAT32 * _WORKING_COPIES
-        + statistics
+        + _statistics_bytes(backend, largest, element)
         + batch_tokens * widest * element,
         activation_bytes=tokens * hidden * element,
     )
+
+
+def _statistics_bytes(backend: AnyBackend, block: BlockSite, element: int) -> int:
+    """What is gathered of one block at a time: statistics of its inputs, and its gradients."""
+    gradients = isinstance(backend, GradientReader) and backend.reads_gradients
+    n_bytes = block.n_weights * element if gradients else 0
+    if backend.statistic is None:
+        return n_bytes
+    if backend.statistic is Gram:
+        return n_bytes + _FLOAT32 * sum({n_inputs: n_inputs**2 for n_inputs in _inputs(block)}.values())
+    return n_bytes + _FLOAT64 * sum(_inputs(block))
+
+
+def _inputs(block: BlockSite) -> list[int]:
+    return [linear.shape[1] for linear in block.linears]
+
+
+def _n_kept(budget: LinearBudget, unit: Unit) -> int:
+    """Weights of one linear that are left; bits leave all of them."""
+    return budget.n_weights if unit is Unit.BITS else floor(budget.value * budget.n_weights)
