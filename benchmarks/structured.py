@@ -1,0 +1,29 @@
+"""What does removing heads and channels cost? One row per ratio, allocator, importance and repair.
+
+    python benchmarks/structured.py --calib validation.txt --data test.txt [--only 0.4] > rows.jsonl
+
+The rows of the paper's Table 11 (OWL with LLM-Pruner, 20 to 80 %), on the embedded model. The protocol is in
+`cases`. OWL's metric and lam are chosen for each ratio with importance wanda and without repair, and kept for
+the other rows of that ratio.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+
+from cases import Case, run
+
+_TUNING = {"metric": ("lod@5", "lod@10"), "lam": (0.08, 0.15)}
+
+
+def cases() -> Iterator[Case]:
+    """Every ratio with every allocator, importance and repair."""
+    for ratio, importance, repair in product((0.2, 0.4, 0.6, 0.8), ("wanda", "taylor"), (False, True)):
+        options = {"importance": importance, **({"repair": True} if repair else {})}
+        for allocator in ("uniform", "linear-depth"):
+            yield Case({"prune_ratio": ratio}, "structured", allocator, options)
+        plain = {"importance": "wanda"}
+        yield Case({"prune_ratio": ratio}, "structured", "owl", options, _TUNING, {"options": plain})
+
+
+if __name__ == "__main__":
+    run("structured", __doc__, cases())
