@@ -128,7 +128,9 @@ def _dense_model(
     try:
         return _original(model, load_alike, output)
     except RequestError as error:
-        output.say(f"only {model} is timed, without the model it was made from: {error}")
+        output.say(
+            f"only {model} is timed, without the model it was made from ({error}); --against names one"
+        )
         return {}
 
 
@@ -166,9 +168,12 @@ def _made_from(folder: Path) -> _MadeFrom | None:
     if not (folder / "result.json").is_file():
         return None
     result = Result.read(folder / "result.json")
-    if all(row.unit is not Unit.WIDTH for row in result.budgets):
+    steps = result.as_earlier
+    if all(step.unit is not Unit.WIDTH for step in steps):
         return None
-    n_params = result.totals.n_params_before
+    n_params = steps[0].n_params_before
+    if len(steps) > 1:  # compressed more than once: the model before the first time is the dense one
+        return _MadeFrom(steps[0].model, None, n_params)
     if (result.model.revision or "").startswith(f"{BUILTIN_PACKAGE} "):
         return _MadeFrom(BUILTIN, None, n_params)
     return _MadeFrom(result.model.id, result.model.revision, n_params)

@@ -94,6 +94,22 @@ def test_a_folder_is_timed_alone_where_the_dense_model_is_gone(
     assert "'./gone' does not exist" in outcome.err
 
 
+def test_a_folder_compressed_twice_is_timed_against_the_first_model(
+    done: Callable[..., Any], narrowed: Path, edit_json: Callable[..., None]
+) -> None:
+    def change(result: Any) -> None:
+        step = {"model": "./model", "backend": "structured", "unit": "width", "achieved": 0.5, "plan": "-"}
+        result["earlier"] = [step | {"n_params_before": 44_448, "n_params_after": 40_000}]
+        result["model"]["id"] = "./gone"
+        result["totals"]["n_params_before"] = 40_000
+        for row in result["budgets"]:
+            row["unit"] = "density"
+
+    edit_json(narrowed / "result.json", change)
+    rows = done(*eval_of(narrowed), "--json").json["latency"]
+    assert [row["name"] for row in rows] == ["./model", "OUT"]
+
+
 def test_another_model_of_that_name_is_not_the_dense_one(
     done: Callable[..., Any], narrowed: Path, edit_json: Callable[..., None]
 ) -> None:
