@@ -14,12 +14,15 @@ Names are dotted paths below the block; keys that do not apply are absent.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cache
-from types import MethodType
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.pytorch_utils import Conv1D
 
 CONFIG_KEY = "owl_compress_widths"
@@ -47,7 +50,7 @@ def set_widths_(block: nn.Module, widths: Mapping[str, Any]) -> None:
         _slice_alibi_(block.get_submodule(path), heads["kept"], heads["of"])
     for path in widths.get("empty", ()):
         module = block.get_submodule(path)
-        vars(module)["forward"] = MethodType(_contribute_bias, module)
+        vars(module)["forward"] = partial(_contribute_bias, module)  # unlike a method it can be pickled
     vars(block)["narrow_widths"] = widths
 
 
@@ -56,6 +59,10 @@ class NarrowMixin:
 
     The value of that key is `{"blocks": path of the list of blocks, "widths": [one per block, or null]}`.
     """
+
+    def __init_subclass__(cls, **named: Any) -> None:
+        super().__init_subclass__(**named)
+        _share_renamings(cls)
 
     def __init__(self, config: Any, *positional: Any, **named: Any) -> None:
         super().__init__(config, *positional, **named)  # type: ignore[call-arg]
@@ -83,6 +90,21 @@ class NarrowMixin:
 def narrowed(base: type) -> type:
     """The class `Narrow<Base>`: `base` with the widths of its config. The same one at every call."""
     return type(f"Narrow{base.__name__}", (NarrowMixin, base), {"__module__": __name__})
+
+
+def _share_renamings(narrow: type) -> None:
+    """Let `narrow` read and write its weights under the names that its stock class has for them in files.
+
+    transformers keeps these (GPT-NeoX: `embed_out` for `lm_head`) by the name of the class or of its family,
+    and withholds them from classes that are not its own unless they are registered.
+    """
+    stock: Any = next(kind for kind in narrow.__mro__ if not issubclass(kind, NarrowMixin))
+    family = getattr(getattr(stock, "config_class", None), "model_type", None)
+    for name in (stock.__name__, family):
+        renamings = get_checkpoint_conversion_mapping(name)
+        if renamings is not None:
+            register_checkpoint_conversion_mapping(narrow.__name__, renamings, overwrite=True)
+            return
 
 
 def _own(module: nn.Module) -> set[nn.Parameter]:
