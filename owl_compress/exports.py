@@ -1,0 +1,251 @@
+"""Narrowed models for other software: DeciLM for vLLM and llama.cpp, and stock checkpoints of one width.
+
+DeciLM was checked against these sources, read in November 2026; loading an export in vLLM or llama.cpp
+themselves was not run, only a reconstruction of the blocks by their formulas:
+
+- vLLM, vllm/model_executor/models/nemotron_nas.py (class `DeciLMForCausalLM`): query heads are those of the
+  whole model, key-value heads `num_attention_heads // attention.n_heads_in_group`, the inner width is
+  `ffn.ffn_mult` through `inner_width`. `block_configs` is read by attribute, and vLLM has no configuration
+  class of its own for the model type: it needs --trust-remote-code for the one that is written beside it.
+- llama.cpp, conversion of `DeciLMForCausalLM` (class `DeciModel`): the same formula; `n_heads_in_group`
+  may not be absent and `ffn_mult` must be a float; the head size is hidden size / heads. It takes the
+  vocabulary for one of SentencePiece unless it has 128256 tokens.
+- mlx-lm rounds `ffn_mult` to six digits; TensorRT-LLM has the same formula; SGLang loads no model whose
+  blocks differ in key-value heads, which an export of ours never has.
+"""
+
+import json
+from collections.abc import Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from owl_compress import decilm_config
+from owl_compress.anatomy import BlockAnatomy, find_anatomy
+from owl_compress.errors import RequestError
+from owl_compress.families import find_structure
+from owl_compress.modeling_narrow import CONFIG_KEY
+from owl_compress.narrow_checkpoint import (
+    as_if_cut_in_memory_,
+    stock_class,
+    text_config,
+    widths_by_key,
+)
+
+DECILM_MODEL_TYPE = "nemotron-nas"
+_DECILM_FAMILIES = ("llama", "mistral")
+_DECILM_STEP = 256
+_CONFIG_FILE = "configuration_decilm.py"
+_DIGITS = 6
+
+
+def inner_width(ffn_mult: float, hidden_size: int) -> int:
+    """The channels that readers of DeciLM give a feed-forward, by the formula that all of them share."""
+    width = int(2 * ffn_mult * hidden_size / 3)
+    return -(-width // _DECILM_STEP) * _DECILM_STEP
+
+
+def check_decilm(model: Any, *, is_packed: bool = False) -> None:
+    """Refuse what DeciLM cannot express.
+
+    Raises:
+        RequestError: another family, a sliding window, packed weights, fewer query heads than the
+            configuration says, an inner width off the grid of 256, or a sublayer that is gone.
+    """
+    config = model.config
+    family = str(config.model_type)
+    if family not in _DECILM_FAMILIES:
+        raise _no_decilm(
+            f"{family} models are none of {' and '.join(_DECILM_FAMILIES)}, whose block it holds",
+            "leave --export away",
+        )
+    if is_packed:
+        raise _no_decilm("it holds plain weights, not packed codes", "use --format dense")
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < config.max_position_embeddings:
+        raise _no_decilm(f"it has no sliding window, the model one of {window}", "leave --export away")
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim * config.num_attention_heads != config.hidden_size:
+        raise _no_decilm(
+            f"its head size is hidden size / heads, the model's is {head_dim} with "
+            f"{config.num_attention_heads} heads in {config.hidden_size}",
+            "leave --export away",
+        )
+    for anatomy in _anatomies(model):
+        _check_block(anatomy, config)
+
+
+def _check_block(anatomy: BlockAnatomy, config: Any) -> None:
+    attention, mlp = anatomy.attention, anatomy.mlp
+    if attention is None or mlp is None:
+        reason = "; ".join(anatomy.unrecognised.values())
+        raise _no_decilm(f"block {anatomy.block} is not one of its blocks: {reason}", "leave --export away")
+    if attention.n_heads != config.num_attention_heads:
+        raise _no_decilm(
+            f"it keeps all {config.num_attention_heads} query heads, and block {anatomy.block} has "
+            f"{attention.n_heads}",
+            "compress with --parts mlp",
+        )
+    width = mlp.n_channels
+    if width == 0:
+        raise _no_decilm(
+            f"block {anatomy.block} has no feed-forward left, which its readers take differently",
+            "compress without --allow-empty",
+        )
+    if width % _DECILM_STEP or inner_width(_ffn_mult(width, config.hidden_size), config.hidden_size) != width:
+        raise _no_decilm(
+            f"it holds multiples of {_DECILM_STEP} channels, and block {anatomy.block} has {width}",
+            f"compress with --round-to {_DECILM_STEP}",
+        )
+
+
+def describe_decilm(model: Any, folder: Path) -> None:
+    """Rewrite the configuration that `save_pretrained` put into `folder`; the tensors keep their names.
+
+    `model` is one that `check_decilm` has passed.
+    """
+    path = folder / "config.json"
+    config, source = json.loads(path.read_text(encoding="utf-8")), model.config
+    anatomies = _anatomies(model)
+    for key in ("sliding_window", "per_layer_config", "allow_global_per_layer_attribute_access"):
+        config.pop(key, None)
+    config |= {
+        "architectures": ["DeciLMForCausalLM"],
+        "model_type": DECILM_MODEL_TYPE,
+        "auto_map": {"AutoConfig": f"{Path(_CONFIG_FILE).stem}.DeciLMConfig"},
+        "block_configs": [_block_config(anatomy, source.hidden_size) for anatomy in anatomies],
+        "tie_word_embeddings": bool(source.tie_word_embeddings),
+        "attention_bias": bool(getattr(source, "attention_bias", False)),
+        "mlp_bias": bool(getattr(source, "mlp_bias", False)),
+        # No block is built from it; software that plans memory by one width gets the largest.
+        "intermediate_size": max(anatomy.mlp.n_channels for anatomy in anatomies if anatomy.mlp),
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    standalone = Path(decilm_config.__file__).read_text(encoding="utf-8")
+    (folder / _CONFIG_FILE).write_text(standalone, encoding="utf-8")
+
+
+def _block_config(anatomy: BlockAnatomy, hidden_size: int) -> dict[str, dict[str, Any]]:
+    if anatomy.attention is None or anatomy.mlp is None:
+        raise _no_decilm(f"block {anatomy.block} is not one of its blocks", "leave --export away")
+    return {
+        "attention": {
+            "n_heads_in_group": anatomy.attention.n_queries_per_group,
+            "no_op": False,
+            "replace_with_linear": False,
+        },
+        "ffn": {
+            "ffn_mult": _ffn_mult(anatomy.mlp.n_channels, hidden_size),
+            "no_op": False,
+            "replace_with_linear": False,
+        },
+    }
+
+
+def _ffn_mult(width: int, hidden_size: int) -> float:
+    """The multiplier that means `width`; as short as those readers have it that round it."""
+    return round(3 * width / (2 * hidden_size), _DIGITS)
+
+
+def _anatomies(model: Any) -> list[BlockAnatomy]:
+    return [find_anatomy(site) for site in find_structure(model).blocks]
+
+
+def _no_decilm(reason: str, remedy: str) -> RequestError:
+    return RequestError(f"the model cannot be exported as DeciLM: {reason}: {remedy}")
+
+
+def to_stock_(model: Any) -> None:
+    """Turn a narrowed model whose blocks all have the same widths into an ordinary one, in place.
+
+    Its configuration gets these widths as its own, so that it saves as a checkpoint that needs nothing of
+    ours. A model that is not narrowed stays as it is. Nothing is changed if it is refused.
+
+    Raises:
+        RequestError: blocks of different widths, or widths that the stock model of the configuration cannot
+            have.
+    """
+    blocks = [site.module for site in find_structure(model).blocks]
+    if not any(hasattr(block, "narrow_widths") for block in blocks):
+        return
+    values = _common_widths(model)
+    problem = next(_differences(model, _stock_with(model, values)), None)
+    if problem:
+        raise _no_stock(f"the configuration of {model.config.model_type} models has no key for {problem}")
+    as_if_cut_in_memory_(model)
+    for key, value in values.items():
+        setattr(text_config(model.config), key, value)
+    for block in blocks:
+        vars(block).pop("narrow_widths", None)
+        for module in block.modules():
+            shared = getattr(getattr(module, "config", None), "narrow_shared", None)
+            if shared is not None:
+                vars(module)["config"] = shared
+
+
+def _common_widths(model: Any) -> dict[str, int]:
+    """The widths that all blocks share, by the configuration's keys, with the head size if it has a place."""
+    config = text_config(model.config)
+    anatomies = _anatomies(model)
+    first, *others = [dict(widths_by_key(anatomy, config)) for anatomy in anatomies]
+    for anatomy, widths in zip(anatomies[1:], others, strict=True):
+        if widths != first:
+            raise _no_stock(
+                f"block {anatomy.block} has {_shown(widths)}, block {anatomies[0].block} {_shown(first)}"
+            )
+    attention = anatomies[0].attention
+    if attention is not None and not hasattr(type(config), "head_dim"):
+        first["head_dim"] = attention.head_dim
+    return first
+
+
+def _stock_with(model: Any, values: dict[str, int]) -> Any:
+    """The stock model, without memory, of the configuration that has `values` for all blocks."""
+    described = model.config.to_dict()
+    text = described if text_config(model.config) is model.config else described["text_config"]
+    for key in (CONFIG_KEY, "per_layer_config"):
+        described.pop(key, None)
+        text.pop(key, None)
+    text |= values
+    try:
+        with torch.device("meta"):
+            return stock_class(model)(type(model.config).from_dict(described))
+    except (ValueError, RuntimeError, StrictDataclassError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise _no_stock(f"transformers takes no {_shown(values)}: {reason}") from error
+
+
+def _differences(model: Any, stock: Any) -> Iterator[str]:
+    """What the narrowed model has and the stock one does not: a shape, or a number that a forward reads."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
+    for name, tensor in model.state_dict().items():
+        if tuple(tensor.shape) != shapes.get(name):
+            yield f"{name} of shape {tuple(tensor.shape)}"
+    pairs = zip(find_structure(model).blocks, find_structure(stock).blocks, strict=True)
+    for site, its_stock in pairs:
+        widths = getattr(site.module, "narrow_widths", {})
+        for part in (*widths.get("empty", ()), *widths.get("alibi_heads", {})):
+            kind = (
+                "a sublayer that is gone" if part in widths.get("empty", ()) else "the biases of kept heads"
+            )
+            yield f"{kind} ({site.name}.{part})"
+        read = dict(widths.get("attributes", {}))
+        for part, values in widths.get("config", {}).items():
+            read |= {f"{part}.config.{key}": value for key, value in values.items()}
+        for path, value in read.items():
+            if attrgetter(path)(its_stock.module) != value:
+                yield f"{site.name}.{path} = {value}"
+
+
+def _shown(values: dict[str, int]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _no_stock(reason: str) -> RequestError:
+    return RequestError(
+        f"the model cannot be stored as a stock checkpoint of uniform width: {reason}: leave --uniform-width "
+        "away, or compress with --parts mlp"
+    )
