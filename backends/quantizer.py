@@ -45,7 +45,9 @@ class GroupGrids:
 class GridRule:
     """How the grid of a group follows from its weights.
 
-    Symmetric: scale = max|w| / (2^(bits-1) - 1). Asymmetric: the 2^bits codes span [min(w, 0), max(w, 0)].
+    Symmetric: scale = max|w| / (2^(bits-1) - 1), so that the largest weight of either sign has a code; with
+    `all_codes` scale = 2 max|w| / (2^bits - 1), as in GPTQ's code: the step is finer, and a largest weight
+    that is positive is cut by half of it. Asymmetric: the 2^bits codes span [min(w, 0), max(w, 0)].
     With `mse` the range is also tried shrunk by `SHRINK_FACTORS`, and that of least squared error is taken;
     GPTQ's code searches likewise, but for the least sum of |error|^2.4 over 80 factors down to 0.2. Scales
     are rounded to `dtype`, in which they are stored, before any code is chosen. Zeros alone get scale 1.
@@ -54,6 +56,7 @@ class GridRule:
     symmetric: bool
     mse: bool
     dtype: torch.dtype
+    all_codes: bool = False
 
     def fit(self, weight: Tensor, bits: int) -> GroupGrids:
         """The grid of each group of `weight`, shape [groups, size], float32."""
@@ -79,7 +82,8 @@ class GridRule:
         """The grid over the range from `lowest` to `highest`, each of shape [groups]."""
         low, high = code_range(bits)
         if self.symmetric:
-            return GroupGrids(self._stored(torch.maximum(-lowest, highest) / high), None)
+            steps = (high - low) / 2 if self.all_codes else high
+            return GroupGrids(self._stored(torch.maximum(-lowest, highest) / steps), None)
         lowest, highest = lowest.clamp_max(0.0), highest.clamp_min(0.0)
         scales = self._stored((highest - lowest) / (high - low))
         return GroupGrids(scales, (low - torch.round(lowest / scales)).clamp_(low, high))

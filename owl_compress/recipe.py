@@ -78,6 +78,7 @@ class Recipe(Frozen):
     asymmetric: bool = False
     mse: bool = Field(default=False, description="search the scale of least squared error")
     activation_order: bool = False
+    no_group_order: bool = Field(default=False, description="gptq: visit columns as they lie, as published")
     format_: Storage | None = Field(default=None, alias="format")
     importance: Literal["taylor", "wanda", "magnitude", "random"] | None = Field(
         default=None, description="what ranks the heads and channels of a block"

@@ -121,6 +121,14 @@ ActivationOrder = Annotated[
     bool,
     typer.Option("--activation-order", help="gptq: largest inputs first.", rich_help_panel=_QUANTIZATION),
 ]
+NoGroupOrder = Annotated[
+    bool,
+    typer.Option(
+        "--no-group-order",
+        help="gptq: visit columns as they lie, as published, not the groups that matter most first.",
+        rich_help_panel=_QUANTIZATION,
+    ),
+]
 Format = Annotated[
     str | None,
     typer.Option(

@@ -143,6 +143,7 @@ def compress(
     asymmetric: options.Asymmetric = False,
     mse: options.Mse = False,
     activation_order: options.ActivationOrder = False,
+    no_group_order: options.NoGroupOrder = False,
     format_: options.Format = None,
     importance: options.Importance = None,
     taylor_variant: options.TaylorVariant = None,

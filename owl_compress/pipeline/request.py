@@ -43,7 +43,8 @@ def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "AnyB
 
 def _as_typed(option: str) -> str:
     """The name that an option of a backend has on the command line."""
-    return {"symmetric": "asymmetric"}.get(option, option.replace("_", "-"))
+    turned = {"symmetric": "asymmetric", "group_order": "no-group-order"}
+    return turned.get(option, option.replace("_", "-"))
 
 
 def allocator_of(recipe: Recipe) -> Allocator:
@@ -62,6 +63,7 @@ def backend_of(recipe: Recipe) -> "AnyBackend":
         "symmetric": False if recipe.asymmetric else None,
         "mse": recipe.mse or None,
         "activation_order": recipe.activation_order or None,
+        "group_order": False if recipe.no_group_order else None,
         "importance": recipe.importance,
         "taylor_variant": recipe.taylor_variant,
         "round_to": recipe.round_to or (DECILM_STEP if recipe.export == "decilm" else None),

@@ -1,5 +1,6 @@
 """GPTQ: against a literal loop in float64, against rounding to nearest, and where the Hessian is awkward."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.backends.gptq import Gptq
+from owl_compress.backends.quantizer import GridRule, round_to_nearest
 from owl_compress.backends.rtn import Rtn
 from owl_compress.errors import RequestError
 from owl_compress.families import BlockSite, LinearSite
@@ -48,57 +50,84 @@ def output_error(before: Tensor, after: Tensor, inputs: Tensor) -> float:
     return float(((before - after).double() @ inputs.t().double()).square().sum())
 
 
-def literal_gptq(
-    weight: Tensor, gram: Tensor, bits: int, group_size: int, *, activation_order: bool = False
-) -> Tensor:
+def visited(moments: list[float], group_size: int, order: str) -> list[int]:
+    """The columns as they lie, group by group with the largest first, or all by falling second moment."""
+    columns = list(range(len(moments)))
+    if order == "columns":
+        return columns
+    if order == "activation":
+        return sorted(columns, key=lambda column: -moments[column])
+    groups = [columns[start : start + group_size] for start in columns[::group_size]]
+    groups.sort(key=lambda group: -max(moments[column] for column in group))
+    return [column for group in groups for column in sorted(group, key=lambda column: -moments[column])]
+
+
+ORDERS = {
+    "columns": {"group_order": False},
+    "groups": {},
+    "activation": {"activation_order": True},
+}
+
+
+def literal_gptq(weight: Tensor, gram: Tensor, bits: int, group_size: int, order: str = "columns") -> Tensor:
     """Algorithm 1 of the paper without blocks: the inverse Hessian is updated after every column."""
     weight, gram = weight.double().clone(), gram.double()
-    top = 2 ** (bits - 1)
+    top, half_range = 2 ** (bits - 1), (2**bits - 1) / 2
     hessian = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
-    n_inputs = len(gram)
-    order = list(range(n_inputs))
-    if activation_order:
-        order.sort(key=lambda column: -float(gram[column, column]))
-    static = weight.reshape(len(weight), -1, group_size).abs().amax(dim=2) / (top - 1)
-    scales = torch.zeros_like(static)
+    left = visited(gram.diagonal().tolist(), group_size, order)
+    static = weight.reshape(len(weight), -1, group_size).abs().amax(dim=2) / half_range
+    scales: dict[int, Tensor] = {}
     inverse = torch.linalg.inv(hessian)
-    left = list(order)
-    for column in order:
+    for column in list(left):
         group = column // group_size
-        if activation_order:
-            scales[:, group] = static[:, group]
-        elif column % group_size == 0:
-            scales[:, group] = weight[:, column : column + group_size].abs().amax(dim=1) / (top - 1)
-        codes = torch.round(weight[:, column] / scales[:, group]).clamp(-top, top - 1)
-        error = (weight[:, column] - codes * scales[:, group]) / inverse[column, column]
+        if order == "activation":
+            scales[group] = static[:, group]
+        elif group not in scales:
+            members = slice(group * group_size, (group + 1) * group_size)
+            scales[group] = weight[:, members].abs().amax(dim=1) / half_range
+        codes = torch.round(weight[:, column] / scales[group]).clamp(-top, top - 1)
+        error = (weight[:, column] - codes * scales[group]) / inverse[column, column]
         others = [other for other in left if other != column]
         weight[:, others] -= torch.outer(error, inverse[column, others])
-        weight[:, column] = codes * scales[:, group]
+        weight[:, column] = codes * scales[group]
         inverse = inverse - torch.outer(inverse[:, column], inverse[column]) / inverse[column, column]
         left = others
     return weight
 
 
-@pytest.mark.parametrize("activation_order", [False, True])
+def round_(modules: Sequence[nn.Linear], bits: Sequence[int], group_size: int | None, **options: Any) -> None:
+    """Every weight to the nearest code of the grids that GPTQ would use."""
+    for module, width in zip(modules, bits, strict=True):
+        rule = GridRule(
+            options.get("symmetric", True), options.get("mse", False), torch.float32, all_codes=True
+        )
+        rounded = round_to_nearest(module.weight.data, width, rule, group_size)
+        module.weight.data.copy_(rounded.dequantised())
+
+
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("group_size", [16, 64])
-def test_it_is_the_published_algorithm(group_size: int, activation_order: bool) -> None:
+def test_it_is_the_published_algorithm(group_size: int, order: str) -> None:
     gram = gram_of(correlated_inputs())
     modules = linears(8)
-    expected = literal_gptq(modules[0].weight.data, gram, 4, group_size, activation_order=activation_order)
-    compress_(Gptq(group_size, activation_order=activation_order), modules, gram, (4,))
+    expected = literal_gptq(modules[0].weight.data, gram, 4, group_size, order)
+    compress_(Gptq(group_size, **ORDERS[order]), modules, gram, (4,))
     # A value on the border between two codes may fall either way in float32.
     agree = torch.isclose(modules[0].weight.double(), expected, atol=1e-4).double().mean()
     assert agree > 0.97
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("n_inputs", [192, 256])
-def test_columns_over_several_solver_blocks_are_still_the_published_algorithm(n_inputs: int) -> None:
+def test_columns_over_several_solver_blocks_are_still_the_published_algorithm(
+    n_inputs: int, order: str
+) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         module = nn.Linear(n_inputs, 8, bias=False)
     gram = gram_of(correlated_inputs(600, n_inputs))
-    expected = literal_gptq(module.weight.data, gram, 4, 64)
-    compress_(Gptq(64), (module,), gram, (4,))
+    expected = literal_gptq(module.weight.data, gram, 4, 64, order)
+    compress_(Gptq(64, **ORDERS[order]), (module,), gram, (4,))
     assert torch.isclose(module.weight.double(), expected, atol=1e-4).double().mean() > 0.95
 
 
@@ -109,8 +138,7 @@ def test_uncorrelated_equal_inputs_leave_rounding_to_nearest(
 ) -> None:
     ours, theirs = linears(8, 4), linears(8, 4)
     compress_(Gptq(group_size, **options), ours, torch.eye(N_INPUTS), (3, 4))
-    options.pop("activation_order", None)
-    compress_(Rtn(group_size, **options), theirs, torch.eye(N_INPUTS), (3, 4))
+    round_(theirs, (3, 4), group_size, **options)
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one.weight, other.weight)
 
@@ -131,13 +159,14 @@ def test_the_true_output_error_is_smaller_than_with_rounding(bits: int, options:
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_activation_order_helps_where_inputs_differ_in_size() -> None:
+@pytest.mark.parametrize("order", ["groups", "activation"])
+def test_the_largest_first_helps_where_inputs_differ_in_size(order: str) -> None:
     inputs = correlated_inputs()
     before = linears(64)[0].weight.data
     errors = []
-    for activation_order in (False, True):
+    for options in (ORDERS["columns"], ORDERS[order]):
         modules = linears(64)
-        compress_(Gptq(None, activation_order=activation_order), modules, gram_of(inputs), (3,))
+        compress_(Gptq(None, **options), modules, gram_of(inputs), (3,))
         errors.append(output_error(before, modules[0].weight.data, inputs))
     assert errors[1] < errors[0]
 
@@ -181,7 +210,7 @@ def test_a_dead_input_is_rounded_as_it_is() -> None:
     inputs[:, [5, 40]] = 0.0
     modules, rounded = linears(8), linears(8)
     [outcome] = compress_(Gptq(None), modules, gram_of(inputs), (4,))
-    compress_(Rtn(None), rounded, gram_of(inputs), (4,))
+    round_(rounded, (4,), None)
     assert torch.equal(modules[0].weight[:, [5, 40]], rounded[0].weight[:, [5, 40]])
     assert outcome.fallbacks == ()
     assert 0 < outcome.relative_error < 1
@@ -190,7 +219,7 @@ def test_a_dead_input_is_rounded_as_it_is() -> None:
 def test_only_dead_inputs_are_rounded_as_they_are() -> None:
     modules, rounded = linears(8), linears(8)
     [outcome] = compress_(Gptq(16), modules, torch.zeros(N_INPUTS, N_INPUTS), (4,))
-    compress_(Rtn(16), rounded, torch.zeros(N_INPUTS, N_INPUTS), (4,))
+    round_(rounded, (4,), 16)
     assert torch.equal(modules[0].weight, rounded[0].weight)
     assert outcome.relative_error == 0.0
 
