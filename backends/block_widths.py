@@ -126,8 +126,8 @@ class BlockState:
     @property
     def whole(self) -> int:
         """Weights of the block as it is."""
-        channels = self.sizes.mlp.n_weights(self.counts[-1]) if self.sizes.mlp else 0
-        return channels + (self.levels[-1].n_weights if self.levels else 0)
+        mlp, attention = self.sizes.mlp, self.sizes.attention
+        return (mlp.n_weights(mlp.n_channels) if mlp else 0) + (attention.whole.n_weights if attention else 0)
 
     @property
     def least(self) -> int:
@@ -151,7 +151,7 @@ class BlockState:
         """One step up of the feed-forward, or of the attention in a block without a feed-forward."""
         if self.sizes.mlp is None:
             return self.grow_attention_(room)
-        if not self.channels or self.channels == self.counts[-1]:  # a part that went whole does not come back
+        if not self.channels or self.channels == self.counts[-1]:
             return 0
         higher = self.counts[bisect_right(self.counts, self.channels)]
         step = self.sizes.mlp.n_weights(higher) - self.sizes.mlp.n_weights(self.channels)
@@ -162,7 +162,7 @@ class BlockState:
 
     def grow_attention_(self, room: int) -> int:
         """The smallest step up of the attention."""
-        if self.level is None or not self.level.n_weights:
+        if self.level is None:
             return 0
         above = [level for level in self.levels if level.n_weights > self.level.n_weights]
         if not above:
@@ -176,19 +176,19 @@ class BlockState:
 
 
 def _allowed_counts(mlp: ChannelSizes, rounding: Rounding) -> tuple[int, ...]:
-    """Multiples of `round_to` and the whole width; zero where so little is asked that it is the nearest."""
+    """Multiples of `round_to` and the whole width; zero alone where so little is asked that it is nearest."""
     whole, step = mlp.n_channels, rounding.round_to
     counts = (*range(step, whole, step), whole)
     is_nothing = mlp.asked < mlp.n_weights(counts[0]) / 2
-    return (0, *counts) if rounding.allow_empty and is_nothing else counts
+    return (0,) if rounding.allow_empty and is_nothing else counts
 
 
 def _allowed_levels(attention: AttentionSizes, rounding: Rounding) -> tuple[Level, ...]:
-    """The levels, and none at all where so little is asked that this is the nearest."""
+    """The levels; no heads at all where so little is asked that this is nearest."""
     least = min(level.n_weights for level in attention.levels)
     if rounding.allow_empty and attention.asked < least / 2:
         everything = max(level.lost for level in attention.levels)
-        return (Level(0, 0, 0, everything), *attention.levels)
+        return (Level(0, 0, 0, everything),)
     return attention.levels
 
 
@@ -210,12 +210,11 @@ def _choose_level(sizes: BlockSizes, levels: tuple[Level, ...], counts: tuple[in
         return _least_lost(level for level in levels if level.n_weights == fewest)
     distance = min(abs(level.n_weights - asked) for level in fitting)
     nearest = [level for level in fitting if abs(level.n_weights - asked) == distance]
-    for level in nearest:
-        if level.n_weights in {0, whole.n_weights}:  # all or nothing frees nothing, or leaves no choice
-            return level
+    if whole in nearest:
+        return whole
     near = distance + _ABOUT_EQUAL * whole.n_weights
     about = [level for level in fitting if abs(level.n_weights - asked) <= near]
-    partial = [level for level in about if 0 < level.n_weights < whole.n_weights]
+    partial = [level for level in about if level.n_weights < whole.n_weights]
     return min(partial, key=lambda it: (it.lost / (whole.n_weights - it.n_weights), *_order(it)))
 
 

@@ -330,18 +330,23 @@ def test_the_same_widths_need_every_block(make_model: MakeModel, prune: Callable
         prune(model, 0.5, skipped=skipped, uniform_width=True)
 
 
-def test_parts_go_whole_only_when_allowed(make_model: MakeModel, prune: Callable[..., Result]) -> None:
+@pytest.mark.parametrize("name", ["llama", "opt", "falcon_alibi", "phi3"])
+def test_parts_go_whole_only_when_allowed(
+    make_model: MakeModel, prune: Callable[..., Result], name: str
+) -> None:
+    model = make_model(name)
+    gone = {(1, "attn."), (2, "mlp.")}
     values = {
-        name: 0.0 if "layers.1.self_attn" in name or "layers.2.mlp" in name else 0.7
-        for name in sizes(make_model("llama"))
+        linear.name: 0.0 if any(index == i and linear.role.startswith(part) for i, part in gone) else 0.7
+        for index, block in enumerate(find_structure(model).blocks)
+        for linear in block.linears
     }
-    model = make_model("llama")
     result = prune(model, values, allow_empty=True)
     for row in result.budgets:
         assert (row.achieved == 0) == (row.asked == 0)
         assert row.relative_error == 1 if row.asked == 0 else 0 < row.relative_error < 1
     assert torch.isfinite(logits(model)).all()
-    model = make_model("llama")
+    model = make_model(name)
     assert all(row.achieved > 0 for row in prune(model, values).budgets)
 
 

@@ -122,16 +122,18 @@ def test_never_above_the_budget_and_short_by_less_than_a_step(
 
 @settings(max_examples=80, deadline=None)
 @given(blocks=models(), round_to=st.integers(1, 16))
-def test_only_what_is_nearly_nothing_goes_whole(blocks: list[BlockSizes], round_to: int) -> None:
+def test_what_is_nearly_nothing_goes_whole_and_nothing_else(blocks: list[BlockSizes], round_to: int) -> None:
     try:
         chosen = choose_widths(blocks, Rounding(round_to, allow_empty=True))
     except RequestError:
         return
     for sizes, widths in zip(blocks, chosen, strict=True):
-        if sizes.mlp and widths.channels == 0:
-            assert 2 * sizes.mlp.asked < sizes.mlp.n_weights(min(round_to, sizes.mlp.n_channels))
-        if sizes.attention and widths.level and widths.level.n_weights == 0:
-            assert 2 * sizes.attention.asked < min(level.n_weights for level in sizes.attention.levels)
+        if sizes.mlp:
+            one_step = sizes.mlp.n_weights(min(round_to, sizes.mlp.n_channels))
+            assert (widths.channels == 0) == (2 * sizes.mlp.asked < one_step)
+        if sizes.attention and widths.level:
+            one_head = min(level.n_weights for level in sizes.attention.levels)
+            assert (widths.level.n_weights == 0) == (2 * sizes.attention.asked < one_head)
 
 
 @settings(max_examples=80, deadline=None)
