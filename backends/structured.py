@@ -42,6 +42,8 @@ class Structured:
     Args:
         importance: what makes a unit matter, see `UnitScore`.
         taylor_variant: for importance "taylor".
+        gradient_samples: sequences that importance "taylor" takes gradients on; LLM-Pruner takes ten short
+            ones.
         round_to: channels stay in multiples of this, or all.
         repair: refit the output projections by least squares, see `repair`.
         damping: of the repair, as a share of the mean diagonal.
@@ -52,6 +54,7 @@ class Structured:
 
     importance: Importance = Importance.WANDA
     taylor_variant: TaylorVariant = TaylorVariant.ELEMENT
+    gradient_samples: int = 16
     round_to: int = 64
     repair: bool = False
     damping: float = 0.01
@@ -64,6 +67,8 @@ class Structured:
     def __post_init__(self) -> None:
         object.__setattr__(self, "importance", Importance(self.importance))  # options arrive as plain text
         object.__setattr__(self, "taylor_variant", TaylorVariant(self.taylor_variant))
+        if self.gradient_samples < 1:
+            raise RequestError(f"gradient_samples {self.gradient_samples} is below 1: gradients need text")
         if self.round_to < 1:
             raise RequestError(f"round_to {self.round_to} is below 1: channels stay in multiples of it")
         check_damping(self.damping)

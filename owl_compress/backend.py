@@ -134,6 +134,11 @@ class GradientReader(Protocol):
         """Whether it does, with the options it has."""
         ...
 
+    @property
+    def gradient_samples(self) -> int:
+        """On how many of the calibration sequences, at most."""
+        ...
+
 
 @dataclass(frozen=True)
 class StoredFormat:

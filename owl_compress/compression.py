@@ -121,12 +121,12 @@ def _salience(
     device: torch.device,
 ) -> Mapping[str, Salience]:
     """Gradients of the dense model, summed up by linear; nothing for a backend that wants none."""
-    if calibration is None or not _wants_gradients(backend):
+    if calibration is None or not isinstance(backend, GradientReader) or not backend.reads_gradients:
         return {}
     return measure_salience(
         model,
         structure,
-        calibration,
+        calibration.first(backend.gradient_samples),
         device=device,
         batch_size=options.batch_size,
         progress=options.progress,

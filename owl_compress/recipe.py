@@ -84,6 +84,9 @@ class Recipe(Frozen):
         default=None, description="what ranks the heads and channels of a block"
     )
     taylor_variant: Literal["element", "vector"] | None = None
+    gradient_samples: PositiveInt | None = Field(
+        default=None, description="calibration sequences that taylor takes gradients on"
+    )
     round_to: PositiveInt | None = Field(default=None, description="FFN channels stay a multiple of this")
     repair: bool = Field(default=False, description="refit the output projections by least squares")
     allow_empty: bool = Field(default=False, description="a sublayer may go whole")

@@ -162,6 +162,13 @@ TaylorVariant = Annotated[
     str | None,
     typer.Option(help="With taylor: 'element' (default) or 'vector'.", rich_help_panel=_STRUCTURE),
 ]
+GradientSamples = Annotated[
+    int | None,
+    typer.Option(
+        help="With taylor: calibration sequences to take gradients on; default 16.",
+        rich_help_panel=_STRUCTURE,
+    ),
+]
 RoundTo = Annotated[
     int | None,
     typer.Option(help="FFN channels stay a multiple of this; default 64.", rich_help_panel=_STRUCTURE),

@@ -147,6 +147,7 @@ def compress(
     format_: options.Format = None,
     importance: options.Importance = None,
     taylor_variant: options.TaylorVariant = None,
+    gradient_samples: options.GradientSamples = None,
     round_to: options.RoundTo = None,
     repair: options.Repair = False,
     allow_empty: options.AllowEmpty = False,

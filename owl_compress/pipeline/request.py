@@ -66,6 +66,7 @@ def backend_of(recipe: Recipe) -> "AnyBackend":
         "group_order": False if recipe.no_group_order else None,
         "importance": recipe.importance,
         "taylor_variant": recipe.taylor_variant,
+        "gradient_samples": recipe.gradient_samples,
         "round_to": recipe.round_to or (DECILM_STEP if recipe.export == "decilm" else None),
         "repair": recipe.repair or None,
         "allow_empty": recipe.allow_empty or None,
