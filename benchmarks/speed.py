@@ -5,11 +5,16 @@
 - measure: against the plain forward pass of the same model on the same tokens.
 - run_owl: measuring on the default number of sequences, allocating and pruning, against pruning alone.
 - sparsegpt: against wanda.
+- gptq: three bits in groups of 64, against sparsegpt.
+- against_gptqmodel: gptq against the backend gptqmodel, where that package is installed.
 """
 
 import argparse
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
@@ -21,6 +26,9 @@ from owl_compress.loading import LoadedModel
 from owl_compress.pipeline.line import DEFAULT_MEASURE_SAMPLES
 
 _PUBLISHED_SAMPLES = 128
+
+Pair = tuple[Callable[[], None], Callable[[], None]]
+"""What is compared with, and what is measured."""
 
 
 def main() -> None:
@@ -47,16 +55,26 @@ def main() -> None:
     windows = Line(recipe).windows(loaded)
     if windows is None:
         raise ValueError("Wanda needs calibration text")
-    pairs = {
+    bits = {"bits": 3, "bit_choices": (2, 3, 4), "group_size": 64}
+    sparsegpt = recipe.with_options({"backend": "sparsegpt"})
+    gptq = recipe.with_options({"backend": "gptq", **bits})
+    pairs: dict[str, Pair] = {
         "measure": (lambda: _forward(loaded, windows), lambda: measure(loaded.model, windows)),
         "run_owl": _owl_pair(loaded, recipe, windows),
         "sparsegpt": (
             lambda: _compress(loaded, recipe, windows),
-            lambda: _compress(loaded, recipe.with_options({"backend": "sparsegpt"}), windows),
+            lambda: _compress(loaded, sparsegpt, windows),
         ),
+        "gptq": (lambda: _compress(loaded, sparsegpt, windows), lambda: _compress(loaded, gptq, windows)),
     }
+    if find_spec("gptqmodel"):
+        other = recipe.with_options({"backend": "gptqmodel", **bits})
+        pairs["against_gptqmodel"] = (
+            lambda: _compress(loaded, other, windows),
+            lambda: _compress(loaded, gptq, windows),
+        )
     for name, (base, ours) in pairs.items():
-        if arguments.only in name:
+        if arguments.only in ("", name):
             _pair(name, base, ours, arguments.repeats, samples=arguments.samples, seq_len=arguments.seq_len)
 
 
@@ -88,15 +106,14 @@ def _forward(loaded: LoadedModel, windows: TokenWindows) -> None:
 
 
 def _compress(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> None:
-    """Allocate and compress; the weights are pruned further each time, which costs the same."""
+    """Allocate and compress; the weights are changed further each time, which costs the same."""
     line = Line(recipe)
     _, plan = line.plan(loaded, windows)
-    line.compress_(loaded, plan, windows)
+    with TemporaryDirectory() as folder:
+        line.compress_(loaded, plan, windows, Path(folder))
 
 
-def _owl_pair(
-    loaded: LoadedModel, recipe: Recipe, windows: TokenWindows
-) -> tuple[Callable[[], None], Callable[[], None]]:
+def _owl_pair(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> Pair:
     """The share of sequences that is measured stays that of a default run: 128 calibrated."""
     share = DEFAULT_MEASURE_SAMPLES / _PUBLISHED_SAMPLES
     measured = max(1, round(share * len(windows)))
