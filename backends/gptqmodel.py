@@ -37,10 +37,12 @@ class GptqModel:
 
     Scale grids, data type (bfloat16 where the checkpoint is float32) and order of work are its own; for the
     algorithm in this toolkit see `owl_compress.backends.gptq`. One scale per `group_size` inputs of an
-    output, or per output (None).
+    output, or per output (None). With `group_order` columns are visited group by group, those that matter
+    most first (its `act_group_aware`, arXiv 2505.14638).
     """
 
     group_size: int | None = 64
+    group_order: bool = True
     damping: float = 0.01
 
     unit: ClassVar[Unit] = Unit.BITS
@@ -106,7 +108,7 @@ class GptqModel:
                 group_size=self.group_size or -1,
                 sym=True,
                 desc_act=False,
-                act_group_aware=False,
+                act_group_aware=self.group_order and self.group_size is not None,
                 damp_percent=self.damping,
                 fallback=None,  # else it would round linears to nearest that see few tokens, and not say so
                 offload_to_disk=False,  # the model is in memory anyway; the path would end up in config.json

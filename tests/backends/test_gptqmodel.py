@@ -160,7 +160,7 @@ def test_the_whole_line(
     assert "GPTQModel.load(" in Path("OUT/README.md").read_text()
     seen = stand_in.seen
     assert [len(example["input_ids"]) for example in seen.examples] == [32] * 4
-    expected = {"sym": True, "desc_act": False, "act_group_aware": False, "damp_percent": 0.01, "bits": 4}
+    expected = {"sym": True, "desc_act": False, "act_group_aware": True, "damp_percent": 0.01, "bits": 4}
     assert expected.items() <= seen.config.items()
 
 
