@@ -1,7 +1,7 @@
 """The recipe: everything `owl-compress run` was asked for, in a YAML file that does it again."""
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -12,6 +12,7 @@ from owl_compress.errors import RequestError
 from owl_compress.files import Frozen, first_problem
 from owl_compress.plan import Part
 from owl_compress.registry import nearest
+from owl_compress.yaml12 import Dumper, Loader
 
 BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""
@@ -249,7 +250,7 @@ class Recipe(Frozen):
         """
         try:
             # A SafeLoader with fewer scalar rules: it builds plain values only.
-            content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+            content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}") from error
         except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
@@ -264,7 +265,7 @@ class Recipe(Frozen):
         content |= {name: getattr(self, name) for name in _ALWAYS_WRITTEN}
         order = [field.alias or name for name, field in type(self).model_fields.items()]
         lines = {option_name(name): content[name] for name in order if content.get(name) is not None}
-        body = yaml.dump(lines, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        body = yaml.dump(lines, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
         return "# owl-compress run recipe.yaml -o OUT\n" + body
 
 
@@ -276,38 +277,3 @@ def option_name(field: str) -> str:
 def is_recipe(argument: str) -> bool:
     """Whether the first argument of `run` names a recipe rather than a model."""
     return Path(argument).suffix.lower() in {".yaml", ".yml"}
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2.
-
-    Version 1.1, PyYAML's own, reads 3:8 as the sexagesimal number 188, `no` as false and 1e-3 as text.
-    """
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - the stubs declare it on the instance
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
-        keys = [str(key.value) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise ValueError(f"key {twice[0]!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes whatever either version of YAML would take for something else than text."""
-
-
-_SCALARS = (
-    ("tag:yaml.org,2002:null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
-    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    (
-        "tag:yaml.org,2002:float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
-        list("-+.0123456789"),
-    ),
-)
-for _tag, _pattern, _first in _SCALARS:
-    for _yaml in (_Loader, _Dumper):
-        _yaml.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
