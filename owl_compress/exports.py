@@ -48,8 +48,10 @@ def inner_width(ffn_mult: float, hidden_size: int) -> int:
     return -(-width // _DECILM_STEP) * _DECILM_STEP
 
 
-def check_decilm(model: Any, *, is_packed: bool = False) -> None:
+def check_decilm(model: Any, *, is_packed: bool = False, widths_are_final: bool = True) -> None:
     """Refuse what DeciLM cannot express.
+
+    Inner widths are not looked at if they are not final, because a compression is still to set them.
 
     Raises:
         RequestError: another family, a sliding window, packed weights, fewer query heads than the
@@ -75,10 +77,10 @@ def check_decilm(model: Any, *, is_packed: bool = False) -> None:
             "leave --export away",
         )
     for anatomy in _anatomies(model):
-        _check_block(anatomy, config)
+        _check_block(anatomy, config, widths_are_final=widths_are_final)
 
 
-def _check_block(anatomy: BlockAnatomy, config: Any) -> None:
+def _check_block(anatomy: BlockAnatomy, config: Any, *, widths_are_final: bool) -> None:
     attention, mlp = anatomy.attention, anatomy.mlp
     if attention is None or mlp is None:
         reason = "; ".join(anatomy.unrecognised.values())
@@ -90,6 +92,8 @@ def _check_block(anatomy: BlockAnatomy, config: Any) -> None:
             "compress with --parts mlp",
         )
     width = mlp.n_channels
+    if not widths_are_final:
+        return
     if width == 0:
         raise _no_decilm(
             f"block {anatomy.block} has no feed-forward left, which its readers take differently",
@@ -196,6 +200,8 @@ def _common_widths(model: Any) -> dict[str, int]:
             raise _no_stock(
                 f"block {anatomy.block} has {_shown(widths)}, block {anatomies[0].block} {_shown(first)}"
             )
+    if 0 in first.values():
+        raise _no_stock(f"a sublayer is gone from every block ({_shown(first)})")
     attention = anatomies[0].attention
     if attention is not None and not hasattr(type(config), "head_dim"):
         first["head_dim"] = attention.head_dim

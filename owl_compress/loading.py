@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import (
 from owl_compress.checkpoint import INDEX_NAME, WEIGHTS_NAME, tensor_files
 from owl_compress.errors import RequestError
 from owl_compress.explain import PICKLED, quietly_explained
+from owl_compress.exports import DECILM_MODEL_TYPE
 from owl_compress.narrow_checkpoint import as_if_cut_in_memory_, narrowed_class
 from owl_compress.packing import is_packed, require_package, unpack_
 
@@ -176,6 +177,11 @@ def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
         gguf = sorted(folder.glob("*.gguf"))
         remedy = f"name the file {gguf[0]}" if gguf else "name a folder that save_pretrained wrote"
         raise RequestError(f"{folder} has no config.json, so it is no checkpoint: {remedy}")
+    if f'"{DECILM_MODEL_TYPE}"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace"):
+        raise RequestError(
+            f"{folder} is a DeciLM checkpoint, for vLLM and llama.cpp; transformers has no class for it: "
+            "name the model that it was made from"
+        )
     if (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file():
         tensor_files(folder)  # finds corrupt, truncated and missing files, and names them
     elif not (any(folder.glob("pytorch_model*.bin"))):

@@ -54,7 +54,11 @@ def save_checkpoint(
         check_decilm(model, is_packed=packed is not None)
     with quiet_transformers():
         generation = getattr(model, "generation_config", None) if model.can_generate() else None
-        with _plain_generation_config(model, generation), _described(model.config, packed):
+        with (
+            _plain_generation_config(model, generation),
+            _described(model.config, packed),
+            _left_alone(model.config),
+        ):
             model.save_pretrained(
                 folder,
                 state_dict=packed.tensors if packed else None,
@@ -84,6 +88,17 @@ def _described(config: Any, packed: PackedCheckpoint | None) -> Iterator[None]:
         yield
     finally:
         del config.quantization_config
+
+
+@contextmanager
+def _left_alone(config: Any) -> Iterator[None]:
+    """Give the configuration back what `save_pretrained` writes into it on its way to the file."""
+    before = {name: getattr(config, name, None) for name in ("architectures", "dtype")}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 @contextmanager

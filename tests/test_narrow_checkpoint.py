@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -300,14 +299,6 @@ def test_what_remote_code_loaded_is_saved_alike(
     assert files_of(tmp_path / "again") == files_of(folder)
 
 
-def test_our_loader_never_runs_the_modelling_file(stored: Callable[..., tuple[Any, Path]]) -> None:
-    model, folder = stored()
-    (folder / "modeling_narrow.py").write_text("raise SystemExit('this file was run')\n")
-    for trusting in (False, True):
-        again = load_model(str(folder), trust_remote_code=trusting).model
-        assert torch.equal(logits_of(again), logits_of(model))
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "falcon_alibi", "gemma3_with_vision"])
 def test_widths_compose_over_a_round_trip(
     stored: Callable[..., tuple[Any, Path]], tokenizer: PreTrainedTokenizerFast, name: str, tmp_path: Path
@@ -345,87 +336,6 @@ def test_other_backends_work_on_what_is_left(
     assert torch.equal(logits_of(again), logits_of(model))
 
 
-Change = Callable[[dict[str, Any]], None]
-
-
-def edited(folder: Path, change: Change) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def change_config(**values: Any) -> Change:
-    return lambda config: config.update(values)
-
-
-def change_widths(**values: Any) -> Change:
-    return lambda config: config[CONFIG_KEY].update(values)
-
-
-def change_block(index: int, part: str, value: Any) -> Change:
-    """Put `value` into a part of the widths of one block, beside what is there."""
-
-    def change(config: dict[str, Any]) -> None:
-        block = config[CONFIG_KEY]["widths"][index]
-        block[part] = block.get(part, {}) | value if isinstance(value, dict) else value
-
-    return change
-
-
-UP = "mlp.up_proj"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (change_config(**{CONFIG_KEY: 7}), "owl_compress_widths in config.json"),
-        (change_widths(blocks="model.stages"), "there is no 'model.stages'"),
-        (change_widths(blocks="model.norm"), "widths for 3 blocks, 'model.norm' has no"),
-        (change_widths(widths=[None, None]), "widths for 2 blocks, 'model.layers' has 3"),
-        (change_block(0, "colour", 1), "colour"),
-        (change_block(0, "linears", {"extra": [1, 2]}), "block 0: 'extra' is no linear"),
-        (change_block(0, "linears", {UP: [1]}), UP),
-        (change_block(0, "linears", {UP: ["8", 8]}), UP),
-        (change_block(0, "linears", {UP: [-8, 8]}), UP),
-        (change_block(0, "linears", {UP: [65, 32]}), "larger than the (64, 32) of the model"),
-        (change_block(0, "linears", {UP: [8, 32]}), "tensor 'model.layers.0.mlp.up_proj.weight' has shape"),
-        (change_block(2, "attributes", {"mlp.forward": 1}), "block 2: 'mlp.forward'"),
-        (change_block(2, "attributes", {"no.where": 1}), "block 2: 'no.where'"),
-        (change_block(1, "empty", ["ears"]), "block 1: 'ears'"),
-        (change_block(1, "config", {"mlp.act_fn": {"x": 1}}), "block 1: 'mlp.act_fn'"),
-        (change_block(1, "alibi_heads", {"self_attn": {"kept": [4], "of": 4}}), "keeps head 4 of 4"),
-        (change_config(architectures=["NarrowNothing"]), "no causal model 'Nothing'"),
-        (change_config(architectures=["NarrowLlamaModel"]), "no causal model 'LlamaModel'"),
-        (change_widths(widths=[None, None, None]), "in the file"),
-    ],
-)
-def test_widths_that_do_not_fit_are_one_line(
-    stored: Callable[..., tuple[Any, Path]], change: Change, message: str
-) -> None:
-    _, folder = stored()
-    edited(folder, change)
-    with pytest.raises(RequestError) as refused:
-        load_model(str(folder))
-    assert message in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_broken_tensors_are_named(stored: Callable[..., tuple[Any, Path]]) -> None:
-    _, folder = stored()
-    weights = folder / "model.safetensors"
-    tensors = load_file(weights)
-    name = "model.layers.1.mlp.down_proj.weight"
-    save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
-    with pytest.raises(RequestError, match=f"tensor '{name}' is missing"):
-        load_model(str(folder))
-    save_file(tensors | {name: torch.zeros(2, 2)}, weights, {"format": "pt"})
-    with pytest.raises(RequestError, match=rf"tensor '{name}' has shape \(2, 2\)"):
-        load_model(str(folder))
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(RequestError, match="corrupt or truncated"):
-        load_model(str(folder))
-
-
 def test_a_class_that_transformers_lacks_is_refused_before_writing(
     make_model: Callable[[str], Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -440,16 +350,3 @@ def test_the_modelling_file_is_whole_python_without_us() -> None:
     text = modelling_file("LlamaForCausalLM")
     compile(text, "modeling_narrow.py", "exec")
     assert "owl_compress." not in text
-
-
-def test_sharded_checkpoints_load(
-    make_model: Callable[[str], Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    model = narrow_(make_model("llama"))
-    save_checkpoint(model, tokenizer, tmp_path, max_shard_size="20KB")
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    assert len(shards) > 1
-    assert torch.equal(logits_of(load_model(str(tmp_path)).model), logits_of(model))
-    shutil.move(shards[0], tmp_path / "elsewhere")
-    with pytest.raises(RequestError, match="is missing"):
-        load_model(str(tmp_path))

@@ -228,7 +228,7 @@ class Line:
         if isinstance(backend, CheckpointBackend):
             return
         if self.recipe.export == "decilm":
-            check_decilm(loaded.model)
+            check_decilm(loaded.model, widths_are_final=False)
         if self.storage == "packed" and isinstance(backend, Quantizer):
             names = [linear.name for linear in find_structure(loaded.model).linears]
             check_packable(loaded.model, names, backend.code_format)
