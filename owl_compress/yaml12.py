@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Hashable
+from typing import Any
 
 import yaml
 
@@ -15,6 +16,7 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers = {}  # noqa: RUF012 - the stubs declare it on the instance
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002
+        """A mapping in which no key is given twice."""
         keys = [str(key.value) for key, _ in node.value]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
