@@ -3,8 +3,8 @@
     python benchmarks/structured.py --calib validation.txt --data test.txt [--only 0.4] > rows.jsonl
 
 The rows of the paper's Table 11 (OWL with LLM-Pruner, 20 to 80 %), on the embedded model. The protocol is in
-`cases`. OWL's metric and lam are chosen for each ratio with importance wanda and without repair, and kept for
-the other rows of that ratio.
+`cases`; importance taylor takes gradients on the first 4 calibration windows. OWL's metric and lam are chosen
+for each ratio with importance wanda and without repair, and kept for the other rows of that ratio.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ _TUNING = {"metric": ("lod@5", "lod@10"), "lam": (0.08, 0.15)}
 
 def cases() -> Iterator[Case]:
     """Every ratio with every allocator, importance and repair."""
-    for ratio, importance, repair in product((0.2, 0.4, 0.6, 0.8), ("wanda", "taylor"), (False, True)):
-        options = {"importance": importance, **({"repair": True} if repair else {})}
+    wanda, taylor = {"importance": "wanda"}, {"importance": "taylor", "gradient_samples": 4}
+    for ratio, importance, repair in product((0.2, 0.4, 0.6, 0.8), (wanda, taylor), (False, True)):
+        options = {**importance, **({"repair": True} if repair else {})}
         for allocator in ("uniform", "linear-depth"):
             yield Case({"prune_ratio": ratio}, "structured", allocator, options)
-        plain = {"importance": "wanda"}
-        yield Case({"prune_ratio": ratio}, "structured", "owl", options, _TUNING, {"options": plain})
+        yield Case({"prune_ratio": ratio}, "structured", "owl", options, _TUNING, {"options": wanda})
 
 
 if __name__ == "__main__":

@@ -66,8 +66,8 @@ def _unstructured() -> str:
         "*Separate code* is an independent run of the same protocol; its counts are rounded per row, ours "
         "are exact. *Range* adds runs in which every weight was first changed by a millionth of itself "
         "(`--perturb`), which leaves the dense model as it is: what moves is which of nearly equal weights "
-        "go, and that changes the inputs of all later blocks. Differences within that range say nothing about a method. "
-        "(`perplexity.py`)"
+        "go, and that changes the inputs of all later blocks. Differences within that range say nothing "
+        "about a method. (`perplexity.py`)"
     )
     header = ("method", "perplexity", "range", "separate code")
     return _section("Unstructured sparsity", text, _table(header, cells))
