@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from owl_compress.anatomy import Attention, FeedForward, Slot
-from owl_compress.backend import BlockTask, LinearOutcome
+from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.backends.block_widths import Rounding
 from owl_compress.backends.parts import PlannedBlock, find_parts
 from owl_compress.backends.repair import output_energy, repair_columns
@@ -24,8 +24,9 @@ from owl_compress.backends.unit_importance import (
 )
 from owl_compress.backends.width_survey import WidthSurvey
 from owl_compress.errors import RequestError
+from owl_compress.families import ModelStructure
 from owl_compress.narrowing import KeptUnits, keep_units_
-from owl_compress.plan import Unit
+from owl_compress.plan import Plan, Unit
 from owl_compress.result import Fallback
 from owl_compress.statistics import Gram, SecondMoments, Statistic
 
@@ -102,6 +103,21 @@ class Structured:
     def score(self) -> UnitScore:
         """How units are compared."""
         return UnitScore(self.importance, self.taylor_variant, self.seed)
+
+    def check_plan(self, structure: ModelStructure, plan: Plan) -> None:
+        """Refuse what the survey would refuse: it is the same one, with chance for importance.
+
+        Raises:
+            RequestError: see `WidthSurvey`.
+        """
+        values = {budget.name: budget.value for budget in plan.budgets}
+        survey = replace(self, importance=Importance.RANDOM).survey
+        for site in structure.blocks:
+            tasks = (LinearTask(one, values[one.name]) for one in site.linears if one.name in values)
+            groups = tuple(GroupTask((task,), None) for task in tasks)
+            if groups:
+                survey.see(BlockTask(site, groups, plan.grid))
+        survey.redistribute(plan)
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
         """Cut the block of `task` in place, to shares that are those of whole units."""

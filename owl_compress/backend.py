@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from owl_compress.calibration import TokenWindows
-from owl_compress.families import BlockSite, LinearSite
+from owl_compress.families import BlockSite, LinearSite, ModelStructure
 from owl_compress.gradients import Salience
 from owl_compress.plan import Grid, Plan, Unit
 from owl_compress.quantized import QuantizedWeight
@@ -137,6 +137,15 @@ class GradientReader(Protocol):
     @property
     def gradient_samples(self) -> int:
         """On how many of the calibration sequences, at most."""
+        ...
+
+
+@runtime_checkable
+class PlanChecker(Protocol):
+    """A backend that can tell from shapes alone whether a plan can be carried out."""
+
+    def check_plan(self, structure: ModelStructure, plan: Plan) -> None:
+        """Refuse a plan that cannot; nothing is run and nothing changed."""
         ...
 
 
