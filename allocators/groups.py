@@ -75,6 +75,13 @@ def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
         )
     inner = range(target.protect_first, n_blocks - target.protect_last)
     everything = set(target.parts) == set(Part)
+    known = {_part(linear) for block in report.blocks for linear in block.linears}
+    for part in target.parts if not everything else ():
+        if part not in known:
+            raise RequestError(
+                f"--parts {part}: no linear of family {report.model.family!r} is known to be of it; name the "
+                "linears that are to stay with --skip"
+            )
     return frozenset(
         linear.name
         for index, block in enumerate(report.blocks)

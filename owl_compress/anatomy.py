@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from owl_compress.families import FAMILIES, BlockSite, LinearSite
+from owl_compress.families import FAMILIES, BlockSite, LinearSite, ModelStructure
 from owl_compress.tracing import trace_feed_forward
 
 Axis = Literal["out", "in"]
@@ -98,6 +98,29 @@ def find_anatomy(site: BlockSite) -> BlockAnatomy:
         mlp if isinstance(mlp, FeedForward) else None,
         {part: reason for part, reason in found.items() if isinstance(reason, str)},
     )
+
+
+def find_roles(structure: ModelStructure) -> dict[str, str]:
+    """The role of every linear by its name.
+
+    In a family that is not in the table the roles are those of a feed-forward found by tracing the first
+    block, for all blocks whose linears have the same names: `mlp.fc1` where channels begin, `mlp.fc2` where
+    they end. Everything else stays of an unknown role.
+    """
+    roles = {linear.name: linear.role for linear in structure.linears}
+    first, *_ = structure.blocks
+    if structure.family in FAMILIES:
+        return roles
+    mlp = find_anatomy(first).mlp
+    traced = {
+        _below(first, slot.linear): "mlp.fc1" if slot.axis == "out" else "mlp.fc2"
+        for slot in (mlp.channels if mlp else ())
+    }
+    names = {_below(first, linear.name) for linear in first.linears}
+    for site in structure.blocks:
+        if {_below(site, linear.name) for linear in site.linears} == names:
+            roles |= {f"{site.name}.{name}": role for name, role in traced.items()}
+    return roles
 
 
 def _find_attention(site: BlockSite) -> Attention | str:

@@ -7,6 +7,7 @@ from math import isfinite
 import torch
 from torch import nn
 
+from owl_compress.anatomy import find_roles
 from owl_compress.calibration import TokenWindows
 from owl_compress.errors import RequestError
 from owl_compress.families import LinearSite, ModelStructure, find_structure
@@ -50,13 +51,13 @@ def measure(
         RequestError: unknown metric or architecture, or activations with NaN or Inf.
     """
     structure = find_structure(model)
-    chosen = {name: find_metric(name) for name in metrics}
+    chosen, roles = {name: find_metric(name) for name in metrics}, find_roles(structure)
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
     )
     with closing(walk.visits(progress, "measuring blocks")) as visits:
         blocks = tuple(
-            _measure_block(visit, chosen)
+            _measure_block(visit, chosen, roles)
             for visit in visits
             if visit.site.linears  # all weights may be shared with an earlier block
         )
@@ -71,6 +72,7 @@ def measure(
 def outline(model: nn.Module, identity: ModelIdentity | None = None) -> ImportanceReport:
     """The report of a model that nobody measured: names and sizes, for allocators that look at no more."""
     structure = find_structure(model)
+    roles = find_roles(structure)
     blocks = [
         BlockReport(
             name=site.name,
@@ -79,7 +81,7 @@ def outline(model: nn.Module, identity: ModelIdentity | None = None) -> Importan
             linears=tuple(
                 LinearReport(
                     name=linear.name,
-                    role=linear.role,
+                    role=roles[linear.name],
                     shape=linear.shape,
                     n_weights=linear.n_weights,
                     metrics={},
@@ -110,7 +112,7 @@ def identify(model: nn.Module, structure: ModelStructure, source: str | None = N
     )
 
 
-def _measure_block(visit: BlockVisit, metrics: dict[str, Metric]) -> BlockReport:
+def _measure_block(visit: BlockVisit, metrics: dict[str, Metric], roles: dict[str, str]) -> BlockReport:
     site = visit.site
     pools: dict[str, ScorePool] = {}
     for group in visit.gather(SecondMoments, advance=True):
@@ -119,15 +121,20 @@ def _measure_block(visit: BlockVisit, metrics: dict[str, Metric]) -> BlockReport
     return BlockReport(
         name=site.name,
         n_weights=site.n_weights,
-        linears=tuple(_measure_linear(linear, pools[linear.name], metrics) for linear in site.linears),
+        linears=tuple(
+            _measure_linear(linear, roles[linear.name], pools[linear.name], metrics)
+            for linear in site.linears
+        ),
         metrics=_evaluate(site.name, pooled([pools[linear.name] for linear in site.linears]), metrics),
     )
 
 
-def _measure_linear(linear: LinearSite, pool: ScorePool, metrics: dict[str, Metric]) -> LinearReport:
+def _measure_linear(
+    linear: LinearSite, role: str, pool: ScorePool, metrics: dict[str, Metric]
+) -> LinearReport:
     return LinearReport(
         name=linear.name,
-        role=linear.role,
+        role=role,
         shape=linear.shape,
         n_weights=linear.n_weights,
         metrics=_evaluate(linear.name, pool, metrics),
