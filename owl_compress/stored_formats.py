@@ -1,5 +1,7 @@
 """How the weights of a checkpoint lie in its files, and what its card says of loading them."""
 
+from dataclasses import replace
+
 from owl_compress.backend import StoredFormat
 
 _LOAD = (
@@ -20,13 +22,17 @@ PACKED = StoredFormat(
     description="They are stored as packed integers, in the format `pack-quantized` of compressed-tensors",
     how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{_LOAD}",
 )
+_LOAD_NARROW = (
+    _LOAD.replace("(folder)\n", "(folder, trust_remote_code=True)\n", 1)
+    + "\n\n`trust_remote_code=True` runs `modeling_narrow.py` from this folder: stock model classes have one "
+    "width for all blocks. With owl-compress installed, `owl_compress.load(folder)` runs no code from here."
+)
 NARROW = StoredFormat(
     tag="",
     description="The blocks differ in width, which `modeling_narrow.py` beside the weights builds",
-    how_to_load=_LOAD.replace("(folder)\n", "(folder, trust_remote_code=True)\n", 1)
-    + "\n\n`trust_remote_code=True` runs `modeling_narrow.py` from this folder: stock model classes have one "
-    "width for all blocks. With owl-compress installed, `owl_compress.load(folder)` runs no code from here.",
+    how_to_load=_LOAD_NARROW,
 )
+PACKED_NARROW = replace(PACKED, how_to_load=PACKED.how_to_load.replace(_LOAD, _LOAD_NARROW))
 DECILM = StoredFormat(
     tag="decilm",
     description="The blocks differ in width, in the format of `DeciLMForCausalLM`",

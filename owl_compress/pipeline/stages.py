@@ -39,7 +39,7 @@ from owl_compress.registry import nearest
 from owl_compress.report import ImportanceReport, ModelIdentity
 from owl_compress.result import EarlierStep, PerplexityRecord, Result
 from owl_compress.saving import save_checkpoint
-from owl_compress.stored_formats import DECILM, DENSE, NARROW, PACKED
+from owl_compress.stored_formats import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW
 from owl_compress.text import load_text
 
 logger = logging.getLogger(__name__)
@@ -251,9 +251,9 @@ def save(
 def _stored_format(loaded: LoadedModel, *, is_packed: bool, export: Export | None) -> StoredFormat:
     if export == "decilm":
         return DECILM
-    if is_packed:
-        return PACKED
-    return NARROW if has_narrowed_blocks(loaded.model) else DENSE
+    if has_narrowed_blocks(loaded.model):
+        return PACKED_NARROW if is_packed else NARROW
+    return PACKED if is_packed else DENSE
 
 
 def write_documents(
