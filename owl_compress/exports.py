@@ -93,6 +93,11 @@ def _check_block(anatomy: BlockAnatomy, config: Any, *, widths_are_final: bool) 
         )
     width = mlp.n_channels
     if not widths_are_final:
+        if width < _DECILM_STEP:
+            raise _no_decilm(
+                f"it holds multiples of {_DECILM_STEP} channels, and block {anatomy.block} has only {width}",
+                "leave --export away",
+            )
         return
     if width == 0:
         raise _no_decilm(

@@ -171,6 +171,8 @@ class Recipe(Frozen):
     def _fits_its_export(self) -> Self:
         if self.export != "decilm":
             return self
+        if self.plan is None and self.prune_ratio is None:
+            raise ValueError("export decilm is for blocks of several widths: give prune-ratio, or drop it")
         if self.plan is None and self.parts != (Part.MLP,):
             raise ValueError("export decilm keeps all query heads: add parts mlp")
         if self.round_to is not None and self.round_to % DECILM_STEP:

@@ -20,6 +20,7 @@ from owl_compress.loading import LoadedModel
 from owl_compress.metrics import DEFAULT_METRICS, find_metric
 from owl_compress.packing import check_packable, require_package
 from owl_compress.pipeline.checkpoints import compress_checkpoint_
+from owl_compress.pipeline.feasibility import check_plan, check_request
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
 from owl_compress.pipeline.stages import (
     calibrate,
@@ -30,7 +31,7 @@ from owl_compress.pipeline.stages import (
     save,
     write_documents,
 )
-from owl_compress.plan import Plan
+from owl_compress.plan import Plan, Unit
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import Quantizer
 from owl_compress.recipe import Recipe, Storage
@@ -81,7 +82,9 @@ class Line:
         if recipe.plan is not None:
             plan = Plan.read(recipe.plan)
             plan.check_fits(find_structure(loaded.model).linear_sizes)
+            check_plan(loaded, recipe, plan)
             return None, plan
+        check_request(loaded, recipe)
         allocator = allocator_of(recipe)
         identity = identity_of(loaded)
         if allocator.reads_scores and calibration is not None:
@@ -194,6 +197,8 @@ class Line:
                 find_metric(metric)
             unit = target.unit
         check_unit(self.recipe.backend, unit)
+        if self.recipe.export and unit is not Unit.WIDTH:
+            raise RequestError(f"--export {self.recipe.export} is for widths, the plan is in {unit}: drop it")
         backend = backend_of(self.recipe)
         if self.storage == "packed" and out and not isinstance(backend, CheckpointBackend):
             require_package()
