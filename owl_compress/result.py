@@ -107,6 +107,7 @@ class EarlierStep(Frozen):
     """A compression that the model had behind it when this one began."""
 
     model: str
+    revision: str | None
     backend: str
     unit: Unit
     achieved: float
@@ -149,6 +150,7 @@ class Result(Document):
         """What the result of a further compression says of this one, and of those before it."""
         step = EarlierStep(
             model=self.model.id,
+            revision=self.model.revision,
             backend=self.backend.name,
             unit=self.budgets[0].unit,
             achieved=self.totals.achieved,

@@ -60,6 +60,7 @@ def example() -> Result:
         earlier=(
             EarlierStep(
                 model="org/base",
+                revision=None,
                 backend="structured",
                 unit=Unit.WIDTH,
                 achieved=0.8,

@@ -171,12 +171,10 @@ def _made_from(folder: Path) -> _MadeFrom | None:
     steps = result.as_earlier
     if all(step.unit is not Unit.WIDTH for step in steps):
         return None
-    n_params = steps[0].n_params_before
-    if len(steps) > 1:  # compressed more than once: the model before the first time is the dense one
-        return _MadeFrom(steps[0].model, None, n_params)
-    if (result.model.revision or "").startswith(f"{BUILTIN_PACKAGE} "):
-        return _MadeFrom(BUILTIN, None, n_params)
-    return _MadeFrom(result.model.id, result.model.revision, n_params)
+    first = steps[0]  # of several compressions; the model before it is the dense one
+    if (first.revision or "").startswith(f"{BUILTIN_PACKAGE} "):
+        return _MadeFrom(BUILTIN, None, first.n_params_before)
+    return _MadeFrom(first.model, first.revision, first.n_params_before)
 
 
 def verify(
