@@ -98,7 +98,14 @@ def test_a_folder_compressed_twice_is_timed_against_the_first_model(
     done: Callable[..., Any], narrowed: Path, edit_json: Callable[..., None]
 ) -> None:
     def change(result: Any) -> None:
-        step = {"model": "./model", "backend": "structured", "unit": "width", "achieved": 0.5, "plan": "-"}
+        step = {
+            "model": "./model",
+            "revision": None,
+            "backend": "structured",
+            "unit": "width",
+            "achieved": 0.5,
+            "plan": "-",
+        }
         result["earlier"] = [step | {"n_params_before": 44_448, "n_params_after": 40_000}]
         result["model"]["id"] = "./gone"
         result["totals"]["n_params_before"] = 40_000
