@@ -18,11 +18,11 @@ _TUNING = {"metric": ("lod@5", "lod@10"), "lam": (0.08, 0.15)}
 def cases() -> Iterator[Case]:
     """Every ratio with every allocator, importance and repair."""
     wanda, taylor = {"importance": "wanda"}, {"importance": "taylor", "gradient_samples": 4}
-    for ratio, importance, repair in product((0.2, 0.4, 0.6, 0.8), (wanda, taylor), (False, True)):
-        options = {**importance, **({"repair": True} if repair else {})}
-        for allocator in ("uniform", "linear-depth"):
-            yield Case({"prune_ratio": ratio}, "structured", allocator, options)
-        yield Case({"prune_ratio": ratio}, "structured", "owl", options, _TUNING, {"options": wanda})
+    for ratio, allocators in product((0.2, 0.4, 0.6, 0.8), (("uniform", "owl"), ("linear-depth",))):
+        for importance, repair, allocator in product((wanda, taylor), (False, True), allocators):
+            options = {**importance, **({"repair": True} if repair else {})}
+            tuned = (_TUNING, {"options": wanda}) if allocator == "owl" else ()
+            yield Case({"prune_ratio": ratio}, "structured", allocator, options, *tuned)
 
 
 if __name__ == "__main__":
