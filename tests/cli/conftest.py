@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.cli import _exit_code
 
@@ -51,6 +52,27 @@ def here(
     (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def save_llama(here: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., None]:
+    """A function that saves a Llama like `model` with some sizes changed: always the same."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_key_value_heads": 2}
+
+    def save(name: str, **changes: int) -> None:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=128,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **{"num_attention_heads": 4} | sizes | changes,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            LlamaForCausalLM(config).save_pretrained(here / name)
+        tokenizer.save_pretrained(here / name)
+
+    return save
 
 
 @pytest.fixture
@@ -109,6 +131,13 @@ def run_options() -> tuple[str, ...]:
 def text_options() -> tuple[str, ...]:
     """Four sequences of 32 tokens."""
     return TEXT_OPTIONS
+
+
+@pytest.fixture
+def prune(text_options: tuple[str, ...]) -> tuple[str, ...]:
+    """`run` on the tiny model with 40 % of its heads and channels removed, all but the output."""
+    options = ("--backend", "structured", "--round-to", "8", "--prune-ratio", "0.4", "--quiet")
+    return ("run", "model", *text_options, *options)
 
 
 @pytest.fixture
