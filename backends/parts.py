@@ -6,12 +6,12 @@ from math import fsum, isclose
 
 from torch import Tensor
 
-from owl_compress.anatomy import Attention, BlockAnatomy, FeedForward, Part, Slot, find_anatomy
+from owl_compress.anatomy import Attention, BlockAnatomy, FeedForward, Slot, find_anatomy
 from owl_compress.backend import BlockTask
 from owl_compress.backends.unit_importance import LinearView, UnitScore
 from owl_compress.errors import RequestError
 from owl_compress.families import LinearSite
-from owl_compress.plan import ROUNDING
+from owl_compress.plan import ROUNDING, Part
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,16 @@ in several linears, as rows of some and columns of others; a `Slot` says which.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from owl_compress.families import FAMILIES, BlockSite, LinearSite, ModelStructure
+from owl_compress.plan import Part
 from owl_compress.tracing import trace_feed_forward
 
 Axis = Literal["out", "in"]
-
-
-class Part(StrEnum):
-    """The two sublayers of a block."""
-
-    ATTENTION = "attention"
-    MLP = "mlp"
 
 
 @dataclass(frozen=True)
@@ -113,12 +106,12 @@ def find_roles(structure: ModelStructure) -> dict[str, str]:
         return roles
     mlp = find_anatomy(first).mlp
     traced = {
-        _below(first, slot.linear): "mlp.fc1" if slot.axis == "out" else "mlp.fc2"
+        below(first, slot.linear): "mlp.fc1" if slot.axis == "out" else "mlp.fc2"
         for slot in (mlp.channels if mlp else ())
     }
-    names = {_below(first, linear.name) for linear in first.linears}
+    names = {below(first, linear.name) for linear in first.linears}
     for site in structure.blocks:
-        if {_below(site, linear.name) for linear in site.linears} == names:
+        if {below(site, linear.name) for linear in site.linears} == names:
             roles |= {f"{site.name}.{name}": role for name, role in traced.items()}
     return roles
 
@@ -132,7 +125,7 @@ def _find_attention(site: BlockSite) -> Attention | str:
     if missing:
         return f"it has no linear in the role of {' and '.join(missing)}"
     output = roles["attn.o"]
-    module = site.module.get_submodule(_below(site, output.name).rpartition(".")[0])
+    module = site.module.get_submodule(below(site, output.name).rpartition(".")[0])
     if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
         return "slow_but_exact cuts its output projection into slices of the original size"
     head_dim = int(getattr(module, "head_dim", 0) or getattr(module, "head_size", 0))
@@ -235,6 +228,6 @@ def _units(n_units: int, size: int) -> Tensor:
     return torch.arange(n_units * size).view(n_units, size)
 
 
-def _below(site: BlockSite, name: str) -> str:
+def below(site: BlockSite, name: str) -> str:
     """The name of a module below its block."""
     return name.removeprefix(f"{site.name}.")

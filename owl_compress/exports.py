@@ -34,10 +34,10 @@ from owl_compress.narrow_checkpoint import (
     text_config,
     widths_by_key,
 )
+from owl_compress.recipe import DECILM_STEP
 
 DECILM_MODEL_TYPE = "nemotron-nas"
 _DECILM_FAMILIES = ("llama", "mistral")
-_DECILM_STEP = 256
 _CONFIG_FILE = "configuration_decilm.py"
 _DIGITS = 6
 
@@ -45,7 +45,7 @@ _DIGITS = 6
 def inner_width(ffn_mult: float, hidden_size: int) -> int:
     """The channels that readers of DeciLM give a feed-forward, by the formula that all of them share."""
     width = int(2 * ffn_mult * hidden_size / 3)
-    return -(-width // _DECILM_STEP) * _DECILM_STEP
+    return -(-width // DECILM_STEP) * DECILM_STEP
 
 
 def check_decilm(model: Any, *, is_packed: bool = False, widths_are_final: bool = True) -> None:
@@ -93,9 +93,9 @@ def _check_block(anatomy: BlockAnatomy, config: Any, *, widths_are_final: bool) 
         )
     width = mlp.n_channels
     if not widths_are_final:
-        if width < _DECILM_STEP:
+        if width < DECILM_STEP:
             raise _no_decilm(
-                f"it holds multiples of {_DECILM_STEP} channels, and block {anatomy.block} has only {width}",
+                f"it holds multiples of {DECILM_STEP} channels, and block {anatomy.block} has only {width}",
                 "leave --export away",
             )
         return
@@ -104,10 +104,10 @@ def _check_block(anatomy: BlockAnatomy, config: Any, *, widths_are_final: bool) 
             f"block {anatomy.block} has no feed-forward left, which its readers take differently",
             "compress without --allow-empty",
         )
-    if width % _DECILM_STEP or inner_width(_ffn_mult(width, config.hidden_size), config.hidden_size) != width:
+    if width % DECILM_STEP or inner_width(_ffn_mult(width, config.hidden_size), config.hidden_size) != width:
         raise _no_decilm(
-            f"it holds multiples of {_DECILM_STEP} channels, and block {anatomy.block} has {width}",
-            f"compress with --round-to {_DECILM_STEP}",
+            f"it holds multiples of {DECILM_STEP} channels, and block {anatomy.block} has {width}",
+            f"compress with --round-to {DECILM_STEP}",
         )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress.anatomy import Attention, Part, find_anatomy
+from owl_compress.anatomy import Attention, find_anatomy
 from owl_compress.calibration import resolve_seq_len
 from owl_compress.families import ModelStructure
 from owl_compress.model_state import n_parameters
+from owl_compress.plan import Part
 from owl_compress.result import Footprint
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot
+from owl_compress.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot, below
 from owl_compress.errors import RequestError
-from owl_compress.families import BlockSite, ModelStructure
+from owl_compress.families import BlockSite
 from owl_compress.modeling_narrow import set_widths_
 
 # What the forward pass of an attention reads besides its tensors, by family.
@@ -59,13 +59,8 @@ def keep_units_(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> None
             entries = [cut.entries for cut in cuts if (cut.linear, cut.axis) == (linear.name, axis)]
             if entries:
                 _cut_(linear.module, axis, torch.cat(entries))
-    shapes = {_below(site, linear.name): list(linear.shape) for linear in site.linears}
+    shapes = {below(site, linear.name): list(linear.shape) for linear in site.linears}
     set_widths_(site.module, {"linears": shapes} | widths)
-
-
-def is_narrowed(structure: ModelStructure) -> bool:
-    """Whether any block has had units removed, be it before the model was loaded."""
-    return any(hasattr(block.module, "narrow_widths") for block in structure.blocks)
 
 
 @dataclass(frozen=True)
@@ -167,12 +162,12 @@ def _changes(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> dict[st
     widths.pop("linears", None)
     empty = set(widths.get("empty", ()))
     if anatomy.mlp is not None and kept.channels is not None and kept.channels.numel() == 0:
-        path = _below(site, anatomy.mlp.output)
+        path = below(site, anatomy.mlp.output)
         if isinstance(site.module.get_submodule(path), Conv1D):  # it cannot run without inputs
             empty.add(path.rpartition(".")[0])
     attention = anatomy.attention
     if attention is not None and kept.heads is not None and kept.heads.numel() < attention.n_heads:
-        path = _below(site, attention.output).rpartition(".")[0]
+        path = below(site, attention.output).rpartition(".")[0]
         if kept.heads.numel() == 0:
             _check_counts_tokens(site, path)
             empty.add(path)
@@ -217,8 +212,3 @@ def _check_counts_tokens(site: BlockSite, path: str) -> None:
             f"the attention of {site.name} (family {site.family!r}) has no place in the cache of its own and "
             "cannot go whole; keep at least one key-value head"
         )
-
-
-def _below(site: BlockSite, name: str) -> str:
-    """The name of a module below its block."""
-    return name.removeprefix(f"{site.name}.")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import GenerationConfig
 
@@ -12,12 +12,11 @@ from owl_compress.explain import quiet_transformers
 from owl_compress.exports import check_decilm, describe_decilm
 from owl_compress.narrow_checkpoint import check_savable, describe_narrowed, has_narrowed_blocks
 from owl_compress.packing import PackedCheckpoint
+from owl_compress.recipe import Export
 
 logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG_NAME = "generation_config.json"
-
-Export = Literal["decilm"]
 
 
 def save_checkpoint(

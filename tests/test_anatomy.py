@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from owl_compress.anatomy import Attention, FeedForward, Part, Slot, find_anatomy
+from owl_compress.anatomy import Attention, FeedForward, Slot, find_anatomy
 from owl_compress.families import BlockSite, LinearSite, find_structure
 from owl_compress.narrowing import KeptUnits, keep_units_
+from owl_compress.plan import Part
 
 Make = Callable[[str], Any]
 GROUPED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_with_vision", "phi3"]

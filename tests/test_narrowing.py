@@ -20,7 +20,8 @@ from owl_compress.anatomy import Attention, BlockAnatomy, FeedForward, find_anat
 from owl_compress.errors import RequestError
 from owl_compress.families import BlockSite, find_structure, in_rows
 from owl_compress.modeling_narrow import narrowed, set_widths_
-from owl_compress.narrowing import KeptUnits, is_narrowed, keep_units_
+from owl_compress.narrow_checkpoint import has_narrowed_blocks
+from owl_compress.narrowing import KeptUnits, keep_units_
 
 Make = Callable[[str], Any]
 Choose = Callable[[BlockAnatomy, int], KeptUnits]
@@ -179,7 +180,7 @@ def test_the_cut_model_is_the_masked_model(strong: Make, ids: Tensor, name: str,
     masked = logits(mask_(strong(name), choose), ids)
     model = narrow_(strong(name), choose)
     torch.testing.assert_close(logits(model, ids), masked, rtol=2e-5, atol=2e-5)
-    if is_narrowed(find_structure(model)):
+    if has_narrowed_blocks(model):
         assert (masked - dense).abs().max() > 0.01
 
 
@@ -211,7 +212,7 @@ def test_keeping_everything_changes_nothing(strong: Make, ids: Tensor, name: str
     narrow_(model, everything)
     assert torch.equal(logits(model, ids), before)
     assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
-    assert not is_narrowed(find_structure(model))
+    assert not has_narrowed_blocks(model)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -538,7 +539,7 @@ def test_an_anatomy_of_before_is_refused(strong: Make) -> None:
 def test_an_unknown_model_loses_channels_and_nothing_else(strong: Make, ids: Tensor) -> None:
     model, masked = narrow_(strong("unknown"), channels), mask_(strong("unknown"), channels)
     torch.testing.assert_close(logits(model, ids), logits(masked, ids), rtol=2e-5, atol=2e-5)
-    assert is_narrowed(find_structure(model))
+    assert has_narrowed_blocks(model)
     site = find_structure(model).blocks[0]
     with pytest.raises(ValueError, match="no attention whose heads are known"):
         keep_units_(site, find_anatomy(site), KeptUnits(heads=torch.arange(1), kv_heads=torch.arange(1)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress import compression
-from owl_compress.anatomy import BlockAnatomy, Part, find_anatomy
+from owl_compress.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.backends import parts
 from owl_compress.backends.structured import Structured
 from owl_compress.backends.unit_importance import Importance
@@ -19,7 +19,7 @@ from owl_compress.compression import compress_with_
 from owl_compress.errors import RequestError
 from owl_compress.families import BlockSite, find_structure
 from owl_compress.gradients import measure_salience
-from owl_compress.plan import KeptOfGrid, Plan, Unit
+from owl_compress.plan import KeptOfGrid, Part, Plan, Unit
 from owl_compress.result import Result
 
 PlanFor = Callable[..., Plan]
