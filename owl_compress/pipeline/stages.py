@@ -239,7 +239,9 @@ def save(
         if is_packed or not is_quantized:
             counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
         totals = result.totals.model_copy(update=counted)
-        earlier = result.earlier or earlier_steps(loaded)
+        # Whoever compressed knowing where the model came from has looked already, though there may be none.
+        has_looked = "earlier" in result.model_fields_set
+        earlier = result.earlier if has_looked else earlier_steps(loaded)
         result = result.model_copy(
             update={"totals": totals, "notes": (*result.notes, *notes), "earlier": earlier}
         )

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import owl_compress
+
 WEIGHTS = "model.safetensors"
 
 
@@ -95,6 +97,28 @@ def test_two_runs_are_identical_byte_by_byte(done: Callable[..., Any], run_optio
     for path in Path("ONE").iterdir():
         if path.name != "result.json":  # which holds durations
             assert path.read_bytes() == (Path("TWO") / path.name).read_bytes(), path.name
+
+
+def test_an_unreadable_past_is_told_once(
+    here: Path, cli: Callable[..., Any], run_options: tuple[str, ...]
+) -> None:
+    (here / "model" / "result.json").write_text("{")
+    outcome = cli(*run_options, "-o", "OUT", "--quiet")
+    assert outcome.code == 0
+    assert outcome.err.count("what was done to the model before is not known") == 1
+    assert json.loads(Path("OUT/result.json").read_text())["earlier"] == []
+
+
+def test_earlier_steps_are_found_for_what_was_compressed_in_memory(
+    done: Callable[..., Any], run_options: tuple[str, ...]
+) -> None:
+    done(*run_options, "-o", "OUT", "--quiet")
+    loaded = owl_compress.load("OUT")
+    plan = owl_compress.Plan.read("OUT/plan.json")
+    result = owl_compress.compress_(loaded.model, plan, "magnitude")
+    assert result.earlier == ()
+    saved = owl_compress.save(loaded, result, plan, "AGAIN")
+    assert [step.backend for step in saved.earlier] == ["wanda"]
 
 
 def test_another_seed_is_another_checkpoint(done: Callable[..., Any], run_options: tuple[str, ...]) -> None:
