@@ -55,6 +55,13 @@ def main() -> None:
     windows = Line(recipe).windows(loaded)
     if windows is None:
         raise ValueError("Wanda needs calibration text")
+    for name, (base, ours) in _pairs(loaded, recipe, windows).items():
+        if arguments.only in ("", name):
+            _pair(name, base, ours, arguments.repeats, samples=arguments.samples, seq_len=arguments.seq_len)
+
+
+def _pairs(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> dict[str, Pair]:
+    """All pairs by name; what differs from `recipe`, uniform Wanda, is said of each."""
     bits = {"bits": 3, "bit_choices": (2, 3, 4), "group_size": 64}
     sparsegpt = recipe.with_options({"backend": "sparsegpt"})
     gptq = recipe.with_options({"backend": "gptq", **bits})
@@ -73,9 +80,7 @@ def main() -> None:
             lambda: _compress(loaded, other, windows),
             lambda: _compress(loaded, gptq, windows),
         )
-    for name, (base, ours) in pairs.items():
-        if arguments.only in ("", name):
-            _pair(name, base, ours, arguments.repeats, samples=arguments.samples, seq_len=arguments.seq_len)
+    return pairs
 
 
 def _pair(name: str, base: Callable[[], None], ours: Callable[[], None], repeats: int, **facts: int) -> None:

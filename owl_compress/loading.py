@@ -90,32 +90,15 @@ def load_model(
     with quietly_explained(source), ExitStack() as while_loading:
         config = AutoConfig.from_pretrained(place.where, **options)
         _check_is_causal_lm(config, source)
-        packed = is_packed(config)
-        if packed:
+        if is_packed(config):
             require_package()
-        if place.gguf or (packed and place.is_local):
+        if place.gguf or (is_packed(config) and place.is_local):
             # Progress bars of the dequantisation heed none of transformers' switches.
             while_loading.enter_context(redirect_stderr(io.StringIO()))
         commit = None if place.is_local else _commit_of(place.where, revision)
         options["revision"] = commit or revision
         tokenizer = AutoTokenizer.from_pretrained(place.where, **options)
-        narrowed = narrowed_class(config, source)
-        if narrowed:
-            del options["trust_remote_code"]
-        model, info = (narrowed or AutoModelForCausalLM).from_pretrained(
-            place.where,
-            config=config,
-            dtype=torch.float32 if place.gguf and dtype == "auto" else dtype,
-            use_safetensors=None if allow_pickle else True,
-            ignore_mismatched_sizes=True,  # reported with the tensor's name by the check below
-            output_loading_info=True,
-            **options,
-        )
-        _check_is_complete(info, source)
-        if narrowed:
-            as_if_cut_in_memory_(model)
-        if packed and unpack_(model):
-            _forget_quantization(model)
+        model = _build(place, config, source, dtype=dtype, allow_pickle=allow_pickle, options=options)
     if place.gguf:
         _forget_quantization(model)
     model.eval()
@@ -129,6 +112,39 @@ def load_model(
         dtype=str(model.dtype).removeprefix("torch."),
         hub_id=BUILTIN_BASE_MODEL if builtin else (None if place.is_local else source),
     )
+
+
+def _build(
+    place: _Place,
+    config: Any,
+    source: str,
+    *,
+    dtype: torch.dtype | Literal["auto"],
+    allow_pickle: bool,
+    options: dict[str, Any],
+) -> Any:
+    """The model with its weights, all of them there; narrowed and packed ones as they were in memory.
+
+    `options` are those of every `from_pretrained` at this place.
+    """
+    narrowed, packed = narrowed_class(config, source), is_packed(config)
+    if narrowed:
+        options = {name: value for name, value in options.items() if name != "trust_remote_code"}
+    model, info = (narrowed or AutoModelForCausalLM).from_pretrained(
+        place.where,
+        config=config,
+        dtype=torch.float32 if place.gguf and dtype == "auto" else dtype,
+        use_safetensors=None if allow_pickle else True,
+        ignore_mismatched_sizes=True,  # reported with the tensor's name by the check below
+        output_loading_info=True,
+        **options,
+    )
+    _check_is_complete(info, source)
+    if narrowed:
+        as_if_cut_in_memory_(model)
+    if packed and unpack_(model):
+        _forget_quantization(model)
+    return model
 
 
 def _locate(source: str, *, allow_pickle: bool) -> _Place:

@@ -5,7 +5,7 @@ through the entry point group `owl_compress.metrics`; an entry named "name" whos
 parameter is asked for as "name@parameter", like `lod@5`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import signature
 from math import isfinite, sqrt
 
@@ -90,3 +90,15 @@ def find_metric(name: str) -> Metric:
             f"metric {name!r} has parameter {parameter!r}: give a positive number, as in lod@5"
         )
     return lambda pool: metric(pool, value)
+
+
+def with_defaults(further: Iterable[str]) -> tuple[str, ...]:
+    """The default metrics and `further` ones, each once.
+
+    Raises:
+        RequestError: see `find_metric`.
+    """
+    names = tuple(dict.fromkeys([*DEFAULT_METRICS, *further]))
+    for name in names:
+        find_metric(name)
+    return names

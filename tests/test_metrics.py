@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from owl_compress.errors import RequestError
-from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric
+from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric, with_defaults
 from owl_compress.scores import ScoredWeight, ScorePool
 
 WEIGHT = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
@@ -53,3 +53,9 @@ def test_every_default_metric_is_there_and_says_what_it_is() -> None:
 def test_a_metric_that_is_none_is_refused(name: str, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
         find_metric(name)
+
+
+def test_further_metrics_join_the_defaults_once() -> None:
+    assert with_defaults(["lod@5", "lod@4", "lod@4"]) == (*DEFAULT_METRICS, "lod@4")
+    with pytest.raises(RequestError, match="unknown metric 'lodd'"):
+        with_defaults(["lodd@5"])

@@ -1,11 +1,13 @@
 """The demonstration: uniform against OWL on the embedded model, with nothing to download."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
@@ -13,6 +15,11 @@ from owl_compress.cli.tables import new_table
 from owl_compress.files import check_output_folder
 from owl_compress.plan import Plan
 from owl_compress.recipe import Recipe
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from owl_compress.calibration import TokenWindows
+    from owl_compress.loading import LoadedModel
+    from owl_compress.pipeline.line import Line, Run
 
 _SPARSITY = 0.6
 _METRIC, _LAM = "lod@10", 0.08
@@ -51,28 +58,48 @@ def demo(
     dense_weights = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     calibration = lines["owl"].windows(loaded)
     held_out = hold_out(loaded, "builtin", seq_len=_SEQ_LEN, max_windows=_WINDOWS)
-    dense = lines["owl"].evaluate(loaded, held_out)
-    rows = [_Row("dense", 0.0, 0.0, dense.perplexity, 0.0)]
+    rows = [_Row("dense", 0.0, 0.0, lines["owl"].evaluate(loaded, held_out).perplexity, 0.0)]
     with output_folder(out) as folder:
         plans: dict[str, Plan] = {}
         for name, line in lines.items():
-            start = perf_counter()
-            report, plans[name] = line.plan(loaded, calibration)
-            result = line.compress_(loaded, plans[name], calibration)
-            seconds = perf_counter() - start
-            after = line.evaluate(loaded, held_out)
-            rows.append(
-                _Row(name, 1 - result.totals.asked, 1 - result.totals.achieved, after.perplexity, seconds)
-            )
-            result.write(folder / f"result-{name}.json")
-            plans[name].write(folder / f"plan-{name}.json")
+            done, row = _prune_(name, line, loaded, calibration, held_out)
+            rows.append(row)
+            plans[name] = done.plan
+            done.result.write(folder / f"result-{name}.json")
+            done.plan.write(folder / f"plan-{name}.json")
             if keep:
-                save(loaded, result, plans[name], folder / name, recipe=line.recipe)
+                save(loaded, done.result, done.plan, folder / name, recipe=line.recipe)
             loaded.model.load_state_dict(dense_weights)
-            if report is not None and name == "owl":
-                report.write(folder / "report.json")
+            if done.report is not None and name == "owl":
+                done.report.write(folder / "report.json")
                 others = {"uniform": plans["uniform"]}
-                budget_chart(report, plans["owl"], folder / "budgets.png", _METRIC, others=others)
+                budget_chart(done.report, done.plan, folder / "budgets.png", _METRIC, others=others)
+    output.answer([row.__dict__ for row in rows], _table(rows))
+    output.say(
+        f"the chart of importance and budgets is {out / 'budgets.png'}; reports and plans lie beside it"
+    )
+
+
+def _prune_(
+    name: str,
+    line: "Line",
+    loaded: "LoadedModel",
+    calibration: "TokenWindows | None",
+    held_out: "TokenWindows",
+) -> "tuple[Run, _Row]":
+    """Prune the dense model as `line` says, timed, and evaluate what is left."""
+    from owl_compress.pipeline.line import Run
+
+    start = perf_counter()
+    report, plan = line.plan(loaded, calibration)
+    result = line.compress_(loaded, plan, calibration)
+    seconds = perf_counter() - start
+    perplexity = line.evaluate(loaded, held_out).perplexity
+    row = _Row(name, 1 - result.totals.asked, 1 - result.totals.achieved, perplexity, seconds)
+    return Run(report, plan, result), row
+
+
+def _table(rows: Sequence[_Row]) -> Table:
     table = new_table(
         f"SmolLM2-135M at {_SPARSITY:.0%} sparsity with Wanda, calibrated and evaluated on the builtin text",
         "budgets",
@@ -89,10 +116,7 @@ def demo(
             f"{row.perplexity:.2f}",
             f"{row.seconds:.1f}" if row.seconds else "",
         )
-    output.answer([row.__dict__ for row in rows], table)
-    output.say(
-        f"the chart of importance and budgets is {out / 'budgets.png'}; reports and plans lie beside it"
-    )
+    return table
 
 
 def _recipe(allocator: str, device: str) -> Recipe:

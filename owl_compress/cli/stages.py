@@ -41,14 +41,12 @@ def measure(
     """Measure the importance of every block and linear, and write the report."""
     from owl_compress.device import memory_errors, resolve_device
     from owl_compress.estimator import measure as measure_importance
-    from owl_compress.metrics import DEFAULT_METRICS, find_metric
+    from owl_compress.metrics import with_defaults
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)
     check_output_file(out)
-    metrics = list(dict.fromkeys([*DEFAULT_METRICS, *(metric or ())]))
-    for name in metrics:
-        find_metric(name)
+    metrics = with_defaults(metric or ())
     where = resolve_device(device)
     output.say(f"loading {model}")
     with memory_errors("measuring"):

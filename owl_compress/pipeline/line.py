@@ -1,6 +1,5 @@
 """The whole line for one recipe: measure, allocate, compress, evaluate, save."""
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from owl_compress.exports import check_decilm, to_stock_
 from owl_compress.families import find_structure
 from owl_compress.files import check_output_folder, output_folder
 from owl_compress.loading import LoadedModel
-from owl_compress.metrics import DEFAULT_METRICS, find_metric
+from owl_compress.metrics import with_defaults
 from owl_compress.packing import check_packable, require_package
 from owl_compress.pipeline.checkpoints import compress_checkpoint_
 from owl_compress.pipeline.feasibility import check_plan, check_request
@@ -193,8 +192,7 @@ class Line:
             unit = Plan.read(self.recipe.plan).unit
         else:
             target = target_of(self.recipe)
-            for metric in metrics_of(allocator_of(self.recipe).settled(target)):
-                find_metric(metric)
+            metrics_of(allocator_of(self.recipe).settled(target))  # refuses what is no metric
             unit = target.unit
         check_unit(self.recipe.backend, unit)
         if self.recipe.export and unit is not Unit.WIDTH:
@@ -294,7 +292,11 @@ def refuse_fallbacks(result: Result, *, strict: bool) -> None:
         )
 
 
-def metrics_of(allocator: Allocator) -> Sequence[str]:
-    """The default metrics, and the allocator's own if it is another."""
+def metrics_of(allocator: Allocator) -> tuple[str, ...]:
+    """The default metrics, and the allocator's own if it is another.
+
+    Raises:
+        RequestError: its own is none that is known.
+    """
     own = getattr(allocator, "metric", None)
-    return DEFAULT_METRICS if own is None or own in DEFAULT_METRICS else (*DEFAULT_METRICS, own)
+    return with_defaults([] if own is None else [own])
