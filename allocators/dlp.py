@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group, metric_values
-from owl_compress.allocators.spread import settled_lam, settled_law, spread
+from owl_compress.allocators.spread import settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 
 _ALPHA = 0.15
@@ -43,10 +43,9 @@ class Dlp:
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve:
         """The law of OWL on the relative importance."""
-        law = settled_law(None, target)
         # Negated scores have the same z as r, without the loss of digits in 1 - s / Σ s.
         scores = -metric_values(groups, self.metric)
-        return spread(groups, target, scores, settled_lam(self.lam, target, _ALPHA), law)
+        return spread(groups, target, scores, settled_lam(self.lam, target, _ALPHA))
 
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """r_i = 1 - s_i / Σ s."""

@@ -18,8 +18,7 @@ class GlobalThreshold:
 
     The threshold is found on the report's histograms: exact at the edges of bins; inside the bin that it
     falls into, every group keeps one common fraction of its scores in that bin. Scores of zero go first. In
-    bits the
-    share kept is stretched over the choices: low + share · (high - low).
+    bits the share kept is stretched over the choices: low + share · (high - low).
     """
 
     name: ClassVar[str] = "global"

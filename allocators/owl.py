@@ -60,12 +60,12 @@ class Owl:
 
     def settled(self, target: Target) -> Self:
         """Settle lam and law for the unit and grid."""
-        return replace(self, lam=settled_lam(self.lam, target, 0.08), law=settled_law(self.law, target))
+        return replace(self, lam=settled_lam(self.lam, target), law=settled_law(self.law, target))
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve | OffBudget:
         """The law, shifted by its argument; on an N:M grid `published` gives its own values."""
         scores = metric_values(groups, self.metric)
-        lam, law = settled_lam(self.lam, target, 0.08), settled_law(self.law, target)
+        lam, law = settled_lam(self.lam, target), settled_law(self.law, target)
         if law == "published" and isinstance(target.grid, KeptOfGrid):
             return OffBudget(_published_kept(groups, target, scores, lam) / target.grid.kept_of)
         return spread(groups, target, scores, lam, law)

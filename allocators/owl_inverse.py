@@ -27,12 +27,12 @@ class OwlInverse:
 
     def settled(self, target: Target) -> Self:
         """Settle lam and law for the unit and grid."""
-        return replace(self, lam=settled_lam(self.lam, target, 0.08), law=settled_law(self.law, target))
+        return replace(self, lam=settled_lam(self.lam, target), law=settled_law(self.law, target))
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve:
         """The law of OWL on the negated metric."""
-        lam, law = settled_lam(self.lam, target, 0.08), settled_law(self.law, target)
-        return spread(groups, target, -metric_values(groups, self.metric), lam, law)
+        scores = -metric_values(groups, self.metric)
+        return spread(groups, target, scores, settled_lam(self.lam, target), self.law)
 
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """The metric mirrored within its own range, min D + max D - D."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group
-from owl_compress.allocators.spread import settled_lam, settled_law, spread
+from owl_compress.allocators.spread import settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 
 
@@ -33,12 +33,11 @@ class SeededRandom:
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""
-        return replace(self, lam=settled_lam(self.lam, target, 0.08))
+        return replace(self, lam=settled_lam(self.lam, target))
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve:
         """The law of OWL on the draws."""
-        lam = settled_lam(self.lam, target, 0.08)
-        return spread(groups, target, self.importance(groups), lam, settled_law(None, target))
+        return spread(groups, target, self.importance(groups), settled_lam(self.lam, target))
 
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """The draws."""

@@ -13,12 +13,15 @@ from owl_compress.plan import KeptOfGrid, Unit
 
 OwlLaw = Literal["published", "bounded"]
 
+OWL_LAM = 0.08
+"""OWL's default half range off a grid, and that of all its relatives but DLP."""
+
 _LAM_OF_KEPT = 2.0
 _LAM_OF_BITS = 1.0
 _SLACK = 1e-12
 
 
-def settled_lam(lam: float | None, target: Target, off_grid: float) -> float:
+def settled_lam(lam: float | None, target: Target, off_grid: float = OWL_LAM) -> float:
     """The half range `lam`, checked, or its default where it was left open.
 
     In density or width it is a fraction (default `off_grid`); on an N:M grid it counts kept weights of M
@@ -71,19 +74,20 @@ def deviations(scores: FloatArray, weights: FloatArray, lam: float, law: OwlLaw)
     return 2 * lam * centred if law == "published" else lam * (centred / largest)
 
 
-def spread(groups: Sequence[Group], target: Target, scores: FloatArray, lam: float, law: OwlLaw) -> Curve:
+def spread(
+    groups: Sequence[Group], target: Target, scores: FloatArray, lam: float, law: OwlLaw | None = None
+) -> Curve:
     """The law target + deviations as a family: its argument shifts all groups alike.
 
-    Without a grid and without bounds given by the user, a law that leaves [0, 1] is refused. A grid brings
-    its
-    own ends, and bounds given by the user are there to be met: then values are clipped, and the others
-    shifted until the mean holds again.
+    A `law` left open is the default of `settled_law`. Without a grid and without bounds given by the user, a
+    law that leaves [0, 1] is refused. A grid brings its own ends, and bounds given by the user are there to
+    be met: then values are clipped, and the others shifted until the mean holds again.
 
     Raises:
         RequestError: the law leaves [0, 1] unasked.
     """
     scale = 1 / target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else 1.0
-    shape = deviations(scores, sizes(groups), lam, law) * scale
+    shape = deviations(scores, sizes(groups), lam, settled_law(law, target)) * scale
     if target.grid is None and not target.is_bounded_by_user:
         _check_inside(groups, target, shape, lam)
 

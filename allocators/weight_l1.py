@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group
-from owl_compress.allocators.spread import settled_lam, settled_law, spread
+from owl_compress.allocators.spread import settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.errors import RequestError
 
@@ -17,11 +17,10 @@ _METRIC = "weight_l1"
 
 @dataclass(frozen=True)
 class WeightL1:
-    """Groups of larger mean |W| keep more: the weight-norm baseline of OWL (arXiv 2310.05175), no
-    activations.
+    """Groups of larger mean |W| keep more: the weight-norm baseline of OWL (arXiv 2310.05175).
 
-    The report's `weight_l1` is Σ|W|; it is divided by the number of weights here, or large blocks would count
-    as important for being large.
+    Activations do not count. The report's `weight_l1` is Σ|W|; it is divided by the number of weights here,
+    or large blocks would count as important for being large.
 
     Attributes:
         lam: as for `Owl`.
@@ -35,12 +34,11 @@ class WeightL1:
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""
-        return replace(self, lam=settled_lam(self.lam, target, 0.08))
+        return replace(self, lam=settled_lam(self.lam, target))
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve:
         """The law of OWL on the mean absolute weight."""
-        lam = settled_lam(self.lam, target, 0.08)
-        return spread(groups, target, self.importance(groups), lam, settled_law(None, target))
+        return spread(groups, target, self.importance(groups), settled_lam(self.lam, target))
 
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """Mean |W| over the group's linears."""

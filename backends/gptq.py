@@ -53,17 +53,13 @@ class Gptq:
 
     unit: ClassVar[Unit] = Unit.BITS
     statistic: ClassVar[type[Statistic]] = Gram
+    survey: ClassVar[None] = None
     error_measure: ClassVar[str] = "squared output error over squared output, under the damped Hessian"
 
     def __post_init__(self) -> None:
         """Refuse options that cannot be meant."""
         check_group_size(self.group_size)
         check_damping(self.damping)
-
-    @property
-    def survey(self) -> None:
-        """None: no look at the whole model is needed."""
-        return
 
     @property
     def code_format(self) -> CodeFormat:

@@ -25,16 +25,12 @@ class Rtn:
 
     unit: ClassVar[Unit] = Unit.BITS
     statistic: ClassVar[None] = None
+    survey: ClassVar[None] = None
     error_measure: ClassVar[str] = "squared weight error over squared weights"
 
     def __post_init__(self) -> None:
         """Refuse options that cannot be meant."""
         check_group_size(self.group_size)
-
-    @property
-    def survey(self) -> None:
-        """None: no look at the whole model is needed."""
-        return
 
     @property
     def code_format(self) -> CodeFormat:
