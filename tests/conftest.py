@@ -3,8 +3,10 @@
 import hashlib
 import os
 import string
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,6 +76,13 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def copied_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of modelling files, which transformers makes in order to run them, go below `tmp_path`."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,21 +110,19 @@ def as_a_server_builds_it(folder: Path) -> LlamaForCausalLM:
         ("Mistral", {"sliding_window": 128, "rms_norm_eps": 0.1}),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("copied_modules")
 def test_blocks_built_from_a_decilm_export_give_the_same_logits(
     wide: Callable[..., Any],
     tokenizer: PreTrainedTokenizerFast,
     name: str,
     options: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = keep_channels_(wide(name, **options), 256, 768, 512)
     before = model.config.to_dict()
     (tmp_path / "OUT").mkdir()
     save_checkpoint(model, tokenizer, tmp_path / "OUT", export="decilm")
     assert model.config.to_dict() == before
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     rebuilt = as_a_server_builds_it(tmp_path / "OUT")
     assert [layer.mlp.up_proj.out_features for layer in rebuilt.model.layers] == [256, 768, 512]
     assert torch.equal(logits_of(rebuilt), logits_of(model))

@@ -282,15 +282,11 @@ def test_the_same_model_gives_the_same_bytes_and_is_not_changed(
     assert files_of(tmp_path / "again") == files_of(folder) == files_of(tmp_path / "loaded")
 
 
+@pytest.mark.usefixtures("copied_modules")
 def test_what_remote_code_loaded_is_saved_alike(
-    stored: Callable[..., tuple[Any, Path]],
-    tokenizer: PreTrainedTokenizerFast,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stored: Callable[..., tuple[Any, Path]], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     _, folder = stored()
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
     remote = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert type(remote).__module__.startswith("transformers_modules")
     assert find_structure(remote).family == "llama"

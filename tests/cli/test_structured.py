@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,8 @@ STOCK_FILES = {
 
 
 @pytest.fixture
-def plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def plainly(copied_modules: None) -> Callable[..., Any]:
     """A function that loads a folder through plain transformers, by default with its modelling file."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
     def from_folder(folder: str | Path, **options: Any) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, **({"trust_remote_code": True} | options)).eval()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from owl_compress import load
 
+pytestmark = pytest.mark.usefixtures("copied_modules")
+
 WEIGHTS = "model.safetensors"
 BITS = ("--bits", "4", "--bit-choices", "4", "--group-size", "8", "--quiet")
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of modelling files that transformers makes go below `tmp_path`."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture
