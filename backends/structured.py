@@ -108,8 +108,10 @@ class Structured:
         """Refuse what the survey would refuse: it is the same one, with chance for importance.
 
         Raises:
-            RequestError: see `WidthSurvey`.
+            RequestError: see `WidthSurvey`; or a uniform width for blocks that have lost a part.
         """
+        if self.uniform_width:
+            _check_no_part_is_gone(structure)
         values = {budget.name: budget.value for budget in plan.budgets}
         survey = replace(self, importance=Importance.RANDOM).survey
         for site in structure.blocks:
@@ -201,6 +203,15 @@ class _Change:
 
     relative_error: float
     fallbacks: tuple[Fallback, ...] = ()
+
+
+def _check_no_part_is_gone(structure: ModelStructure) -> None:
+    gone = next((linear.name for site in structure.blocks for linear in site.emptied), None)
+    if gone is not None:
+        raise RequestError(
+            "--uniform-width makes a stock model, whose blocks have all their parts, and "
+            f"{gone} lost its last weight before: drop --uniform-width"
+        )
 
 
 def _output_columns(slots: Sequence[Slot], output: str, kept: Tensor) -> Tensor:

@@ -97,11 +97,11 @@ def find_roles(structure: ModelStructure) -> dict[str, str]:
     """The role of every linear by its name.
 
     In a family that is not in the table the roles are those of a feed-forward found by tracing the first
-    block, for all blocks whose linears have the same names: `mlp.fc1` where channels begin, `mlp.fc2` where
-    they end. Everything else stays of an unknown role.
+    block that has lost none of its linears, for all blocks whose linears have the same names: `mlp.fc1` where
+    channels begin, `mlp.fc2` where they end. Everything else stays of an unknown role.
     """
     roles = {linear.name: linear.role for linear in structure.linears}
-    first, *_ = structure.blocks
+    first = next((site for site in structure.blocks if not site.emptied), structure.blocks[0])
     if structure.family in FAMILIES:
         return roles
     mlp = find_anatomy(first).mlp
@@ -120,7 +120,7 @@ def _find_attention(site: BlockSite) -> Attention | str:
     """The attention of the block, or why it is not recognised."""
     if site.family not in FAMILIES:
         return f"no table says where the heads of family {site.family!r} lie"
-    roles = {linear.role: linear for linear in site.linears}
+    roles = {linear.role: linear for linear in site.all_linears}
     missing = [role for role in _attention_roles(site.family) if role not in roles]
     if missing:
         return f"it has no linear in the role of {' and '.join(missing)}"
@@ -201,7 +201,7 @@ def _attention(
 
 def _find_feed_forward(site: BlockSite) -> FeedForward | str:
     """The feed-forward of the block, or why it is not recognised."""
-    roles = {linear.role: linear for linear in site.linears}
+    roles = {linear.role: linear for linear in site.all_linears}
     first = [roles[role] for role in ("mlp.gate", "mlp.up", "mlp.gate_up", "mlp.fc1") if role in roles]
     output = roles.get("mlp.down") or roles.get("mlp.fc2")
     if not first or output is None:

@@ -10,7 +10,7 @@ from torch import nn
 from owl_compress.anatomy import find_roles
 from owl_compress.calibration import TokenWindows
 from owl_compress.errors import RequestError
-from owl_compress.families import LinearSite, ModelStructure, find_structure
+from owl_compress.families import LinearSite, ModelStructure, check_compressible, find_structure
 from owl_compress.metrics import DEFAULT_METRICS, Metric, find_metric
 from owl_compress.model_state import parameter_device
 from owl_compress.progress import SILENT, Progress
@@ -51,6 +51,7 @@ def measure(
         RequestError: unknown metric or architecture, or activations with NaN or Inf.
     """
     structure = find_structure(model)
+    check_compressible(structure)
     chosen, roles = {name: find_metric(name) for name in metrics}, find_roles(structure)
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
@@ -72,6 +73,7 @@ def measure(
 def outline(model: nn.Module, identity: ModelIdentity | None = None) -> ImportanceReport:
     """The report of a model that nobody measured: names and sizes, for allocators that look at no more."""
     structure = find_structure(model)
+    check_compressible(structure)
     roles = find_roles(structure)
     blocks = [
         BlockReport(

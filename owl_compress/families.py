@@ -3,8 +3,8 @@
 A small table knows the families by their `config.model_type`; any other decoder is found by structure.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -122,17 +122,27 @@ class LinearSite:
 
 @dataclass(frozen=True)
 class BlockSite:
-    """One transformer block and its linears, in the order in which the module lists them."""
+    """One transformer block and its linears, in the order in which the module lists them.
+
+    `emptied` are those without a single weight, which is all there is of a sublayer that was removed whole:
+    nothing there can be measured or compressed, but the shapes and parts of the block include them.
+    """
 
     name: str
     module: nn.Module
     linears: tuple[LinearSite, ...]
     family: str = "unknown"
+    emptied: tuple[LinearSite, ...] = ()
 
     @property
     def n_weights(self) -> int:
         """Number of weights in all linears."""
         return sum(linear.n_weights for linear in self.linears)
+
+    @property
+    def all_linears(self) -> tuple[LinearSite, ...]:
+        """The linears, the emptied ones too."""
+        return (*self.linears, *self.emptied)
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,9 @@ class ModelStructure:
 def find_structure(model: nn.Module) -> ModelStructure:
     """Find the blocks and linears of `model`.
 
+    A block that has no linear is an error; one whose linears have all lost their weights is not: it stays in
+    the walk, which runs it, and has nothing that could get a budget.
+
     Raises:
         RequestError: no list of blocks, a block without any linear, or weights that are quantized already.
     """
@@ -173,16 +186,41 @@ def find_structure(model: nn.Module) -> ModelStructure:
     sites = []
     for index, block in enumerate(blocks):
         name = f"{path}.{index}"
-        linears, shared = _find_linears(name, block, family.roles, taken)
+        site, shared = _find_linears(BlockSite(name, block, (), family.name), family.roles, taken)
         notes += [
             f"{linear} shares its weight with an earlier linear and is compressed once" for linear in shared
         ]
-        if not linears and not shared:
+        if not site.all_linears and not shared:
             raise RequestError(
                 f"block {name} ({type(block).__name__}) has no linear: nothing there to compress"
             )
-        sites.append(BlockSite(name, block, linears, family.name))
+        sites.append(site)
+    notes += _notes_on_emptied(sites)
     return ModelStructure(family.name, family.bos, tuple(sites), tuple(notes))
+
+
+def check_compressible(structure: ModelStructure) -> None:
+    """Refuse a model whose blocks have nothing that could be measured or compressed.
+
+    Raises:
+        RequestError: every linear of every block was removed before.
+    """
+    if not any(block.linears for block in structure.blocks):
+        raise RequestError(
+            f"nothing is left to compress in the {len(structure.blocks)} blocks of the model, all of whose "
+            "heads and channels were removed before: start from the model as it was"
+        )
+
+
+def _notes_on_emptied(sites: Sequence[BlockSite]) -> list[str]:
+    """One line on all linears that are left out because they hold no weights."""
+    names = [linear.name for site in sites for linear in site.emptied]
+    if not names:
+        return []
+    return [
+        f"linears without weights, of sublayers that were removed before, get no budget: {len(names)}, "
+        f"the first {names[0]}"
+    ]
 
 
 def _module_list(model: nn.Module, path: str) -> nn.ModuleList | None:
@@ -194,15 +232,14 @@ def _module_list(model: nn.Module, path: str) -> nn.ModuleList | None:
     return found if isinstance(found, nn.ModuleList) else None
 
 
-def _find_linears(
-    block_name: str, block: nn.Module, roles: Mapping[str, str], taken: set[int]
-) -> tuple[tuple[LinearSite, ...], list[str]]:
-    """Linears of one block, and the names of those whose weight is in `taken` (extended here) already."""
-    found, shared = [], []
-    for name, module in block.named_modules(remove_duplicate=False):
+def _find_linears(bare: BlockSite, roles: Mapping[str, str], taken: set[int]) -> tuple[BlockSite, list[str]]:
+    """`bare` with its linears, and the names of those whose weight is in `taken` (extended here) already."""
+    found, emptied, shared = [], [], []
+    for name, module in bare.module.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Linear | Conv1D):
             continue
-        full_name = f"{block_name}.{name}"
+        full_name = f"{bare.name}.{name}"
+        site = LinearSite(full_name, roles.get(name, UNKNOWN_ROLE), module)
         if id(module.weight) in taken:
             shared.append(full_name)
             continue
@@ -211,8 +248,8 @@ def _find_linears(
                 f"{full_name} holds {module.weight.dtype}: the model is quantized already; give the original"
             )
         taken.add(id(module.weight))
-        found.append(LinearSite(full_name, roles.get(name, UNKNOWN_ROLE), module))
-    return tuple(found), shared
+        (found if module.weight.numel() else emptied).append(site)
+    return replace(bare, linears=tuple(found), emptied=tuple(emptied)), shared
 
 
 def _longest_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:

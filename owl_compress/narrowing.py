@@ -59,7 +59,7 @@ def keep_units_(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> None
             entries = [cut.entries for cut in cuts if (cut.linear, cut.axis) == (linear.name, axis)]
             if entries:
                 _cut_(linear.module, axis, torch.cat(entries))
-    shapes = {below(site, linear.name): list(linear.shape) for linear in site.linears}
+    shapes = {below(site, linear.name): list(linear.shape) for linear in site.all_linears}
     set_widths_(site.module, {"linears": shapes} | widths)
 
 
@@ -94,7 +94,7 @@ def _cuts(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> Iterator[_
 
 
 def _check_current(site: BlockSite, part: Attention | FeedForward, columns: int) -> None:
-    output = next((linear for linear in site.linears if linear.name == part.output), None)
+    output = next((linear for linear in site.all_linears if linear.name == part.output), None)
     if output is None or output.shape[1] != columns:
         raise ValueError(f"this anatomy is not that of {site.name} as it is now")
 

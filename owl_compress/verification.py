@@ -14,6 +14,7 @@ from owl_compress.checkpoint import tensor_from_checkpoint
 from owl_compress.errors import RequestError
 from owl_compress.explain import quietly_explained
 from owl_compress.families import LinearSite, find_structure, in_rows
+from owl_compress.narrow_checkpoint import narrowed_class
 from owl_compress.plan import KeptOfGrid, Plan, Unit
 
 _PATTERN = re.compile(r"(\d+):(\d+)")
@@ -90,8 +91,11 @@ def _sites(folder: Path) -> dict[str, LinearSite]:
     """The linears of the model that the folder's configuration describes, without loading its weights."""
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder} holds no checkpoint: verify takes a folder that compress or run wrote")
-    with quietly_explained(str(folder)), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    with quietly_explained(str(folder)):
+        config = AutoConfig.from_pretrained(folder)
+        narrow = narrowed_class(config, str(folder))
+        with torch.device("meta"):
+            model = narrow(config) if narrow else AutoModelForCausalLM.from_config(config)
     return {linear.name: linear for linear in find_structure(model).linears}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from owl_compress.errors import RequestError
-from owl_compress.families import FAMILIES, LinearSite, find_structure, in_rows
+from owl_compress.families import FAMILIES, LinearSite, check_compressible, find_structure, in_rows
 
 GATED = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
 FUSED = {"attn.qkv", "attn.o", "mlp.fc1", "mlp.fc2"}
@@ -121,6 +121,40 @@ def test_a_block_without_linear_is_refused(tiny_llama: LlamaForCausalLM) -> None
     tiny_llama.model.layers[1] = nn.Identity()
     with pytest.raises(RequestError, match=r"block model\.layers\.1 \(Identity\) has no linear"):
         find_structure(tiny_llama)
+
+
+def empty_(block: Any, *names: str) -> None:
+    """Leave no weight in the named linears of a block: all their rows go."""
+    for name in names:
+        linear = block.get_submodule(name)
+        linear.weight = nn.Parameter(linear.weight[:0])
+
+
+def test_a_linear_without_weights_is_told_apart(tiny_llama: LlamaForCausalLM) -> None:
+    empty_(tiny_llama.model.layers[1], "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    structure = find_structure(tiny_llama)
+    first, second, _ = structure.blocks
+    assert (len(first.linears), first.emptied, first.all_linears) == (7, (), first.linears)
+    assert {linear.role for linear in second.linears} == {role for role in GATED if "attn" in role}
+    assert {linear.role for linear in second.emptied} == {role for role in GATED if "mlp" in role}
+    assert len(second.all_linears) == 7
+    assert len(structure.linear_sizes) == 3 * 7 - 3
+    (note,) = structure.notes
+    assert "get no budget: 3, the first model.layers.1.mlp.gate_proj" in note
+
+
+def test_a_block_that_lost_all_its_weights_stays_in_the_walk(tiny_llama: LlamaForCausalLM) -> None:
+    names = [
+        linear.name.removeprefix("model.layers.0.") for linear in find_structure(tiny_llama).blocks[0].linears
+    ]
+    empty_(tiny_llama.model.layers[1], *names)
+    structure = find_structure(tiny_llama)
+    assert [len(block.linears) for block in structure.blocks] == [7, 0, 7]
+    check_compressible(structure)
+    for index in (0, 2):
+        empty_(tiny_llama.model.layers[index], *names)
+    with pytest.raises(RequestError, match="nothing is left to compress in the 3 blocks of the model"):
+        check_compressible(find_structure(tiny_llama))
 
 
 def test_a_shared_weight_is_listed_once(tiny_llama: LlamaForCausalLM) -> None:

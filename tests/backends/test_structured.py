@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress import compression
-from owl_compress.anatomy import BlockAnatomy, find_anatomy
+from owl_compress.anatomy import BlockAnatomy, find_anatomy, find_roles
 from owl_compress.backends import parts
 from owl_compress.backends.structured import Structured
 from owl_compress.backends.unit_importance import Importance
@@ -359,6 +359,24 @@ def test_a_pruned_model_can_be_pruned_again(family_model: Any, prune: Callable[.
     assert middle <= 0.75 * whole
     assert result.totals.achieved == pytest.approx(sum(sizes(family_model).values()) / middle)
     assert torch.isfinite(logits(family_model)).all()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "unknown"])
+def test_what_went_whole_has_no_part_in_a_further_removal(
+    make_model: MakeModel, prune: Callable[..., Result], name: str
+) -> None:
+    model = make_model(name)
+    first = find_structure(model).blocks[0].linears
+    gone = {it.name for it in first if it.role.startswith("mlp.") or it.role == "other"}
+    prune(model, {linear: float(linear not in gone) for linear in sizes(model)}, allow_empty=True)
+    whole = sizes(model)
+    assert not gone & whole.keys()
+    result = prune(model, 0.5, repair=True)
+    assert {row.name for row in result.budgets} == whole.keys()
+    assert 0 < sum(sizes(model).values()) <= 0.5 * sum(whole.values())
+    assert torch.isfinite(logits(model)).all()
+    roles = find_roles(find_structure(model))
+    assert {"mlp.fc1", "mlp.up", "mlp.gate_up"} & set(roles.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
