@@ -1,6 +1,6 @@
 """Is a narrowed model as fast as its size promises? Dense and pruned in turns in one process.
 
-    python benchmarks/latency.py [--shape builtin|llama-7b|llama-3-8b] [--batch-sizes 1,16] > rows.jsonl
+    python benchmarks/latency.py [--shape llama-7b] [--batch-sizes 1,16] [--compile] > rows.jsonl
 
 Four ratios, uniform, importance magnitude: speed does not depend on which units stay. `promised` is the
 blocks' weights before over after; `blocks` and `whole` are times of the dense model over those of the pruned
@@ -8,7 +8,7 @@ one. The Llama shapes are random bfloat16 weights, for machines with a GPU.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -21,12 +21,20 @@ from owl_compress.allocators import Target, allocate
 from owl_compress.backends.structured import Structured
 from owl_compress.estimator import outline
 from owl_compress.families import find_structure
-from owl_compress.latency import LatencyRecord, LatencyShape, compare
+from owl_compress.latency import compare
+from owl_compress.latency_record import LatencyRecord, LatencyShape
 
 _RATIOS = (0.2, 0.4, 0.6, 0.8)
 _LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
 _LLAMA_3_8B = {**_LLAMA_7B, "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256}
+_LLAMA_1B = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_key_value_heads": 4,
+}
 _SHAPES: dict[str, dict[str, int]] = {
+    "tinyllama-1b": {**_LLAMA_1B, "num_attention_heads": 32, "num_key_value_heads": 4},
     "llama-7b": {**_LLAMA_7B, "num_attention_heads": 32},
     "llama-3-8b": {**_LLAMA_3_8B, "num_attention_heads": 32},
     "tiny": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -40,20 +48,23 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1")
     parser.add_argument("--prompt-len", type=int, default=512)
     parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--ratios", default=",".join(map(str, _RATIOS)))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="decode through torch.compile")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dense = _dense(arguments.shape, device)
     n_before = _block_weights(dense)
-    for ratio, pruned in _pruned(dense):
+    for ratio, pruned in _pruned(dense, map(float, arguments.ratios.split(","))):
         promised = n_before / _block_weights(pruned)
         for batch_size in map(int, arguments.batch_sizes.split(",")):
             shape = LatencyShape(
                 batch_size=batch_size, prompt_len=arguments.prompt_len, new_tokens=arguments.new_tokens
             )
             models = {"dense": dense, f"pruned by {ratio}": pruned}
-            before, after = compare(models, shape, device, runs=arguments.repeats)
-            _report(f"{arguments.shape} {ratio}", before, after, promised)
+            before, after = compare(models, shape, device, runs=arguments.repeats, compiled=arguments.compile)
+            name = f"{arguments.shape} {ratio}" + (" compiled" if arguments.compile else "")
+            _report(name, before, after, promised)
 
 
 def _dense(name: str, device: torch.device) -> Any:
@@ -63,8 +74,8 @@ def _dense(name: str, device: torch.device) -> Any:
         return AutoModelForCausalLM.from_config(LlamaConfig(**_SHAPES[name]), dtype=torch.bfloat16).eval()
 
 
-def _pruned(dense: Any) -> Iterator[tuple[float, Any]]:
-    for ratio in _RATIOS:
+def _pruned(dense: Any, ratios: Iterable[float]) -> Iterator[tuple[float, Any]]:
+    for ratio in ratios:
         model = deepcopy(dense)
         plan = allocate(outline(model), "uniform", Target.from_prune_ratio(ratio))
         compress_(model, plan, Structured(importance="magnitude"))

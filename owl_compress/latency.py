@@ -8,81 +8,20 @@ from statistics import median
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from owl_compress.compiled import CompiledDecoder
 from owl_compress.device import peak_device_bytes, peak_host_bytes
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import placed
 from owl_compress.families import find_structure
-from owl_compress.files import Frozen
 from owl_compress.kernels import Kernel, check_kernel, is_semi_structured, to_semi_structured_, weight_bytes
+from owl_compress.latency_record import LatencyRecord, LatencyShape, PartLatency, Speedup
 from owl_compress.model_state import n_parameters
 from owl_compress.progress import SILENT, Progress
 from owl_compress.stopwatch import now, stopwatch
 
 _WARM_UPS, _RUNS = 2, 7
-
-
-class LatencyShape(Frozen):
-    """What is timed: a batch of prompts of one length, then tokens one at a time."""
-
-    batch_size: PositiveInt = 1
-    prompt_len: PositiveInt = 128
-    new_tokens: PositiveInt = 32
-
-
-class PartLatency(Frozen):
-    """Seconds of a part of the model: in the prefill, and in each decoded token."""
-
-    prefill_seconds: float
-    decode_seconds_per_token: float
-
-
-class Speedup(Frozen):
-    """Seconds of the first model divided by those of this one: 2 is twice as fast."""
-
-    prefill: float
-    decode: float
-    blocks_prefill: float
-    blocks_decode: float
-    head_prefill: float | None
-    head_decode: float | None
-
-
-class LatencyRecord(Frozen):
-    """Medians over `runs`, warm-up left out; tokens per second count the whole batch.
-
-    Prefill is one forward pass over the prompts, with the logits of every position. Decode is each further
-    token, greedily chosen, with the key-value cache. `blocks` is the time between the start of the first
-    block and the end of the last, `head` that of the output projection (None where the model does not name
-    one), both inside the same runs; what is left is embedding, final norm, masks and choosing the token. On a
-    CPU that costs four looks at the clock in each pass; see `owl_compress.stopwatch` for CUDA.
-
-    `peak_device_bytes` holds this model's weights, cache and activations, and of other models nothing (0 on a
-    CPU). `weight_bytes` are its parameters and buffers, `peak_host_bytes` is of the whole process since its
-    start. `threads` are those of a CPU, `speedup` compares with the first of the models timed in turn.
-    """
-
-    name: str
-    kernel: Kernel
-    device: str
-    threads: int | None
-    dtype: str
-    shape: LatencyShape
-    runs: int
-    n_params: int
-    prefill_seconds: float
-    decode_seconds_per_token: float
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    blocks: PartLatency
-    head: PartLatency | None
-    speedup: Speedup | None = None
-    weight_bytes: int
-    peak_device_bytes: int
-    peak_host_bytes: int
-    converted_linears: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +31,7 @@ class Contender:
     name: str
     model: Any
     kernel: Kernel = "dense"
+    compiled: bool = False
 
 
 def compare(
@@ -100,10 +40,13 @@ def compare(
     device: torch.device,
     progress: Progress = SILENT,
     runs: int = _RUNS,
+    *,
+    compiled: bool = False,
 ) -> list[LatencyRecord]:
     """Time `models`, by their names, on `device`, in turn; all are there at once, and go home afterwards.
 
-    The first is what the others are compared with: give the dense model first.
+    The first is what the others are compared with: give the dense model first. With `compiled` all of them
+    decode through `CompiledDecoder`.
 
     Raises:
         RequestError: see `latency`.
@@ -111,7 +54,8 @@ def compare(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(placed(model, device))
-        return latency([Contender(name, model) for name, model in models.items()], shape, progress, runs)
+        contenders = [Contender(name, model, compiled=compiled) for name, model in models.items()]
+        return latency(contenders, shape, progress, runs)
 
 
 def compare_kernels(
@@ -149,9 +93,9 @@ def latency(
         runs: timed runs of each model, after two that are not.
 
     Raises:
-        RequestError: more positions than a model has, or blocks that are not found.
+        RequestError: more positions than a model has, blocks that are not found, or see `CompiledDecoder`.
     """
-    courses = [_Course(contender.model, shape) for contender in contenders]
+    courses = [_Course(contender, shape) for contender in contenders]
     laps: list[list[_Lap]] = [[] for _ in courses]
     rounds = range(_WARM_UPS + runs)
     for _ in progress.track(rounds, total=len(rounds), what="timing"):
@@ -175,8 +119,9 @@ class _Lap:
 class _Course:
     """What one model runs through, again and again."""
 
-    def __init__(self, model: Any, shape: LatencyShape) -> None:
-        _check_positions(model, shape)
+    def __init__(self, contender: Contender, shape: LatencyShape) -> None:
+        model = contender.model
+        n_positions = _check_positions(model, shape)
         embeddings = model.get_input_embeddings().weight
         blocks = [site.module for site in find_structure(model).blocks]
         self._model, self._shape = model, shape
@@ -187,20 +132,19 @@ class _Course:
         size, generator = (shape.batch_size, shape.prompt_len), torch.Generator().manual_seed(0)
         self._ids = torch.randint(embeddings.shape[0], size, generator=generator).to(self._device)
         self._weight_bytes = weight_bytes(model)
+        self._compiled = CompiledDecoder(model, n_positions, self._device) if contender.compiled else None
 
     def run(self) -> _Lap:
         others = self._start_memory()
-        with ExitStack() as stack:
-            blocks = stack.enter_context(stopwatch(self._first, self._last, self._device))
-            head = stack.enter_context(stopwatch(self._head, self._head, self._device))
-            stack.enter_context(torch.inference_mode())
-            prefill, answer = self._prefill()
-            blocks_prefill, head_prefill = blocks.take(), head.take()
-            decode = self._decode(answer)
+        with torch.inference_mode(), stopwatch(self._head, self._head, self._device) as head:
+            prefill, blocks_prefill, answer = self._prefill()
+            head_prefill = head.take()
+            decode, blocks_decode = self._decode(answer)
+            head_decode = head.take()
         return _Lap(
             _part(prefill, decode, self._shape),
-            _part(blocks_prefill, blocks.take(), self._shape),
-            _part(head_prefill, head.take(), self._shape) if head_prefill > 0 else None,
+            _part(blocks_prefill, blocks_decode, self._shape),
+            _part(head_prefill, head_decode, self._shape) if head_prefill > 0 else None,
             max(0, peak_device_bytes(self._device) - others),
         )
 
@@ -211,20 +155,31 @@ class _Course:
         torch.cuda.reset_peak_memory_stats(self._device)
         return max(0, torch.cuda.memory_allocated(self._device) - self._weight_bytes)
 
-    def _prefill(self) -> tuple[float, Any]:
-        start = now(self._device)
-        answer = self._model(input_ids=self._ids, use_cache=True)
-        return now(self._device) - start, answer
+    def _prefill(self) -> tuple[float, float, Any]:
+        """Seconds of the model and of its blocks, and the answer, which holds the cache."""
+        cache = {"past_key_values": self._compiled.empty_cache()} if self._compiled else {}
+        with stopwatch(self._first, self._last, self._device) as blocks:
+            start = now(self._device)
+            answer = self._model(input_ids=self._ids, use_cache=True, **cache)
+            return now(self._device) - start, blocks.take(), answer
 
-    def _decode(self, answer: Any) -> float:
-        start = now(self._device)
-        for _ in range(self._shape.new_tokens):
-            token: Tensor = answer.logits[:, -1:].argmax(dim=-1)  # [batch, 1]
-            answer = self._model(input_ids=token, past_key_values=answer.past_key_values, use_cache=True)
-        return now(self._device) - start
+    def _decode(self, answer: Any) -> tuple[float, float]:
+        """Seconds of the model and of its blocks, or of what is compiled into one with them."""
+        first, last = self._first, self._last
+        with ExitStack() as stack:
+            if self._compiled:
+                first = last = self._compiled.module
+                stack.enter_context(self._compiled.at_work())
+            blocks = stack.enter_context(stopwatch(first, last, self._device))
+            start = now(self._device)
+            for _ in range(self._shape.new_tokens):
+                token: Tensor = answer.logits[:, -1:].argmax(dim=-1)  # [batch, 1]
+                answer = self._model(input_ids=token, past_key_values=answer.past_key_values, use_cache=True)
+            return now(self._device) - start, blocks.take()
 
 
-def _check_positions(model: Any, shape: LatencyShape) -> None:
+def _check_positions(model: Any, shape: LatencyShape) -> int:
+    """Positions that are needed."""
     maximum = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     wanted = shape.prompt_len + shape.new_tokens
     if maximum is not None and wanted > maximum:
@@ -232,6 +187,7 @@ def _check_positions(model: Any, shape: LatencyShape) -> None:
             f"--prompt-len {shape.prompt_len} and --new-tokens {shape.new_tokens} make {wanted} positions, "
             f"the model has {maximum}: lower one of them"
         )
+    return wanted
 
 
 def _head(model: Any) -> nn.Module | None:
@@ -253,6 +209,7 @@ def _record(contender: Contender, shape: LatencyShape, laps: Sequence[_Lap]) -> 
     return LatencyRecord(
         name=contender.name,
         kernel=contender.kernel,
+        compiled=contender.compiled,
         device=_device_name(device),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -266,7 +223,7 @@ def _record(contender: Contender, shape: LatencyShape, laps: Sequence[_Lap]) -> 
         blocks=_median([lap.blocks for lap in timed]),
         head=_median(heads) if heads else None,
         weight_bytes=weight_bytes(model),
-        peak_device_bytes=max(lap.peak_device_bytes for lap in laps),
+        peak_device_bytes=max(lap.peak_device_bytes for lap in timed),
         peak_host_bytes=peak_host_bytes(),
         converted_linears=sum(is_semi_structured(module) for module in model.modules()),
     )

@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from transformers import LlamaForCausalLM
 
+from owl_compress import compress_
 from owl_compress import stopwatch as clock
+from owl_compress.allocators import Target, allocate
+from owl_compress.backends.structured import Structured
 from owl_compress.errors import RequestError
+from owl_compress.estimator import outline
 from owl_compress.kernels import check_kernel, weight_bytes
-from owl_compress.latency import Contender, LatencyShape, compare, compare_kernels, latency
+from owl_compress.latency import Contender, compare, compare_kernels, latency
+from owl_compress.latency_record import LatencyShape
 
 SHAPE = LatencyShape(batch_size=2, prompt_len=10, new_tokens=3)
 CPU = torch.device("cpu")
@@ -160,3 +166,52 @@ def test_refused(tiny_llama: LlamaForCausalLM) -> None:
         check_kernel("fast", CPU)
     with pytest.raises(RequestError, match="'semi-structured' needs a CUDA device and this is the cpu"):
         check_kernel("semi-structured", CPU)
+
+
+@pytest.mark.slow  # two models through a C++ compiler
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script:DeprecationWarning"
+)  # torch's own, on its way to inductor
+def test_compiled_decoding_is_the_same_decoding(
+    make_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens chosen are those of the plain model, with heads and channels removed as well."""
+    chosen: list[list[int]] = []
+    greedy = Tensor.argmax
+
+    def note(logits: Tensor, dim: int) -> Tensor:
+        token = greedy(logits, dim=dim)
+        chosen[-1] += token.flatten().tolist()
+        return token
+
+    monkeypatch.setattr(Tensor, "argmax", note)
+    models = {"dense": make_model("llama"), "narrow": make_model("llama")}
+    plan = allocate(outline(models["narrow"]), "uniform", Target.from_prune_ratio(0.5))
+    compress_(models["narrow"], plan, Structured(importance="magnitude", round_to=8))
+    for compiled in (False, True):
+        chosen.append([])
+        dense, narrow = compare(models, SHAPE, CPU, runs=1, compiled=compiled)
+        assert {dense.compiled, narrow.compiled} == {compiled}
+        for record in (dense, narrow):
+            assert record.head is not None
+            inside = record.blocks.decode_seconds_per_token + record.head.decode_seconds_per_token
+            assert 0 < inside < record.decode_seconds_per_token
+    assert chosen[0] == chosen[1]
+    assert len(chosen[0]) == 2 * 3 * SHAPE.batch_size * SHAPE.new_tokens
+    assert "forward" not in vars(models["dense"].model)
+
+
+def test_a_compiler_that_is_missing(tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(*_: Any, **__: Any) -> None:
+        raise TorchDynamoException("No working C++ compiler found\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: give_up)
+    with pytest.raises(RequestError, match=r"--compile failed \(No working C\+\+ compiler found\): it needs"):
+        compare({"tiny": tiny_llama}, SHAPE, CPU, compiled=True)
+    assert "forward" not in vars(tiny_llama.model)
+
+
+def test_a_model_that_does_not_compile(tiny_llama: LlamaForCausalLM) -> None:
+    tiny_llama._can_compile_fullgraph = False
+    with pytest.raises(RequestError, match="LlamaForCausalLM cannot be compiled for decoding: drop"):
+        compare({"tiny": tiny_llama}, SHAPE, CPU, compiled=True)

@@ -38,6 +38,7 @@ def evaluate(
     batch_size: options.BatchSize = 1,
     latency: options.Latency = False,
     kernel: options.Kernel = None,
+    compiled: options.Compile = False,
     against: Against = None,
     prompt_len: options.PromptLen = 128,
     new_tokens: options.NewTokens = 32,
@@ -55,12 +56,13 @@ def evaluate(
     """
     from owl_compress.device import memory_errors, resolve_device
     from owl_compress.kernels import check_kernel, check_two_of_four
-    from owl_compress.latency import LatencyShape, compare, compare_kernels
+    from owl_compress.latency import compare, compare_kernels
+    from owl_compress.latency_record import LatencyShape
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)
     where = resolve_device(device)
-    _check_latency_options(model, kernel, against, latency=latency)
+    _check_latency_options(model, kernel, against, latency=latency, compiled=compiled)
     timed = check_kernel(kernel or "dense", where)
     if timed == "semi-structured":
         check_two_of_four(Path(model))
@@ -85,7 +87,7 @@ def evaluate(
         shape = LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
         rows = []
         if latency and timed == "dense":
-            rows = compare(dense | {model: loaded.model}, shape, where, output.progress)
+            rows = compare(dense | {model: loaded.model}, shape, where, output.progress, compiled=compiled)
         elif latency:
             rows = compare_kernels(model, loaded.model, timed, shape, where, output.progress)
     answer = record.model_dump(mode="json")
@@ -98,9 +100,15 @@ def evaluate(
         sys.stdout.write(f"{record.perplexity:.4f}\n")
 
 
-def _check_latency_options(model: str, kernel: str | None, against: str | None, *, latency: bool) -> None:
+def _check_latency_options(
+    model: str, kernel: str | None, against: str | None, *, latency: bool, compiled: bool
+) -> None:
     if kernel is not None and not latency:
         raise RequestError("--kernel says how --latency is measured: add --latency, or drop it")
+    if compiled and not latency:
+        raise RequestError("--compile says how --latency is measured: add --latency, or drop it")
+    if compiled and kernel not in {None, "dense"}:
+        raise RequestError(f"--compile is for dense kernels: drop it, or --kernel {kernel}")
     if against is not None and not latency:
         raise RequestError(f"--against {against} is timed by --latency: add --latency, or drop it")
     if against is not None and kernel not in {None, "dense"}:

@@ -203,6 +203,15 @@ Kernel = Annotated[
         rich_help_panel=_LATENCY,
     ),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="With --latency: decode through torch.compile with a static cache, all models alike. The first "
+        "pass compiles, a minute or more.",
+        rich_help_panel=_LATENCY,
+    ),
+]
 PromptLen = Annotated[
     int, typer.Option(min=1, help="With --latency: tokens of each prompt.", rich_help_panel=_LATENCY)
 ]

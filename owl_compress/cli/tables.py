@@ -10,7 +10,7 @@ from owl_compress.report import ImportanceReport
 from owl_compress.result import PerplexityRecord, Result
 
 if TYPE_CHECKING:  # tables are drawn without loading torch
-    from owl_compress.latency import LatencyRecord, PartLatency, Speedup
+    from owl_compress.latency_record import LatencyRecord, PartLatency, Speedup
     from owl_compress.prediction import Prediction
     from owl_compress.verification import Verification
 
@@ -95,7 +95,7 @@ def latency_table(rows: Sequence["LatencyRecord"]) -> Table:
     threads = f" with {first.threads} threads" if first.threads else ""
     title = (
         f"Median of {first.runs} runs on {first.device}{threads} in {first.dtype}: batch {shape.batch_size}, "
-        f"prompt {shape.prompt_len}, {shape.new_tokens} new tokens"
+        f"prompt {shape.prompt_len}, {shape.new_tokens} new tokens{', decode compiled' * first.compiled}"
     )
     kernels = {row.kernel for row in rows}
     headings = [row.name if len(kernels) == 1 else f"{row.name}, {row.kernel}" for row in rows]

@@ -31,6 +31,11 @@ def test_latency_is_a_key_of_the_answer(done: Callable[..., Any]) -> None:
         (("--latency", "--kernel", "fast"), "unknown kernel 'fast'"),
         (("--latency", "--kernel", "semi-structured"), "needs a CUDA device and this is the cpu"),
         (("--latency", "--prompt-len", "127"), "make 159 positions, the model has 128"),
+        (("--compile",), "--compile says how --latency is measured: add --latency, or drop it"),
+        (
+            ("--latency", "--compile", "--kernel", "semi-structured"),
+            "--compile is for dense kernels: drop",
+        ),
         (("--against", "dense"), "--against dense is timed by --latency: add --latency, or drop it"),
         (("--latency", "--against", "model"), "--against model is the model itself"),
         (("--latency", "--against", "./nowhere"), "model path './nowhere' does not exist"),

@@ -6,7 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.families import find_structure
 from owl_compress.kernels import is_semi_structured, to_semi_structured_, weight_bytes
-from owl_compress.latency import LatencyShape, compare, compare_kernels
+from owl_compress.latency import compare, compare_kernels
+from owl_compress.latency_record import LatencyShape
 
 pytestmark = [
     pytest.mark.gpu,
