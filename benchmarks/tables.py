@@ -26,8 +26,8 @@ _INTRODUCTION = (
 def main() -> None:
     """Print the page."""
     introduction = f"# Measured\n\n{fill(_INTRODUCTION, _WIDTH)}\n"
-    sections = [introduction, _unstructured(), _nm(), _bits(), _structured(), _latency(), _speed()]
-    print("\n".join(section for section in sections if section).rstrip())
+    measured = [_unstructured(), _nm(), _bits(), _structured(), _latency(), _memory(), _stability(), _speed()]
+    print("\n".join(section for section in [introduction, *measured] if section).rstrip())
 
 
 def _rows(name: str) -> list[Row]:
@@ -174,6 +174,62 @@ def _latency() -> str:
     )
     header = ("", "promised", "blocks", "blocks of promised", "model")
     return _section("Speed of what structured removal leaves", text, _table(header, cells))
+
+
+def _memory() -> str:
+    runs, structured = _rows("memory"), _rows("structured_memory")
+    if not runs and not structured:
+        return ""
+    cells = [*map(_memory_of_a_run, runs), *map(_memory_of_structured, structured)]
+    text = (
+        "The most that is taken on the way, in MiB. *Structured*, 40 % removed: the tensors alive at once "
+        "beside the model's weights and the hidden states between blocks; a device holds them beside the one "
+        "block at work. Taylor keeps what goes into every block on the host; that grows with their number, "
+        'and is counted here. *Run*: resident memory of the process over what it was with the model loaded; "at '
+        'most" where loading had taken as much.'
+    )
+    header = ("what", "model", "blocks", "weights", "one block", "peak beside")
+    commands = dict.fromkeys(row["command"] for row in [*runs, *structured])
+    made_by = "\nMade by:\n\n" + "".join(f"- `python benchmarks/{command}`\n" for command in commands)
+    return _section("Memory", text, _table(header, cells) + made_by)
+
+
+def _memory_of_a_run(row: Row) -> Sequence[str]:
+    bound = "at most " if row["peak_bytes"] == row["peak_before_bytes"] else ""
+    taken = bound + _mib(row["peak_bytes"] - row["resident_before_bytes"])
+    return (f"run, {row['backend']}", row["model"], "", _mib(row["model_bytes"]), "", taken)
+
+
+def _memory_of_structured(row: Row) -> Sequence[str]:
+    return (
+        f"structured, {row['importance']}{', repair' if row['repair'] else ''}",
+        f"random Llama, hidden size {row['hidden']}",
+        str(row["blocks"]),
+        _mib(row["model_bytes"]),
+        _mib(row["block_bytes"]),
+        _mib(row["working_bytes"]),
+    )
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.1f}"
+
+
+def _stability() -> str:
+    changes: dict[str, list[str]] = {}
+    rows = _rows("plan_stability")
+    for row in rows:
+        name = f"{row['metric']}, seed {row['seed']}"
+        changes.setdefault(name, []).append(f"{row['largest_change_of_density']:.4f}")
+    if not rows:
+        return ""
+    header = ("", *(str(count) for count in dict.fromkeys(row["sequences"] for row in rows)))
+    cells = [(name, *figures) for name, figures in changes.items()]
+    text = (
+        "Largest change of any block's density (owl, 70 % sparsity) when importance is measured on the first "
+        "1, 2, 4 … of 128 sequences of 512 tokens instead of all of them. (`plan_stability.py`)"
+    )
+    return _section("How many sequences fix a plan", text, _table(header, cells))
 
 
 def _speed() -> str:
