@@ -185,8 +185,8 @@ def _memory() -> str:
         "The most that is taken on the way, in MiB. *Structured*, 40 % removed: the tensors alive at once "
         "beside the model's weights and the hidden states between blocks; a device holds them beside the one "
         "block at work. Taylor keeps what goes into every block on the host; that grows with their number, "
-        'and is counted here. *Run*: resident memory of the process over what it was with the model loaded; "at '
-        'most" where loading had taken as much.'
+        "and is counted here. *Run*: resident memory of the process over what it was with the model loaded, "
+        "*at most* where loading had taken as much."
     )
     header = ("what", "model", "blocks", "weights", "one block", "peak beside")
     commands = dict.fromkeys(row["command"] for row in [*runs, *structured])
@@ -216,13 +216,13 @@ def _mib(n_bytes: int) -> str:
 
 
 def _stability() -> str:
-    changes: dict[str, list[str]] = {}
     rows = _rows("plan_stability")
+    if not rows:
+        return ""
+    changes: dict[str, list[str]] = {}
     for row in rows:
         name = f"{row['metric']}, seed {row['seed']}"
         changes.setdefault(name, []).append(f"{row['largest_change_of_density']:.4f}")
-    if not rows:
-        return ""
     header = ("", *(str(count) for count in dict.fromkeys(row["sequences"] for row in rows)))
     cells = [(name, *figures) for name, figures in changes.items()]
     text = (
