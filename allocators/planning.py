@@ -13,7 +13,7 @@ from owl_compress.allocators.budget import continuous, optimal, proportional
 from owl_compress.allocators.groups import Partition, build_groups, partition
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.errors import RequestError
-from owl_compress.plan import AllocatorRecord, LinearBudget, Plan, Unit, weighted_mean
+from owl_compress.plan import ASKED_TARGET, AllocatorRecord, LinearBudget, Plan, Unit, weighted_mean
 from owl_compress.report import ImportanceReport, LinearReport
 
 _SHAPE_OPTIONS = ("lam", "law")
@@ -47,7 +47,7 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         if linear.name not in split.skipped
     )
     achieved = weighted_mean(budgets)
-    drift: dict[str, JsonValue] = {"asked_target": target.value, "drift": achieved - target.value}
+    drift: dict[str, JsonValue] = {ASKED_TARGET: target.value, "drift": achieved - target.value}
     return Plan(
         unit=target.unit,
         target=target.value if keeps_budget else achieved,

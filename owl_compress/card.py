@@ -98,7 +98,9 @@ def _target(plan: Plan) -> str:
     """The budget in words."""
     if isinstance(plan.grid, KeptOfGrid):
         m = plan.grid.kept_of
-        return f"{plan.target * m:g} of every {m} weights of the compressed linears kept on average (N:{m})"
+        asked = "" if plan.asked == plan.target else f", where {plan.asked * m:g} were asked for"
+        kept = f"{plan.target * m:g} of every {m} weights of the compressed linears kept on average"
+        return f"{kept} (N:{m}){asked}"
     if plan.unit is Unit.BITS:
         return f"{plan.target:g} bits per weight on average over the compressed linears"
     what = "weights" if plan.unit is Unit.DENSITY else "removable parameters (attention heads, FFN channels)"

@@ -7,10 +7,29 @@ from typing import Any
 import torch
 from torch import nn
 
+from owl_compress.errors import RequestError
+
 
 def n_parameters(model: nn.Module) -> int:
     """Number of parameters; those tied or shared count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model that is broken before anything is done to it.
+
+    Raises:
+        RequestError: a parameter holds NaN or Inf; the first such is named.
+    """
+    for name, parameter in model.named_parameters():
+        wide_enough = (
+            parameter.is_floating_point() and parameter.element_size() > 1
+        )  # 8 bits have no extremes
+        if not wide_enough or not parameter.numel():
+            continue
+        extremes = torch.aminmax(parameter.detach())  # they are NaN if any element is
+        if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
+            raise RequestError(f"{name} holds NaN or Inf: the checkpoint is broken, fetch it again")
 
 
 def parameter_device(module: nn.Module) -> torch.device:

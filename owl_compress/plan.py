@@ -14,6 +14,8 @@ from owl_compress.files import Document, Frozen
 ROUNDING = 1e-9
 """Relative slack for the rounding of floating-point sums when a budget is compared with its target."""
 
+ASKED_TARGET = "asked_target"
+"""The allocator's parameter under which a plan off its budget states the target that was asked for."""
 
 NARROWEST_BITS, WIDEST_BITS = 2, 8
 """The widths that a weight can be quantized to."""
@@ -158,6 +160,12 @@ class Plan(Document):
                 BlockBudget(name=name, n_weights=sum(b.n_weights for b in group), value=weighted_mean(group))
             )
         return tuple(rows)
+
+    @property
+    def asked(self) -> float:
+        """The mean that was asked for: the target, unless the law that was chosen drifts off its budget."""
+        asked = self.allocator.parameters.get(ASKED_TARGET)
+        return float(asked) if isinstance(asked, int | float) else self.target
 
     def value_of(self, name: str) -> float:
         """Budget of the linear `name`."""

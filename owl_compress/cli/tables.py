@@ -44,7 +44,11 @@ def plan_table(plan: Plan) -> Table:
     headings = ["block", "weights", kept, *([removed] if removed else [])]
     if isinstance(plan.grid, KeptOfGrid):
         headings.append(f"N kept of {plan.grid.kept_of}")
-    table = new_table(f"Plan by {plan.allocator.name}: {plan.unit} {plan.target:g} on average", *headings)
+    asked = (
+        "" if plan.asked == plan.target else f", a drift of {plan.target - plan.asked:+g} off {plan.asked:g}"
+    )
+    title = f"Plan by {plan.allocator.name}: {plan.unit} {plan.target:g} on average{asked}"
+    table = new_table(title, *headings)
     total = sum(budget.n_weights for budget in plan.budgets)
     rows = [(row.name, row.n_weights, row.value) for row in plan.per_block]
     for name, n_weights, value in [*rows, ("all blocks", total, plan.achieved)]:
@@ -61,6 +65,8 @@ def result_table(result: Result) -> Table:
     """Totals of one compression."""
     totals = result.totals
     table = new_table(f"{result.model.id}, compressed by {result.backend.name}", "what", "value")
+    if "importance" in result.backend.parameters:
+        table.add_row("importance", str(result.backend.parameters["importance"]))
     table.add_row("asked (mean over compressed weights)", f"{totals.asked:.6f}")
     table.add_row("achieved, counted", f"{totals.achieved:.6f}")
     table.add_row("compressed weights", f"{totals.n_weights:,}")

@@ -27,6 +27,7 @@ from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
 from owl_compress.files import output_folder
 from owl_compress.loading import LoadedModel, load_model
+from owl_compress.model_state import check_finite
 from owl_compress.narrow_checkpoint import has_narrowed_blocks
 from owl_compress.origin import origin_of
 from owl_compress.packing import packed_checkpoint
@@ -173,7 +174,8 @@ def load(
     With `device` the model is moved there if it fits; a model that does not fit stays on the host.
 
     Raises:
-        RequestError: not there, not whole, not a causal language model, pickled, or in need of remote code.
+        RequestError: not there, not whole, not a causal language model, pickled, in need of remote code, or
+            with NaN or Inf among its weights.
     """
     if dtype not in {"auto", *DTYPES}:
         raise RequestError(f"unknown dtype {dtype!r}: {nearest(dtype, ['auto', *DTYPES])}")
@@ -186,6 +188,7 @@ def load(
     )
     if device:
         place_(loaded.model, device)
+    check_finite(loaded.model)
     return loaded
 
 

@@ -95,6 +95,23 @@ def test_dry_run_and_run_agree(done: Callable[..., Any], run_options: tuple[str,
     assert 0 < header < 5000
 
 
+def test_a_drift_off_the_budget_is_told(
+    done: Callable[..., Any], here: Path, report: Path, text_options: tuple[str, ...]
+) -> None:
+    budget = ("--nm", "3:8", "--owl-law", "published")
+    shown = done("allocate", report, *budget, "-o", "plan.json").out
+    plan = Plan.read(here / "plan.json")
+    kept = [8 * block.value for block in plan.per_block]
+    drift = sum(kept) / 3 / 8 - 0.375
+    assert drift != 0
+    assert f"a drift of {drift:+g} off 0.375" in " ".join(shown.split())
+    done("compress", "model", "--plan", "plan.json", *text_options, "-o", "OUT", "--quiet")
+    card = (here / "OUT" / "README.md").read_text(encoding="utf-8")
+    assert f"with {sum(kept) / 3:g} of every 8 weights of the compressed linears" in card
+    assert "(N:8), where 3 were asked for" in card
+    assert "drift" not in done("allocate", report, "--nm", "3:8", "--dry-run").out
+
+
 def test_quiet_is_silent(done: Callable[..., Any], run_options: tuple[str, ...]) -> None:
     outcome = done(*run_options, "-o", "OUT", "--quiet")
     assert (outcome.out, outcome.err) == ("", "")

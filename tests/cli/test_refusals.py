@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -264,10 +265,15 @@ def pickle_it(model: Path) -> None:
     (model / "model.safetensors").unlink()
 
 
-def poison(model: Path) -> None:
-    tensors = load_file(model / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
-    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+def poison(name: str, value: float) -> Callable[[Path], None]:
+    """A change that puts `value` into the tensor `name`."""
+
+    def change(model: Path) -> None:
+        tensors = load_file(model / "model.safetensors")
+        tensors[name].view(-1)[3] = value
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -277,7 +283,9 @@ def poison(model: Path) -> None:
         (scribble, "model.safetensors is corrupt or truncated"),
         (lose_a_tensor, "tensor 'model.layers.1.mlp.up_proj.weight' is missing from the file"),
         (pickle_it, "only pickled ones, which can run code while they load: convert them, or pass --allow"),
-        (poison, "NaN"),
+        (poison("model.layers.1.mlp.up_proj.weight", nan), "layers.1.mlp.up_proj.weight holds NaN or Inf"),
+        (poison("model.layers.2.input_layernorm.weight", inf), "layers.2.input_layernorm.weight holds NaN"),
+        (poison("lm_head.weight", nan), "lm_head.weight holds NaN or Inf: the checkpoint is broken"),
         (shutil.rmtree, "no such folder"),
         (lambda model: (model / "config.json").unlink(), "has no config.json, so it is no checkpoint"),
         (lambda model: (model / "config.json").write_text("{"), "not whole JSON"),
