@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -39,8 +40,12 @@ def test_every_linear_has_its_width(result: Any) -> None:
     assert {row["achieved"] for row in result["budgets"]} == {2, 3, 4}
     assert all(row["asked"] == row["achieved"] for row in result["budgets"])
     assert result["totals"]["achieved"] <= 3
-    limits = {2: 2.0, 3: 0.5, 4: 0.2}  # of weights: GPTQ moves them on purpose
-    assert all(0 < row["relative_error"] < limits[row["achieved"]] for row in result["budgets"])
+    # Of the weights, read back from the codes; in a wrong order they would be another matrix: an error of 2.
+    # Single linears move far, since 2048 tokens leave many directions of 1536 inputs free.
+    assert all(0 < row["relative_error"] < 1 for row in result["budgets"])
+    for bits, limit in {2: 0.7, 3: 0.13, 4: 0.03}.items():
+        errors = [row["relative_error"] for row in result["budgets"] if row["achieved"] == bits]
+        assert median(errors) < limit, bits
     assert 0 < result["evaluation"]["dense"]["perplexity"] < result["evaluation"]["compressed"]["perplexity"]
 
 
