@@ -4,7 +4,7 @@
 
 The rows of the paper's Table 11 (OWL with LLM-Pruner, 20 to 80 %), on the embedded model. The protocol is in
 `cases`; importance taylor takes gradients on the first 4 calibration windows. OWL's metric and lam are chosen
-for each ratio with importance wanda and without repair, and kept for the other rows of that ratio.
+for each ratio with importance wanda, once without repair and once with it, and kept for taylor.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,12 @@ from itertools import product
 
 from cases import Case, run
 
-_TUNING = {"metric": ("lod@5", "lod@10"), "lam": (0.08, 0.15)}
+_METRICS = ("lod@5", "lod@10")
+# By whether there is a repair: with it small departures from uniform can be told from none.
+_TUNING = {
+    False: {"metric": _METRICS, "lam": (0.08, 0.15)},
+    True: {"metric": _METRICS, "lam": (0.03, 0.08, 0.15)},
+}
 
 
 def cases() -> Iterator[Case]:
@@ -21,11 +26,14 @@ def cases() -> Iterator[Case]:
     for ratio, allocators in product((0.2, 0.4, 0.6, 0.8), (("uniform", "owl"), ("linear-depth",))):
         for importance, repair, allocator in product((wanda, taylor), (False, True), allocators):
             budget = {"prune_ratio": ratio}
-            options = {**importance, **({"repair": True} if repair else {})}
+            repaired = {"repair": True} if repair else {}
+            options = {**importance, **repaired}
             if allocator == "owl":
                 # At 20 % the larger lam asks for more than whole blocks: clipped at 1, on the same mean.
-                plain = {"options": {**wanda, "high": 1.0}}
-                yield Case(budget, "structured", allocator, {**options, "high": 1.0}, _TUNING, plain)
+                tuned_as = {"options": {**wanda, **repaired, "high": 1.0}}
+                yield Case(
+                    budget, "structured", allocator, {**options, "high": 1.0}, _TUNING[repair], tuned_as
+                )
             else:
                 yield Case(budget, "structured", allocator, options)
 
