@@ -41,7 +41,9 @@ class Structured:
     are met to the step, key-value heads are counted, and by default importance needs no gradients.
 
     Args:
-        importance: what makes a unit matter, see `UnitScore`.
+        importance: what makes a unit matter, see `UnitScore`. The default needs forward passes alone
+            and was better than "taylor" in most pairs measured; "auto" is "taylor" where memory holds the
+            gradients, else "wanda".
         taylor_variant: for importance "taylor".
         gradient_samples: sequences that importance "taylor" takes gradients on; LLM-Pruner takes ten short
             ones.
@@ -79,12 +81,23 @@ class Structured:
         """Gram matrices for the repair, else second moments if importance needs the calibration text."""
         if self.repair:
             return Gram
-        return SecondMoments if self.importance in {Importance.WANDA, Importance.TAYLOR} else None
+        needs_none = self.importance in {Importance.MAGNITUDE, Importance.RANDOM}
+        return None if needs_none else SecondMoments
 
     @property
     def reads_gradients(self) -> bool:
         """Whether importance is taken from the gradients of the dense model."""
         return self.importance is Importance.TAYLOR
+
+    @property
+    def leaves_gradients_open(self) -> bool:
+        """Whether memory is to decide if gradients are taken."""
+        return self.importance is Importance.AUTO
+
+    def settled(self, *, memory_holds_gradients: bool) -> tuple["Structured", str]:
+        """With importance "taylor" where memory holds the gradients, else "wanda", which needs none."""
+        importance = Importance.TAYLOR if memory_holds_gradients else Importance.WANDA
+        return replace(self, importance=importance), f"importance auto ran as {importance}"
 
     @property
     def error_measure(self) -> str:

@@ -15,8 +15,9 @@ from owl_compress.statistics import Statistic
 
 
 class Importance(StrEnum):
-    """What makes a unit matter."""
+    """What makes a unit matter; `auto` is taylor where memory holds the gradients, and else wanda."""
 
+    AUTO = "auto"
     TAYLOR = "taylor"
     WANDA = "wanda"
     MAGNITUDE = "magnitude"
@@ -51,7 +52,7 @@ class UnitScore:
     - magnitude: the L2 norm of all weights of the unit.
     - random: numbers drawn from `seed` and the name of the block.
 
-    Biases and norms count in none of them.
+    Biases and norms count in none of them. "auto" is no rule: which one it stands for is settled before.
     """
 
     importance: Importance
@@ -69,6 +70,8 @@ class UnitScore:
         Raises:
             RequestError: NaN or Inf in a weight or gradient.
         """
+        if self.importance is Importance.AUTO:
+            raise TypeError("importance auto has to be settled before units are scored")
         if self.importance is Importance.RANDOM:
             return _random(slots[0].index.shape[0], f"{self.seed} {where}")
         rules: dict[Importance, Callable[[LinearView], tuple[Tensor, Tensor]]] = {

@@ -141,6 +141,25 @@ class GradientReader(Protocol):
 
 
 @runtime_checkable
+class GradientChooser(Protocol):
+    """A `GradientReader` that may leave it to the memory there is whether it takes gradients."""
+
+    @property
+    def leaves_gradients_open(self) -> bool:
+        """Whether it does, with the options it has."""
+        ...
+
+    @property
+    def gradient_samples(self) -> int:
+        """See `GradientReader`."""
+        ...
+
+    def settled(self, *, memory_holds_gradients: bool) -> tuple[Backend, str]:
+        """The backend that takes them, or does without, and in words what it became."""
+        ...
+
+
+@runtime_checkable
 class PlanChecker(Protocol):
     """A backend that can tell from shapes alone whether a plan can be carried out."""
 

@@ -15,6 +15,7 @@ from owl_compress.errors import RequestError
 from owl_compress.estimator import identify
 from owl_compress.families import LinearSite, ModelStructure, find_structure
 from owl_compress.footprint import footprint
+from owl_compress.gradient_memory import settled_backend
 from owl_compress.gradients import Salience, measure_salience
 from owl_compress.model_state import n_parameters, parameter_device
 from owl_compress.plan import Plan, Unit
@@ -50,7 +51,7 @@ def compress_with_(
     Args:
         model: a causal language model on the host or on a device; its weights stay there.
         plan: budgets in the unit of the backend, for exactly this model's linears.
-        backend: see `owl_compress.backend.Backend`.
+        backend: see `owl_compress.backend.Backend`; what it leaves to the memory there is, is settled first.
         name: the backend's name, for the record.
         calibration: token windows, shape [sequences, seq_len]; not needed by backends without statistics.
         options: how the walk runs.
@@ -64,9 +65,9 @@ def compress_with_(
     options = options or WalkOptions()
     device = options.device or parameter_device(model)
     _check_request(plan, backend, name, calibration, structure)
-    account = Account(
-        plan, identity or identify(model, structure), structure.notes, calibration, device, start
-    )
+    backend, chosen = settled_backend(backend, model, structure, calibration, options.batch_size, device)
+    notes = (*structure.notes, *chosen)
+    account = Account(plan, identity or identify(model, structure), notes, calibration, device, start)
     before = _footprint(model, plan)
     n_params_before = n_parameters(model)
     salience = _salience(model, structure, backend, calibration, options, device)

@@ -85,6 +85,50 @@ def peak_host_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_device_bytes(device: torch.device) -> int:
+    """Bytes that tensors can still take on a CUDA device, torch's own reserve included; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_host_bytes(root: Path = Path("/")) -> int:
+    """Bytes of host memory that this process can still take (0 where the system does not tell).
+
+    Linux's own estimate, and what the limit of a container leaves if that is less. Below `root` lie the
+    files that say so.
+    """
+    meminfo = root / "proc/meminfo"
+    if not meminfo.exists():
+        return 0
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), re.M)
+    if not available:
+        return 0
+    groups = root / "sys/fs/cgroup"
+    limits = [
+        _left_in_group(groups / "memory.max", groups / "memory.current", "inactive_file"),
+        _left_in_group(
+            groups / "memory/memory.limit_in_bytes",
+            groups / "memory/memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ]
+    return min([int(available[1]) * 1024, *(left for left in limits if left is not None)])
+
+
+def _left_in_group(limit: Path, used: Path, cache: str) -> int | None:
+    """What a control group may still take; pages of files that nobody reads are given back when needed."""
+    try:
+        most, taken = limit.read_text(encoding="ascii").strip(), int(used.read_text(encoding="ascii"))
+        reclaimable = re.search(rf"^{cache} (\d+)", (limit.parent / "memory.stat").read_text("ascii"), re.M)
+    except (OSError, ValueError):
+        return None
+    if not most.isdigit():  # "max"
+        return None
+    return max(0, int(most) - taken + (int(reclaimable[1]) if reclaimable else 0))
+
+
 @contextmanager
 def memory_errors(what: str, remedies: str = MEMORY_REMEDIES) -> Iterator[None]:
     """Turn running out of host or device memory inside the block into a RequestError.
@@ -120,7 +164,6 @@ def place_(model: nn.Module, device: torch.device) -> None:
     """
     if device.type != "cuda":
         return
-    free, _ = torch.cuda.mem_get_info(device)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if size < _HEADROOM * free:
+    if size < _HEADROOM * free_device_bytes(device):
         model.to(device)

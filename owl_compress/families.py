@@ -234,7 +234,9 @@ def _module_list(model: nn.Module, path: str) -> nn.ModuleList | None:
 
 def _find_linears(bare: BlockSite, roles: Mapping[str, str], taken: set[int]) -> tuple[BlockSite, list[str]]:
     """`bare` with its linears, and the names of those whose weight is in `taken` (extended here) already."""
-    found, emptied, shared = [], [], []
+    found: list[LinearSite] = []
+    emptied: list[LinearSite] = []
+    shared = []
     for name, module in bare.module.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Linear | Conv1D):
             continue

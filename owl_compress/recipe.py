@@ -81,7 +81,7 @@ class Recipe(Frozen):
     activation_order: bool = False
     no_group_order: bool = Field(default=False, description="gptq: visit columns as they lie, as published")
     format_: Storage | None = Field(default=None, alias="format")
-    importance: Literal["taylor", "wanda", "magnitude", "random"] | None = Field(
+    importance: Literal["auto", "taylor", "wanda", "magnitude", "random"] | None = Field(
         default=None, description="what ranks the heads and channels of a block"
     )
     taylor_variant: Literal["element", "vector"] | None = None

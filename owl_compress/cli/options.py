@@ -154,7 +154,8 @@ ProtectLast = Annotated[
 Importance = Annotated[
     str | None,
     typer.Option(
-        help="What ranks heads and channels: wanda (default), taylor, magnitude, random.",
+        help="What ranks heads and channels: wanda (default, better than taylor in most pairs measured), "
+        "taylor, magnitude, random; auto is taylor where memory holds its gradients, else wanda.",
         rich_help_panel=_STRUCTURE,
     ),
 ]

@@ -1,7 +1,7 @@
 """The whole line in one command."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,10 @@ from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, prediction_table, result_table
 from owl_compress.errors import RequestError
 from owl_compress.recipe import Recipe, is_recipe
+
+if TYPE_CHECKING:  # --help must not wait for torch
+    from owl_compress.loading import LoadedModel
+    from owl_compress.pipeline.line import Line
 
 
 def run(
@@ -104,8 +108,6 @@ def _is_typed(context: typer.Context, name: str) -> bool:
 def execute(recipe: Recipe, out: Path | None, output: Output, *, dry_run: bool) -> None:
     """Carry the recipe out and show what came of it."""
     from owl_compress.pipeline.line import Line
-    from owl_compress.pipeline.request import backend_of
-    from owl_compress.prediction import predict
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the folder to write, or add --dry-run")
@@ -114,21 +116,33 @@ def execute(recipe: Recipe, out: Path | None, output: Output, *, dry_run: bool) 
     output.say(f"loading {recipe.model}")
     loaded = line.load()
     if dry_run:
-        calibration = line.windows(loaded)
-        _, plan = line.plan(loaded, calibration)
-        prediction = predict(
-            loaded.model,
-            plan,
-            backend_of(recipe),
-            calibration,
-            recipe.batch_size,
-            is_packed=line.storage == "packed",
-        )
-        answer = {"plan": plan.model_dump(mode="json"), "prediction": prediction.as_dict()}
-        output.answer(answer, plan_table(plan))
-        output.show(prediction_table(prediction))
+        _show_prediction(line, loaded, output)
         return
     done = line.run(out, loaded)
     output.answer(done.result.model_dump(mode="json"), plan_table(done.plan))
     output.show(result_table(done.result))
     output.say(f"wrote {out}")
+
+
+def _show_prediction(line: "Line", loaded: "LoadedModel", output: Output) -> None:
+    """Measure and allocate, and show what the rest of the run would need and leave."""
+    from owl_compress.device import resolve_device
+    from owl_compress.families import find_structure
+    from owl_compress.gradient_memory import settled_backend
+    from owl_compress.pipeline.request import backend_of
+    from owl_compress.prediction import predict
+
+    recipe, model = line.recipe, loaded.model
+    calibration = line.windows(loaded)
+    _, plan = line.plan(loaded, calibration)
+    device, structure = resolve_device(recipe.device), find_structure(model)
+    backend, notes = settled_backend(
+        backend_of(recipe), model, structure, calibration, recipe.batch_size, device
+    )
+    for note in notes:
+        output.say(note)
+    is_packed = line.storage == "packed"
+    prediction = predict(model, plan, backend, calibration, recipe.batch_size, is_packed=is_packed)
+    answer = {"plan": plan.model_dump(mode="json"), "prediction": prediction.as_dict()}
+    output.answer(answer, plan_table(plan))
+    output.show(prediction_table(prediction))

@@ -160,7 +160,7 @@ class Line:
                 if held_out and dense:
                     evaluation = Evaluation(dense=dense, compressed=self.evaluate(loaded, held_out))
                     result = result.model_copy(update={"evaluation": evaluation})
-                backend, recipe = backend_of(self.recipe), self.settled(calibration)
+                backend, recipe = backend_of(self.recipe), self.settled(calibration, result)
                 if folder and isinstance(backend, CheckpointBackend):
                     stored = backend.stored_format
                     write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
@@ -236,7 +236,7 @@ class Line:
             names = [linear.name for linear in find_structure(loaded.model).linears]
             check_packable(loaded.model, names, backend.code_format)
 
-    def settled(self, calibration: TokenWindows | None) -> Recipe:
+    def settled(self, calibration: TokenWindows | None, result: Result) -> Recipe:
         """The recipe with what was left open filled in as it was done; a plan is the one beside it."""
         recipe, backend = self.recipe, backend_of(self.recipe)
         filled: dict[str, object] = {}
@@ -246,6 +246,8 @@ class Line:
             filled["plan"] = "plan.json"
         elif calibration is not None:
             filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
+        if recipe.importance == "auto":  # another time memory may decide otherwise
+            filled["importance"] = result.backend.parameters["importance"]
         if isinstance(backend, Quantizer):
             filled["group_size"] = backend.code_format.group_size or "none"
             if not isinstance(backend, CheckpointBackend):
@@ -260,19 +262,15 @@ class Line:
         folder: Path | None = None,
     ) -> Result:
         """Compress `loaded` in place with the recipe's backend; one with its own format writes `folder`."""
-        recipe, backend, identity = self.recipe, backend_of(self.recipe), identity_of(loaded)
-        device = resolve_device(recipe.device)
+        recipe, backend, name = self.recipe, backend_of(self.recipe), self.recipe.backend
+        device, identity = resolve_device(recipe.device), identity_of(loaded)
         if isinstance(backend, CheckpointBackend):
             if folder is None:
-                raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
-            result = compress_checkpoint_(
-                loaded, plan, backend, recipe.backend, calibration, folder, device, identity
-            )
+                raise RequestError(f"backend {name!r} writes its own checkpoint: name a folder")
+            result = compress_checkpoint_(loaded, plan, backend, name, calibration, folder, device, identity)
         else:
             options = WalkOptions(device, recipe.batch_size, progress=self.progress)
-            result = compress_with_(
-                loaded.model, plan, backend, recipe.backend, calibration, options, identity
-            )
+            result = compress_with_(loaded.model, plan, backend, name, calibration, options, identity)
             if recipe.uniform_width:
                 to_stock_(loaded.model)
         refuse_fallbacks(result, strict=recipe.strict)

@@ -87,7 +87,7 @@ def test_the_budget_is_met_to_the_step(
     assert torch.isfinite(logits(family_model)).all()
 
 
-@pytest.mark.parametrize("importance", list(Importance))
+@pytest.mark.parametrize("importance", [rule for rule in Importance if rule is not Importance.AUTO])
 @pytest.mark.parametrize("repair", [False, True])
 def test_every_importance_on_every_kind_of_attention(
     make_model: MakeModel, prune: Callable[..., Result], importance: Importance, repair: bool

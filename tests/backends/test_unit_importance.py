@@ -100,6 +100,11 @@ def test_a_weight_that_is_not_finite_is_named(importance: Importance) -> None:
         UnitScore(importance).of(SLOTS, views(WEIGHTS | {"down": broken}), "b")
 
 
+def test_auto_scores_nothing_before_it_is_settled() -> None:
+    with pytest.raises(TypeError, match="importance auto has to be settled"):
+        UnitScore(Importance.AUTO).of(SLOTS, views(WEIGHTS), "b")
+
+
 def test_of_equal_units_the_first_stay() -> None:
     assert highest(torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), 3).tolist() == [0, 1, 3]
     assert highest(torch.ones(4), 2).tolist() == [0, 1]

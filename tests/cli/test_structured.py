@@ -174,6 +174,48 @@ def test_importance_decides_what_stays(done: Callable[..., Any], prune: tuple[st
     assert json_of("taylor", "result")["calibration"]["sequences"] == 4
 
 
+@pytest.mark.parametrize(("free", "importance"), [(2**40, "taylor"), (2**10, "wanda")])
+def test_auto_says_which_importance_ran_and_the_recipe_holds_it(
+    done: Callable[..., Any],
+    prune: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    importance: str,
+) -> None:
+    monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda: free)
+    shown = done(*prune[:-1], "--importance", "auto", "--strict", "-o", "AUTO")
+    assert re.search(rf"importance\W+{importance}", shown.out)
+    record = json_of("AUTO", "result")
+    assert record["backend"]["parameters"]["importance"] == importance
+    (note,) = (note for note in record["notes"] if note.startswith(f"importance auto ran as {importance}"))
+    assert f"importance = {importance}" in card_of("AUTO")
+    assert note in card_of("AUTO")
+    assert record["fallbacks"] == []
+    done(*prune, "--importance", importance, "--strict", "-o", "NAMED")
+    monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda: 2**50 - free)
+    done("run", "AUTO/recipe.yaml", "-o", "AGAIN", "--quiet")
+    for folder in ("NAMED", "AGAIN"):
+        assert weights(folder) == weights("AUTO")
+        assert (Path(folder) / "recipe.yaml").read_bytes() == (Path("AUTO") / "recipe.yaml").read_bytes()
+
+
+def test_auto_on_a_dry_run_says_which_importance_would_run(
+    done: Callable[..., Any], prune: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for free, importance in ((2**40, "taylor"), (0, "wanda")):
+        monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda free=free: free)
+        shown = done(*prune[:-1], "--importance", "auto", "--dry-run")
+        assert f"importance auto ran as {importance}" in shown.err
+
+
+def test_wanda_stays_the_default(
+    done: Callable[..., Any], prune: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda: 2**40)
+    done(*prune, "-o", "OUT")
+    assert json_of("OUT", "result")["backend"]["parameters"]["importance"] == "wanda"
+
+
 def test_by_magnitude_the_channels_of_largest_norm_stay(
     done: Callable[..., Any], prune: tuple[str, ...]
 ) -> None:

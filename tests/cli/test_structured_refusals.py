@@ -27,7 +27,7 @@ DECILM = ("--export", "decilm")
         (("--prune-ratio", "1"), "prune-ratio: is the share removed, at least 0 and below 1"),
         (("--round-to", "65"), "--round-to 65 is more than the 64 channels of model.layers.0: give at m"),
         (("--round-to", "0"), "round-to: Input should be greater than 0 (got 0)"),
-        (("--importance", "tailor"), "should be 'taylor', 'wanda', 'magnitude' or 'random' (got 'tailor')"),
+        (("--importance", "tailor"), "'auto', 'taylor', 'wanda', 'magnitude' or 'random' (got 'tailor')"),
         (("--taylor-variant", "matrix"), "should be 'element' or 'vector' (got 'matrix')"),
         (("--gradient-samples", "0"), "gradient-samples: Input should be greater than 0 (got 0)"),
         (("--parts", "heads"), "Input should be 'attention' or 'mlp' (got 'heads')"),
