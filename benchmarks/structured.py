@@ -4,7 +4,8 @@
 
 The rows of the paper's Table 11 (OWL with LLM-Pruner, 20 to 80 %), on the embedded model. The protocol is in
 `cases`; importance taylor takes gradients on the first 4 calibration windows. OWL's metric and lam are chosen
-for each ratio with importance wanda, once without repair and once with it, and kept for taylor.
+for each ratio with importance wanda, once without repair and once with it, and kept for taylor. The last rows
+take 20 % of one kind of sublayer and leave the other alone: which of them is it that hurts?
 """
 
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def cases() -> Iterator[Case]:
                 )
             else:
                 yield Case(budget, "structured", allocator, options)
+    for parts, repair in product(("mlp", "attention"), ({}, {"repair": True})):
+        yield Case({"prune_ratio": 0.2}, "structured", "uniform", {**wanda, "parts": parts, **repair})
 
 
 if __name__ == "__main__":

@@ -144,11 +144,13 @@ def _structured() -> str:
 
     def method(row: Row) -> str:
         repaired = ", repair" if row["options"].get("repair") else ""
-        return f"{row['name'].split()[2]}, {row['options']['importance']}{repaired}"
+        parts = f", {row['options']['parts']} alone" if "parts" in row["options"] else ""
+        return f"{row['name'].split()[2]}, {row['options']['importance']}{repaired}{parts}"
 
     text = (
         "Share of the blocks' weights removed as whole heads and channels (multiples of 64), equal achieved "
-        "parameters. Taylor's gradients are taken on four of the calibration windows. (`structured.py`)"
+        "parameters; in the rows of one sublayer alone, share of its weights. Taylor's gradients are taken on "
+        "four of the calibration windows. (`structured.py`)"
     )
     table = _grid(rows, lambda row: f"{float(row['name'].split()[1]):.0%}", method)
     return _section("Structured removal", text, table + _chosen(rows))
