@@ -149,7 +149,7 @@ def _structured() -> str:
 
     text = (
         "Share of the blocks' weights removed as whole heads and channels (multiples of 64), equal achieved "
-        "parameters; in the rows of one sublayer alone, share of its weights. Taylor's gradients are taken on "
+        "parameters; in the rows of one sublayer alone, share of its weights. Taylor takes gradients on "
         "four of the calibration windows. (`structured.py`)"
     )
     table = _grid(rows, lambda row: f"{float(row['name'].split()[1]):.0%}", method)
