@@ -68,8 +68,7 @@ def compress_with_(
     backend, chosen = settled_backend(backend, model, structure, calibration, options.batch_size, device)
     notes = (*structure.notes, *chosen)
     account = Account(plan, identity or identify(model, structure), notes, calibration, device, start)
-    before = _footprint(model, plan)
-    n_params_before = n_parameters(model)
+    before, n_params_before = _footprint(model, plan), n_parameters(model)
     salience = _salience(model, structure, backend, calibration, options, device)
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
     asked, executed = driver.survey(plan)
@@ -77,14 +76,16 @@ def compress_with_(
     n_params_after = n_parameters(model)
     stored = Stored(stored_bits(model) / n_params_after, None, n_params_before, n_params_after)
     result = account.result(method_record(name, backend), backend.error_measure, asked, outcomes, stored)
-    after = _footprint(model, plan)
-    change = FootprintChange(before=before, after=after) if before and after else None
-    return result.model_copy(update={"footprint": change})
+    return result.model_copy(update={"footprint": _change(before, _footprint(model, plan))})
 
 
 def _footprint(model: nn.Module, plan: Plan) -> Footprint | None:
     """What the model costs as it is now, where the plan may change that."""
     return footprint(model, find_structure(model)) if plan.unit is Unit.WIDTH else None
+
+
+def _change(before: Footprint | None, after: Footprint | None) -> FootprintChange | None:
+    return FootprintChange(before=before, after=after) if before and after else None
 
 
 def _check_request(
