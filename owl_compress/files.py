@@ -18,6 +18,7 @@ from owl_compress.errors import RequestError
 
 # Only the layout of JSON has line breaks, never a string in it: what a string says stays as it is.
 _NUMBER_LIST = re.compile(r"\[\n\s*(-?\d[-\d.eE+,\s]*?)\n\s*\]")
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class Frozen(BaseModel):
@@ -174,11 +175,17 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise RequestError(f"disk full while writing {path}: free some space and run again") from error
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _told(error.errno, error.strerror or str(error), path) from error
     except Exception as error:
-        # safetensors reports a full disk through its own error type, with the operating system's text inside.
-        if "os error 28" in str(error) or "No space left" in str(error):
-            raise RequestError(f"disk full while writing {path}: free some space and run again") from error
-        raise
+        # safetensors has an error type of its own, with the operating system's text and number inside.
+        number = _OS_ERROR.search(str(error))
+        if number is None and "No space left" not in str(error):
+            raise
+        code = int(number[1]) if number else errno.ENOSPC
+        raise _told(code, os.strerror(code), path) from error
+
+
+def _told(code: int | None, reason: str, path: Path) -> RequestError:
+    if code in {errno.ENOSPC, errno.EDQUOT}:
+        return RequestError(f"disk full while writing {path}: free some space and run again")
+    return RequestError(f"cannot write {path}: {reason}")

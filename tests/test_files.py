@@ -226,6 +226,12 @@ def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
         (OSError(errno.ENOSPC, "No space left on device"), RequestError, "disk full while writing"),
         (OSError(errno.EACCES, "Permission denied"), RequestError, "cannot write .*: Permission denied"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), RequestError, "disk full while"),
+        (RuntimeError(f"I/O error: over quota (os error {errno.EDQUOT})"), RequestError, "disk full while"),
+        (
+            RuntimeError(f"I/O error: too large (os error {errno.EFBIG})"),
+            RequestError,
+            "write .*: File too large",
+        ),
         (RuntimeError("something else"), RuntimeError, "something else"),
     ],
 )
