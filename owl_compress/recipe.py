@@ -180,6 +180,8 @@ class Recipe(Frozen):
         return self
 
     def _check_bits(self) -> None:
+        if self.no_tie and self.bits is None:
+            raise ValueError("no-tie goes with the budget bits: name bits, or drop no-tie")
         if self.bit_choices is None:
             return
         if self.bits is None:
@@ -219,9 +221,10 @@ class Recipe(Frozen):
             return cls.model_validate(content)
         except ValidationError as error:
             problem = first_problem(error)
-            field = problem.split(":", 1)[0].split(".", 1)[0]
+            path, _, message = problem.partition(": ")
+            field = path.partition(".")[0]  # what lies below it is how we hold the value
             if field in cls.model_fields:
-                problem = option_name(field) + problem.removeprefix(field)
+                problem = f"{option_name(field)}: {message}"
             raise RequestError(f"{where}: {problem}") from error
 
     def with_options(self, options: Mapping[str, Any]) -> Self:

@@ -15,6 +15,7 @@ from owl_compress.errors import RequestError
 from owl_compress.explain import quietly_explained
 from owl_compress.families import LinearSite, find_structure, in_rows
 from owl_compress.narrow_checkpoint import narrowed_class
+from owl_compress.packing import is_packed
 from owl_compress.plan import KeptOfGrid, Plan, Unit
 
 _PATTERN = re.compile(r"(\d+):(\d+)")
@@ -93,6 +94,10 @@ def _sites(folder: Path) -> dict[str, LinearSite]:
         raise RequestError(f"{folder} holds no checkpoint: verify takes a folder that compress or run wrote")
     with quietly_explained(str(folder)):
         config = AutoConfig.from_pretrained(folder)
+        if is_packed(config):
+            raise RequestError(
+                f"{folder} holds packed codes and no zeros to count: verify takes sparse checkpoints"
+            )
         narrow = narrowed_class(config, str(folder))
         with torch.device("meta"):
             model = narrow(config) if narrow else AutoModelForCausalLM.from_config(config)

@@ -128,4 +128,9 @@ def verify(
     verification = verify_folder(folder, pattern)
     Output(as_json=as_json, quiet=quiet).answer(verification.as_dict(), verification_table(verification))
     if not verification.ok:
-        raise typer.Exit(2)
+        first = verification.violations[0]
+        raise RequestError(
+            f"{len(verification.violations)} of {verification.linears} linears in {folder} keep more than "
+            f"{pattern} allows: first {first.linear}, {first.kept} instead of {first.allowed} from row "
+            f"{first.row}, input {first.first_input}"
+        )
