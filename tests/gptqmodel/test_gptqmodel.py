@@ -42,7 +42,7 @@ def test_every_linear_has_its_width(result: Any) -> None:
     assert result["totals"]["achieved"] <= 3
     # Of the weights, read back from the codes; in a wrong order they would be another matrix: an error of 2.
     # Single linears move far, since 2048 tokens leave many directions of 1536 inputs free.
-    assert all(0 < row["relative_error"] < 1 for row in result["budgets"])
+    assert all(0 < row["relative_error"] < 1.5 for row in result["budgets"])
     for bits, limit in {2: 0.7, 3: 0.13, 4: 0.03}.items():
         errors = [row["relative_error"] for row in result["budgets"] if row["achieved"] == bits]
         assert median(errors) < limit, bits
