@@ -4,7 +4,7 @@
 
 Four ratios, uniform, importance magnitude: speed does not depend on which units stay. `promised` is the
 blocks' weights before over after; `blocks` and `whole` are times of the dense model over those of the pruned
-one. The Llama shapes are random bfloat16 weights, for machines with a GPU.
+one. The Llama shapes have random weights, bfloat16 on a GPU; of them only `tinyllama-1b` is for a CPU.
 """
 
 import argparse
@@ -70,8 +70,9 @@ def main() -> None:
 def _dense(name: str, device: torch.device) -> Any:
     if name == "builtin":
         return load("builtin", device=device).model
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**_SHAPES[name]), dtype=torch.bfloat16).eval()
+        return AutoModelForCausalLM.from_config(LlamaConfig(**_SHAPES[name]), dtype=dtype).eval()
 
 
 def _pruned(dense: Any, ratios: Iterable[float]) -> Iterator[tuple[float, Any]]:
