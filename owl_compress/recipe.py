@@ -32,6 +32,7 @@ Export = Literal["decilm"]
 DECILM_STEP = 256
 """DeciLM holds FFN widths that are a multiple of this."""
 
+_OF_GRADIENTS = ("taylor_variant", "gradient_samples")
 _NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
 
 
@@ -179,6 +180,18 @@ class Recipe(Frozen):
             raise ValueError(f"export decilm holds multiples of {DECILM_STEP}: round-to is {self.round_to}")
         return self
 
+    @model_validator(mode="after")
+    def _fits_its_importance(self) -> Self:
+        for option in _OF_GRADIENTS:
+            if getattr(self, option) is not None and self.importance not in {"taylor", "auto"}:
+                name = option_name(option)
+                raise ValueError(f"{name} goes with importance taylor or auto: name one, or drop {name}")
+        if self.gradient_samples is not None and self.gradient_samples > self.samples:
+            raise ValueError(
+                f"gradient-samples {self.gradient_samples} is more than the {self.samples} samples there are"
+            )
+        return self
+
     def _check_bits(self) -> None:
         if self.no_tie and self.bits is None:
             raise ValueError("no-tie goes with the budget bits: name bits, or drop no-tie")
@@ -239,6 +252,13 @@ class Recipe(Frozen):
             dropped = {*BUDGETS, "bit_choices"} if "bits" not in given else set(BUDGETS)
             old = {key: value for key, value in old.items() if key not in dropped}
         return type(self).from_options(old | given, "options")
+
+    def with_importance(self, importance: str) -> Self:
+        """The same recipe with this importance, and options of gradients only where it takes them."""
+        given = self.model_dump(exclude_unset=True) | {"importance": importance}
+        if importance != "taylor":
+            given = {key: value for key, value in given.items() if key not in _OF_GRADIENTS}
+        return type(self).from_options(given, "options")
 
     def beside(self, folder: Path) -> Self:
         """The same recipe, with the path of its plan seen from where `folder` is."""

@@ -125,6 +125,12 @@ def test_options_replace_those_of_the_recipe() -> None:
         ({"bits": 3, "bit_choices": [1, 4]}, "from 2 to 8"),
         ({"bits": 5, "bit_choices": [2, 4]}, "outside its bit-choices"),
         ({"nm": "2:4", "no_tie": True}, "no-tie goes with the budget bits"),
+        (
+            {"prune_ratio": 0.5, "taylor_variant": "vector"},
+            "taylor-variant goes with importance taylor or auto",
+        ),
+        ({"prune_ratio": 0.5, "importance": "wanda", "gradient_samples": 4}, "gradient-samples goes with"),
+        ({"prune_ratio": 0.5, "importance": "taylor", "gradient_samples": 9, "samples": 8}, "the 8 samples"),
         ({"sparsity": 0.5, "group_size": 0}, "recipe.yaml: group-size: Input"),
         ({"prune_ratio": 0.5, "parts": "heads"}, "recipe.yaml: parts: Input should be 'attention' or 'mlp'"),
         ({"sparsity": 0.5, "bit_choices": [2, 4]}, "goes with the budget bits"),
