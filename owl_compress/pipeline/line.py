@@ -247,7 +247,7 @@ class Line:
         elif calibration is not None:
             filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
         if recipe.importance == "auto":  # another time memory may decide otherwise
-            recipe = recipe.with_importance(result.backend.parameters["importance"])
+            recipe = recipe.with_importance(str(result.backend.parameters["importance"]))
         if isinstance(backend, Quantizer):
             filled["group_size"] = backend.code_format.group_size or "none"
             if not isinstance(backend, CheckpointBackend):
