@@ -22,10 +22,8 @@ def check_finite(model: nn.Module) -> None:
         RequestError: a parameter holds NaN or Inf; the first such is named.
     """
     for name, parameter in model.named_parameters():
-        wide_enough = (
-            parameter.is_floating_point() and parameter.element_size() > 1
-        )  # 8 bits have no extremes
-        if not wide_enough or not parameter.numel():
+        # torch has no extremes of 8-bit numbers.
+        if parameter.element_size() == 1 or not parameter.is_floating_point() or not parameter.numel():
             continue
         extremes = torch.aminmax(parameter.detach())  # they are NaN if any element is
         if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
