@@ -1,7 +1,6 @@
 """What becomes of a model that lost whole sublayers: nothing in them is left to measure or to budget."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from owl_compress import load
+
+pytestmark = pytest.mark.usefixtures("copied_modules")
 
 WEIGHTS = "model.safetensors"
 STRUCTURED = ("--backend", "structured", "--round-to", "4")
@@ -30,13 +31,6 @@ LEFT = {
     *(f"model.layers.{block}.self_attn.{letter}_proj" for block in (0, 2) for letter in "qkvo"),
     *(f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up", "down")),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of modelling files that transformers makes go below `tmp_path`."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture
