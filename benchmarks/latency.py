@@ -4,16 +4,21 @@
 
 Four ratios, uniform, importance magnitude: speed does not depend on which units stay. `promised` is the
 blocks' weights before over after; `blocks` and `whole` are times of the dense model over those of the pruned
-one. The Llama shapes have random weights, bfloat16 on a GPU; of them only `tinyllama-1b` is for a CPU.
+one. `products` is that ratio for the blocks' matrix products alone, one after another with nothing between
+them: what the pruned blocks would gain if all else in them were free. The Llama shapes have random weights,
+bfloat16 on a GPU; of them only `tinyllama-1b` is for a CPU.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
+from itertools import chain
+from statistics import median
 from typing import Any
 
 import torch
 from rows import print_row
+from torch.nn.functional import linear
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from owl_compress import compress_, load
@@ -23,6 +28,7 @@ from owl_compress.estimator import outline
 from owl_compress.families import find_structure
 from owl_compress.latency import compare
 from owl_compress.latency_record import LatencyRecord, LatencyShape
+from owl_compress.stopwatch import now
 
 _RATIOS = (0.2, 0.4, 0.6, 0.8)
 _LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
@@ -64,7 +70,9 @@ def main() -> None:
             models = {"dense": dense, f"pruned by {ratio}": pruned}
             before, after = compare(models, shape, device, runs=arguments.repeats, compiled=arguments.compile)
             name = f"{arguments.shape} {ratio}" + (" compiled" if arguments.compile else "")
-            _report(name, before, after, promised)
+            for step, n_tokens in (("prefill", batch_size * arguments.prompt_len), ("decode", batch_size)):
+                products = _products([dense, pruned], n_tokens, arguments.repeats)
+                _report(name, step, before, after, promised, products)
 
 
 def _dense(name: str, device: torch.device) -> Any:
@@ -84,23 +92,47 @@ def _pruned(dense: Any, ratios: Iterable[float]) -> Iterator[tuple[float, Any]]:
 
 
 def _block_weights(model: Any) -> int:
-    return sum(linear.n_weights for linear in find_structure(model).linears)
+    return sum(site.n_weights for site in find_structure(model).linears)
 
 
-def _report(name: str, before: LatencyRecord, after: LatencyRecord, promised: float) -> None:
-    for step in ("prefill_seconds", "decode_seconds_per_token"):
-        blocks = getattr(before.blocks, step) / getattr(after.blocks, step)
-        print_row(
-            "latency",
-            name=name,
-            step=step.partition("_")[0],
-            promised=promised,
-            blocks=blocks,
-            blocks_of_promised=blocks / promised,
-            whole=getattr(before, step) / getattr(after, step),
-            dense=before.model_dump(mode="json"),
-            pruned=after.model_dump(mode="json"),
-        )
+@torch.inference_mode()
+def _products(models: Sequence[Any], n_tokens: int, repeats: int) -> list[float]:
+    """Seconds of all matrix products in each model's blocks: medians, the models in turn, a warm-up first."""
+    seconds: list[list[float]] = [[] for _ in models]
+    weights = [[site.weight for site in find_structure(model).linears] for model in models]
+    inputs = {weight.shape[1]: weight.new_ones(n_tokens, weight.shape[1]) for weight in chain(*weights)}
+    for _ in range(1 + repeats):
+        for of_model, taken in zip(weights, seconds, strict=True):
+            start = now(of_model[0].device)
+            for weight in of_model:
+                linear(inputs[weight.shape[1]], weight)
+            taken.append(now(of_model[0].device) - start)
+    return [median(taken[1:]) for taken in seconds]
+
+
+def _report(
+    name: str,
+    step: str,
+    before: LatencyRecord,
+    after: LatencyRecord,
+    promised: float,
+    products: Sequence[float],
+) -> None:
+    measured = {"prefill": "prefill_seconds", "decode": "decode_seconds_per_token"}[step]
+    blocks = getattr(before.blocks, measured) / getattr(after.blocks, measured)
+    print_row(
+        "latency",
+        name=name,
+        step=step,
+        promised=promised,
+        products=products[0] / products[1],
+        products_seconds=products,
+        blocks=blocks,
+        blocks_of_promised=blocks / promised,
+        whole=getattr(before, measured) / getattr(after, measured),
+        dense=before.model_dump(mode="json"),
+        pruned=after.model_dump(mode="json"),
+    )
 
 
 if __name__ == "__main__":
