@@ -1,8 +1,8 @@
 """One case: the embedded model compressed one way and evaluated; and allocators tuned on calibration text.
 
 Protocol: float32; calibration and measuring on the first 12 windows of 512 tokens of the calibration text;
-OWL's metric and lam chosen by the perplexity on windows 13 to 20 of that same text, which nothing else sees;
-evaluation on the first 20 windows of 512 of the other text.
+OWL's metric and lam chosen by the perplexity on 16 windows spread evenly over the rest of that same text,
+which nothing else sees; evaluation on the first 20 windows of 512 of the other text.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from itertools import product
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from rows import print_row
 
 from owl_compress import Line, Recipe, measure
@@ -25,7 +26,7 @@ from owl_compress.report import ImportanceReport
 from owl_compress.text import load_text
 
 SEQ_LEN = 512
-_CALIBRATION, _TUNING, _EVALUATION = 12, 8, 20
+_CALIBRATION, _TUNING, _EVALUATION = 12, 16, 20
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,17 @@ class Bench:
         any_case = Case({"sparsity": 0.5}, "magnitude", "uniform", {})
         loaded = Line(any_case.recipe).load()
 
-        def windows(source: str, part: Any, count: int) -> TokenWindows:
+        def windows(source: str, part: Any, count: int | None = None) -> TokenWindows:
             text = load_text(source, part=part)
             return evaluation_windows(loaded.tokenizer, text, seq_len=SEQ_LEN, bos="first", max_windows=count)
 
-        both = windows(calib, "calibration", _CALIBRATION + _TUNING)
-        calibration = both.first(_CALIBRATION)
+        whole = windows(calib, "calibration")
+        calibration = whole.first(_CALIBRATION)
         return cls(
             loaded,
             measure(loaded.model, calibration),
             calibration,
-            _after(both, _CALIBRATION),
+            _spread(whole, _CALIBRATION, _TUNING),
             windows(data, "evaluation", _EVALUATION),
         )
 
@@ -153,7 +154,8 @@ def run(benchmark: str, description: str | None, cases: Iterable[Case]) -> None:
         )
 
 
-def _after(windows: TokenWindows, start: int) -> TokenWindows:
-    ids = windows.ids[start:]
+def _spread(windows: TokenWindows, start: int, count: int) -> TokenWindows:
+    """`count` windows at equal distances, from number `start` on: neighbours of one text are too alike."""
+    ids = windows.ids[np.linspace(start, len(windows), count, endpoint=False, dtype=int)]
     changed = {"sequences": len(ids), "token_ids_sha256": token_ids_sha256(ids)}
     return TokenWindows(ids, windows.record.model_copy(update=changed))
