@@ -4,8 +4,8 @@ import hashlib
 import os
 import string
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,11 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.calibration import TokenWindows
-from owl_compress.families import find_structure
+from owl_compress.families import LinearSite, find_structure
 from owl_compress.report import CalibrationRecord
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
@@ -231,6 +231,30 @@ def make_windows() -> Callable[..., TokenWindows]:
         return TokenWindows(ids, record)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wanda_scores() -> Callable[..., dict[str, Tensor]]:
+    """An oracle: |W_ij| · ‖X_j‖ of linears, float64, from plain forward passes of the whole model."""
+
+    def score(model: nn.Module, windows: TokenWindows, linears: Iterable[LinearSite]) -> dict[str, Tensor]:
+        sites = list(linears)
+        squares = {site.name: torch.zeros(site.shape[1], dtype=torch.float64) for site in sites}
+
+        def add(name: str, inputs: Tensor) -> None:
+            squares[name] += inputs.reshape(-1, inputs.shape[-1]).double().square().sum(dim=0)
+
+        with ExitStack() as hooks, torch.no_grad():
+            for site in sites:
+                hook = site.module.register_forward_pre_hook(
+                    lambda _, arguments, name=site.name: add(name, arguments[0])
+                )
+                hooks.callback(hook.remove)
+            for ids in windows.batches(1):
+                model(input_ids=ids)
+        return {site.name: site.weight.double().abs() * squares[site.name].sqrt() for site in sites}
+
+    return score
 
 
 @pytest.fixture(scope="session")

@@ -27,29 +27,6 @@ from owl_compress.scores import ScoredWeight, ScorePool
 Make = Callable[..., TokenWindows]
 
 
-def brute_force_scores(model: Any, windows: TokenWindows) -> dict[str, Tensor]:
-    """A_ij = |W_ij| * ‖X_j‖_2 of every linear, in float64, from one plain forward pass with hooks."""
-    linears = list(find_structure(model).linears)
-    squares: dict[str, Tensor] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        def on_input(_module: Any, arguments: tuple[Tensor]) -> None:
-            x = arguments[0].reshape(-1, arguments[0].shape[-1]).double()
-            squares[name] = squares.get(name, 0) + x.square().sum(0)
-
-        return on_input
-
-    handles = [linear.module.register_forward_pre_hook(note(linear.name)) for linear in linears]
-    with torch.no_grad():
-        for ids in windows.batches(1):
-            model(input_ids=ids)
-    for handle in handles:
-        handle.remove()
-    return {
-        linear.name: linear.weight.double().abs() * squares[linear.name].sqrt()[None, :] for linear in linears
-    }
-
-
 def share_above(multiple: float, scores: Tensor) -> float:
     return float((scores > multiple * scores.mean()).double().mean())
 
@@ -62,9 +39,11 @@ def with_outliers(model: Any) -> Any:
     return model
 
 
-def test_every_metric_follows_its_equation(family_model: Any, make_windows: Make) -> None:
+def test_every_metric_follows_its_equation(
+    family_model: Any, make_windows: Make, wanda_scores: Callable[..., dict[str, Tensor]]
+) -> None:
     model, windows = with_outliers(family_model), make_windows(3)
-    scores = brute_force_scores(model, windows)
+    scores = wanda_scores(model, windows, find_structure(model).linears)
     report = measure(model, windows)
     for block in report.blocks:
         for linear in block.linears:
@@ -95,9 +74,11 @@ def check_metrics(metrics: dict[str, float], scores: Tensor) -> None:
     assert metrics["score_median"] == pytest.approx(float(scores.flatten().median()), rel=1e-5)
 
 
-def test_any_multiple_of_the_mean_can_be_asked_for(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+def test_any_multiple_of_the_mean_can_be_asked_for(
+    tiny_llama: LlamaForCausalLM, make_windows: Make, wanda_scores: Callable[..., dict[str, Tensor]]
+) -> None:
     windows = make_windows(2)
-    scores = brute_force_scores(tiny_llama, windows)
+    scores = wanda_scores(tiny_llama, windows, find_structure(tiny_llama).linears)
     report = measure(tiny_llama, windows, metrics=["lod@1.5"])
     for block in report.blocks:
         for linear in block.linears:
@@ -253,9 +234,11 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_metric_from_another_package(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+def test_a_metric_from_another_package(
+    tiny_llama: LlamaForCausalLM, make_windows: Make, wanda_scores: Callable[..., dict[str, Tensor]]
+) -> None:
     windows = make_windows(2)
-    scores = brute_force_scores(tiny_llama, windows)
+    scores = wanda_scores(tiny_llama, windows, find_structure(tiny_llama).linears)
     report = measure(tiny_llama, windows, metrics=["share_negative", "above@0.5", "lod@3"])
     linear = report.blocks[0].linears[0]
     weight = tiny_llama.get_parameter(f"{linear.name}.weight")

@@ -121,47 +121,27 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_blocks_before_it(
     make_model: Callable[[str], Any],
     make_windows: Callable[..., TokenWindows],
     plan_for: Callable[..., Plan],
+    wanda_scores: Callable[..., dict[str, Tensor]],
 ) -> None:
     windows = make_windows(3)
     model = family_model.double()  # no rounding that could turn the order of two scores
-    expected = wanda_by_whole_forwards(model, windows, 0.5)
+    expected = wanda_by_whole_forwards(model, windows, 0.5, wanda_scores)
     compress_with_(model, plan_for(model, 0.5), Wanda(), "wanda", windows)
     for linear in find_structure(model).linears:
         assert torch.equal(linear.weight, expected[linear.name]), linear.name
 
 
-def wanda_by_whole_forwards(model: nn.Module, windows: TokenWindows, density: float) -> dict[str, Tensor]:
+def wanda_by_whole_forwards(
+    model: nn.Module, windows: TokenWindows, density: float, score: Callable[..., dict[str, Tensor]]
+) -> dict[str, Tensor]:
     """Wanda with a whole forward pass of the model per block; the model is put back afterwards."""
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pruned: dict[str, Tensor] = {}
     for block in find_structure(model).blocks:
-        squares = squares_of_inputs(model, windows, {linear.name: linear.module for linear in block.linears})
+        scores = score(model, windows, block.linears)
         for linear in block.linears:
-            scores = linear.weight.abs() * squares[linear.name].sqrt()
             n_zero = round((1 - density) * linear.shape[1])
-            pruned[linear.name] = lowest_zeroed(linear.weight, scores, n_zero)
+            pruned[linear.name] = lowest_zeroed(linear.weight, scores[linear.name], n_zero)
             linear.weight.copy_(pruned[linear.name])
     model.load_state_dict(dense)
     return pruned
-
-
-def squares_of_inputs(
-    model: nn.Module, windows: TokenWindows, linears: dict[str, nn.Module]
-) -> dict[str, Tensor]:
-    """Sum of x_j^2 over all tokens for the inputs of each of `linears`, in float64."""
-    squares: dict[str, Tensor] = {}
-
-    def add(name: str, inputs: Tensor) -> None:
-        x = inputs.reshape(-1, inputs.shape[-1]).double()
-        squares[name] = squares.get(name, 0) + x.square().sum(0)
-
-    handles = [
-        module.register_forward_pre_hook(lambda _, arguments, name=name: add(name, arguments[0]))
-        for name, module in linears.items()
-    ]
-    with torch.no_grad():
-        for ids in windows.batches(1):
-            model(input_ids=ids)
-    for handle in handles:
-        handle.remove()
-    return squares

@@ -64,28 +64,13 @@ def test_the_total_is_kept_to_the_weight(
 
 
 def test_wanda_compares_the_scores_of_the_dense_model(
-    make_model: Callable[[str], Any], make_windows: Make, plan_for: PlanFor
+    make_model: Callable[[str], Any],
+    make_windows: Make,
+    plan_for: PlanFor,
+    wanda_scores: Callable[..., dict[str, Tensor]],
 ) -> None:
     model, windows = spread_out(make_model("llama")), make_windows(3)
-    scores: dict[str, Tensor] = {}
-
-    def note(name: str, module: Any, inputs: Tensor) -> None:
-        squares = inputs.reshape(-1, inputs.shape[-1]).double().square().sum(0)
-        scores[name] = scores.get(name, 0) + squares
-
-    linears = list(find_structure(model).linears)
-    handles = [
-        linear.module.register_forward_pre_hook(
-            lambda module, arguments, name=linear.name: note(name, module, arguments[0])
-        )
-        for linear in linears
-    ]
-    with torch.no_grad():
-        for ids in windows.batches(1):
-            model(input_ids=ids)
-    for handle in handles:
-        handle.remove()
-    products = [linear.weight.double().abs() * scores[linear.name].sqrt() for linear in linears]
+    products = list(wanda_scores(model, windows, find_structure(model).linears).values())
     n_kept = sum(int(0.5 * product.numel()) for product in products)
     threshold = torch.cat([p.flatten() for p in products]).sort(descending=True).values[n_kept - 1]
     result = compress_with_(model, plan_for(model, 0.5), Wanda(Scope.MODEL), "wanda", windows)

@@ -134,32 +134,16 @@ def test_nothing_else_is_touched(family_model: Any, prune: Callable[..., Result]
     assert all(parameter.requires_grad for parameter in family_model.parameters())
 
 
-def wanda_scores(model: Any, block: BlockSite, windows: TokenWindows) -> dict[str, Tensor]:
-    """|W_ij| * ‖X_j‖ of the linears of a block, with inputs that a plain forward pass of `model` gives."""
-    squares: dict[str, Tensor] = {}
-    handles = []
-    for linear in block.linears:
-
-        def note(_module: nn.Module, arguments: tuple[Tensor, ...], name: str = linear.name) -> None:
-            inputs = arguments[0].reshape(-1, arguments[0].shape[-1]).double()
-            squares[name] = squares.get(name, torch.zeros(inputs.shape[1])) + inputs.square().sum(dim=0)
-
-        handles.append(linear.module.register_forward_pre_hook(note))
-    with torch.no_grad():
-        for ids in windows.batches(1):
-            model(input_ids=ids)
-    for handle in handles:
-        handle.remove()
-    return {it.name: it.weight.double().abs() * squares[it.name].sqrt() for it in block.linears}
-
-
 def test_each_block_is_judged_by_the_outputs_of_those_already_cut(
-    make_model: MakeModel, make_windows: Make, prune: Callable[..., Result]
+    make_model: MakeModel,
+    make_windows: Make,
+    prune: Callable[..., Result],
+    wanda_scores: Callable[..., dict[str, Tensor]],
 ) -> None:
     model, judged = make_model("llama"), make_model("llama")
     prune(model, 0.5)
     for index, block in enumerate(find_structure(judged).blocks):
-        scores = wanda_scores(judged, block, make_windows(3))
+        scores = wanda_scores(judged, make_windows(3), block.linears)
         up = next(linear for linear in block.linears if linear.role == "mlp.up")
         gate, down = (scores[up.name.replace("up", name)] for name in ("gate", "down"))
         of_channels = scores[up.name].sum(dim=1) + gate.sum(dim=1) + down.sum(dim=0)
@@ -172,13 +156,16 @@ def test_each_block_is_judged_by_the_outputs_of_those_already_cut(
 
 
 def test_the_heads_that_stay_are_those_with_the_highest_sums(
-    make_model: MakeModel, make_windows: Make, prune: Callable[..., Result]
+    make_model: MakeModel,
+    make_windows: Make,
+    prune: Callable[..., Result],
+    wanda_scores: Callable[..., dict[str, Tensor]],
 ) -> None:
     model, dense = make_model("llama"), make_model("llama")  # four heads of eight, two key-value heads
     prune(model, 0.5)
     block = find_structure(dense).blocks[0]
     q, k, v, o = (
-        scores.double() for scores in list(wanda_scores(dense, block, make_windows(3)).values())[:4]
+        scores.double() for scores in list(wanda_scores(dense, make_windows(3), block.linears).values())[:4]
     )
     queries = [float(q[8 * h : 8 * h + 8].sum() + o[:, 8 * h : 8 * h + 8].sum()) for h in range(4)]
     groups = [float(k[8 * g : 8 * g + 8].sum() + v[8 * g : 8 * g + 8].sum()) for g in range(2)]
