@@ -1,8 +1,10 @@
 """Reading a saved checkpoint tensor by tensor: the independent witness of what a compression kept."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -51,6 +53,23 @@ def tensor_from_checkpoint(folder: Path | str, name: str) -> torch.Tensor:
     return _read(*_find(files, name, folder))
 
 
+def saved_dtypes(folder: Path | str, ending: str) -> dict[str, str]:
+    """The dtype, as safetensors abbreviates it ("F32"), of every saved tensor whose name ends so.
+
+    Raises:
+        RequestError: the checkpoint is corrupt.
+    """
+    names: dict[Path, list[str]] = {}
+    for name, file in tensor_files(folder).items():
+        if name.endswith(ending):
+            names.setdefault(file, []).append(name)
+    dtypes: dict[str, str] = {}
+    for file, those in names.items():
+        with _opened(file) as tensors:
+            dtypes |= {name: tensors.get_slice(name).get_dtype() for name in those}
+    return dtypes
+
+
 def count_kept(folder: Path | str, names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Count (non-zero, all) weights of each linear or tensor in `names`, from the saved files alone.
 
@@ -76,19 +95,22 @@ def _find(files: dict[str, Path], name: str, folder: Path | str) -> tuple[Path, 
 
 
 def _names_in(file: Path) -> set[str]:
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return set(tensors.keys())
-    except FileNotFoundError as error:
-        raise RequestError(f"{file} is missing: the checkpoint is incomplete, fetch it again") from error
-    except SafetensorError as error:
-        raise RequestError(f"{file} is corrupt or truncated ({error}): fetch it again") from error
+    with _opened(file) as tensors:
+        return set(tensors.keys())
 
 
 def _read(file: Path, name: str) -> torch.Tensor:
+    with _opened(file) as tensors:
+        tensor: torch.Tensor = tensors.get_tensor(name)
+        return tensor
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as tensors:
-            tensor: torch.Tensor = tensors.get_tensor(name)
-            return tensor
+            yield tensors
+    except FileNotFoundError as error:
+        raise RequestError(f"{file} is missing: the checkpoint is incomplete, fetch it again") from error
     except SafetensorError as error:
         raise RequestError(f"{file} is corrupt or truncated ({error}): fetch it again") from error

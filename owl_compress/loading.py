@@ -22,7 +22,7 @@ from owl_compress.errors import RequestError
 from owl_compress.explain import PICKLED, quietly_explained
 from owl_compress.exports import DECILM_MODEL_TYPE
 from owl_compress.narrow_checkpoint import as_if_cut_in_memory_, narrowed_class
-from owl_compress.packing import is_packed, require_package, unpack_
+from owl_compress.packing import check_saved_codes, is_packed, require_package, unpack_
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,8 @@ def load_model(
         _check_is_causal_lm(config, source)
         if is_packed(config):
             require_package()
+            if place.is_local:
+                check_saved_codes(place.where)
         if place.gguf or (is_packed(config) and place.is_local):
             # Progress bars of the dequantisation heed none of transformers' switches.
             while_loading.enter_context(redirect_stderr(io.StringIO()))

@@ -8,11 +8,13 @@ everything else in `ignore`, and never a `sparsity_config`, which servers refuse
 import importlib.util
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from owl_compress.checkpoint import saved_dtypes
 from owl_compress.errors import RequestError
 from owl_compress.quantized import CodeFormat, QuantizedWeight, coded_modules
 
@@ -135,6 +137,22 @@ def is_packed(config: Any) -> bool:
         else getattr(description, "quant_method", None)
     )
     return str(getattr(method, "value", method)) == _METHOD
+
+
+def check_saved_codes(folder: Path | str) -> None:
+    """Refuse a packed checkpoint whose codes were saved as floating-point numbers.
+
+    They would load, each rounded to what such a number holds of 32 bits, and the model would be another.
+
+    Raises:
+        RequestError: see above, naming the tensor.
+    """
+    for name, dtype in saved_dtypes(folder, ".weight_packed").items():
+        if dtype.startswith(("F", "BF")):
+            raise RequestError(
+                f"tensor {name!r} in {folder} holds packed codes as {dtype}, which keeps not all their bits: "
+                "something took them for weights and converted them; fetch the checkpoint again"
+            )
 
 
 def unpack_(model: nn.Module) -> bool:

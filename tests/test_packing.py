@@ -238,6 +238,15 @@ def test_a_tensor_of_the_wrong_shape_is_named(folder: Path, part: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize(("dtype", "shown"), [(torch.float32, "F32"), (torch.bfloat16, "BF16")])
+def test_codes_that_were_taken_for_weights_are_refused(folder: Path, dtype: torch.dtype, shown: str) -> None:
+    name = "model.layers.1.mlp.up_proj.weight_packed"
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {name: tensors[name].to(dtype)}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RequestError, match=rf"{name}' in .* holds packed codes as {shown}, which keeps not"):
+        load_model(str(folder))
+
+
 def test_asymmetric_codes_are_refused_with_the_remedy(quantize: Callable[..., Made], tmp_path: Path) -> None:
     loaded, result, plan = quantize(backend=Rtn(16, symmetric=False))
     with pytest.raises(RequestError, match=r"asymmetric codes cannot be packed.*--format dense"):
