@@ -141,17 +141,12 @@ class GradientReader(Protocol):
 
 
 @runtime_checkable
-class GradientChooser(Protocol):
-    """A `GradientReader` that may leave it to the memory there is whether it takes gradients."""
+class GradientChooser(GradientReader, Protocol):
+    """One that may leave it to the memory there is whether it takes gradients."""
 
     @property
     def leaves_gradients_open(self) -> bool:
         """Whether it does, with the options it has."""
-        ...
-
-    @property
-    def gradient_samples(self) -> int:
-        """See `GradientReader`."""
         ...
 
     def settled(self, *, memory_holds_gradients: bool) -> tuple[Backend, str]:

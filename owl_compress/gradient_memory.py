@@ -134,7 +134,7 @@ def settled_backend(
     if not isinstance(backend, GradientChooser) or not backend.leaves_gradients_open or calibration is None:
         return backend, ()
     windows = calibration.first(backend.gradient_samples)
-    sizes = _sizes(model, structure, windows, batch_size)
+    sizes = gradient_sizes(model, structure, windows, batch_size)
     needed = memory_for_gradients(
         sizes,
         on_device=device.type != "cpu",
@@ -150,7 +150,10 @@ def settled_backend(
     )
 
 
-def _sizes(model: Any, structure: ModelStructure, windows: TokenWindows, batch_size: int) -> GradientSizes:
+def gradient_sizes(
+    model: Any, structure: ModelStructure, windows: TokenWindows, batch_size: int
+) -> GradientSizes:
+    """The sizes for gradients of `model`, taken on all of `windows`."""
     block = max(structure.blocks, key=lambda site: site.n_weights)
     config = model.config
     text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config

@@ -7,7 +7,8 @@ from torch import nn
 
 from owl_compress.backend import AnyBackend, GradientReader
 from owl_compress.calibration import TokenWindows
-from owl_compress.families import BlockSite, find_structure
+from owl_compress.families import BlockSite, ModelStructure, find_structure
+from owl_compress.gradient_memory import gradient_sizes
 from owl_compress.plan import LinearBudget, Plan, Unit
 from owl_compress.quantized import Quantizer
 from owl_compress.statistics import Gram
@@ -46,43 +47,67 @@ def predict(
     """
     structure = find_structure(model)
     plan.check_fits(structure.linear_sizes)
-    parameters = list(model.parameters())
-    largest = max(structure.blocks, key=lambda block: block.n_weights)
-    element = parameters[0].element_size()
-    hidden = int(getattr(getattr(model, "config", None), "hidden_size", 0))
-    tokens = calibration.ids.numel() if calibration is not None and backend.statistic else 0
-    batch_tokens = min(tokens, batch_size * calibration.record.seq_len) if calibration is not None else 0
-    widest = sum(sum(linear.shape) for linear in largest.linears)
-    checkpoint_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    element = next(model.parameters()).element_size()
     n_weights_kept = sum(_n_kept(budget, plan.unit) for budget in plan.budgets)
+    checkpoint_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if plan.unit is Unit.WIDTH:
         checkpoint_bytes -= element * (sum(budget.n_weights for budget in plan.budgets) - n_weights_kept)
     if is_packed and isinstance(backend, Quantizer):
-        sites = {linear.name: linear for linear in structure.linears}
-        for budget in plan.budgets:
-            site = sites[budget.name]
-            n_bits = backend.code_format.n_bits(site.shape, round(budget.value), 8 * element)
-            checkpoint_bytes += n_bits // 8 - site.n_weights * element
+        checkpoint_bytes += _packing_bytes(structure, plan, backend, element)
+    working_bytes, activation_bytes = _walk_bytes(model, structure, backend, calibration, batch_size)
+    if calibration is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
+        # Gradients are taken first, and what they needed is given back before the walk begins.
+        windows = calibration.first(backend.gradient_samples)
+        sizes = gradient_sizes(model, structure, windows, batch_size)
+        working_bytes = max(working_bytes, sizes.weight_bytes + sizes.block_bytes, sizes.tail_bytes)
+        activation_bytes = max(activation_bytes, sizes.kept_bytes)
     return Prediction(
         checkpoint_bytes=checkpoint_bytes,
         n_weights_kept=n_weights_kept,
-        working_bytes=largest.n_weights * element
-        + max(linear.n_weights for linear in largest.linears) * _FLOAT32 * _WORKING_COPIES
-        + _statistics_bytes(backend, largest, element)
-        + batch_tokens * widest * element,
-        activation_bytes=tokens * hidden * element,
+        working_bytes=working_bytes,
+        activation_bytes=activation_bytes,
     )
 
 
-def _statistics_bytes(backend: AnyBackend, block: BlockSite, element: int) -> int:
-    """What is gathered of one block at a time: statistics of its inputs, and its gradients."""
-    gradients = isinstance(backend, GradientReader) and backend.reads_gradients
-    n_bytes = block.n_weights * element if gradients else 0
+def _packing_bytes(structure: ModelStructure, plan: Plan, backend: Quantizer, element: int) -> int:
+    """What packed codes and their scales take more than the weights they stand for; less than nothing."""
+    sites = {linear.name: linear for linear in structure.linears}
+    change = 0
+    for budget in plan.budgets:
+        site = sites[budget.name]
+        n_bits = backend.code_format.n_bits(site.shape, round(budget.value), 8 * element)
+        change += n_bits // 8 - site.n_weights * element
+    return change
+
+
+def _walk_bytes(
+    model: nn.Module,
+    structure: ModelStructure,
+    backend: AnyBackend,
+    calibration: TokenWindows | None,
+    batch_size: int,
+) -> tuple[int, int]:
+    """The largest block with its statistics and one batch; and what goes from block to block."""
+    largest = max(structure.blocks, key=lambda block: block.n_weights)
+    element = next(model.parameters()).element_size()
+    tokens, batch_tokens = 0, 0
+    if calibration is not None and backend.statistic:
+        tokens = calibration.ids.numel()
+        batch_tokens = min(tokens, batch_size * calibration.record.seq_len)
+    matrices = max(linear.n_weights for linear in largest.linears) * _FLOAT32 * _WORKING_COPIES
+    batch = batch_tokens * sum(sum(linear.shape) for linear in largest.linears) * element
+    working_bytes = largest.n_weights * element + matrices + _statistics_bytes(backend, largest) + batch
+    hidden = int(getattr(getattr(model, "config", None), "hidden_size", 0))
+    return working_bytes, tokens * hidden * element
+
+
+def _statistics_bytes(backend: AnyBackend, block: BlockSite) -> int:
+    """What is gathered of the inputs of one block at a time."""
     if backend.statistic is None:
-        return n_bytes
+        return 0
     if backend.statistic is Gram:
-        return n_bytes + _FLOAT32 * sum({n_inputs: n_inputs**2 for n_inputs in _inputs(block)}.values())
-    return n_bytes + _FLOAT64 * sum(_inputs(block))
+        return _FLOAT32 * sum({n_inputs: n_inputs**2 for n_inputs in _inputs(block)}.values())
+    return _FLOAT64 * sum(_inputs(block))
 
 
 def _inputs(block: BlockSite) -> list[int]:

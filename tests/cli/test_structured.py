@@ -210,6 +210,17 @@ def test_auto_on_a_dry_run_says_which_importance_would_run(
         assert f"importance auto ran as {importance}" in shown.err
 
 
+def test_a_dry_run_counts_what_gradients_need(done: Callable[..., Any], prune: tuple[str, ...]) -> None:
+    def predicted(*options: str) -> dict[str, int]:
+        prediction: dict[str, int] = done(*prune[:-1], *options, "--dry-run", "--json").json["prediction"]
+        return prediction
+
+    without = predicted("--importance", "wanda")
+    few, more = (predicted("--importance", "taylor", "--gradient-samples", n) for n in ("2", "4"))
+    assert without["activation_bytes"] < few["activation_bytes"] < more["activation_bytes"]
+    assert without["working_bytes"] < few["working_bytes"] == more["working_bytes"]  # a batch at a time
+
+
 def test_wanda_stays_the_default(
     done: Callable[..., Any], prune: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
