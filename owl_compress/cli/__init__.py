@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the request cannot be satisfied, 1 a defect of ours."""
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    # What ends a batch job early is an interrupt like any other: temporary folders go with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     sys.exit(_exit_code(arguments))

@@ -97,8 +97,9 @@ def test_a_disk_that_is_really_full(refused: Callable[..., str], tiny_disk: Path
     assert list(tiny_disk.iterdir()) == []
 
 
-def test_a_real_signal(here: Path) -> None:
-    """SIGINT in a process of its own, while the first of very many windows are compressed."""
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_signal(here: Path, kind: signal.Signals) -> None:
+    """In a process of its own, while the first of very many windows are compressed."""
     (here / "long.txt").write_text("owls at night " * 15_000)
     before = sorted(here.rglob("*"))
     # A shell that starts the tests in the background has them, and what they start, ignore interrupts.
@@ -118,7 +119,7 @@ def test_a_real_signal(here: Path) -> None:
         assert lines[0] == b"loading model\n"
         assert lines[1].startswith(b"measuring blocks: 3/3")
         time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(kind)
         rest = process.stderr.read().decode()
         assert process.stdout.read() == b""
     assert process.returncode == 2
