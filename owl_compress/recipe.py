@@ -175,7 +175,9 @@ class Recipe(Frozen):
         if self.plan is None and self.prune_ratio is None:
             raise ValueError("export decilm is for blocks of several widths: give prune-ratio, or drop it")
         if self.plan is None and self.parts != (Part.MLP,):
-            raise ValueError("export decilm keeps all query heads: add parts mlp")
+            raise ValueError(
+                "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"
+            )
         if self.round_to is not None and self.round_to % DECILM_STEP:
             raise ValueError(f"export decilm holds multiples of {DECILM_STEP}: round-to is {self.round_to}")
         return self

@@ -39,7 +39,7 @@ DECILM = ("--export", "decilm")
         (("--format", "packed"), "backend 'structured' makes none: drop it"),
         (("--scope", "row"), "backend 'structured' takes no scope; it takes: importance, taylor-variant"),
         (("--export", "gguf"), "export: Input should be 'decilm' (got 'gguf')"),
-        (DECILM, "export decilm keeps all query heads: add parts mlp"),
+        (DECILM, "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"),
         ((*DECILM, "--parts", "mlp"), "export decilm holds multiples of 256: round-to is 8"),
         ((*DECILM, "--parts", "mlp", "--round-to", "256"), "block model.layers.0 has only 64: leave"),
     ],
