@@ -20,7 +20,11 @@ _WORKING_COPIES = 3
 
 @dataclass(frozen=True)
 class Prediction:
-    """Sizes in bytes. `working_bytes` is what the walk needs besides the model itself, on the device."""
+    """Sizes in bytes; of the walk, or of taking gradients before it, whichever needs more.
+
+    `working_bytes` is needed besides the model itself, on the device; `activation_bytes` are kept from block
+    to block.
+    """
 
     checkpoint_bytes: int
     n_weights_kept: int
