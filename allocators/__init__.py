@@ -10,10 +10,10 @@ from typing import Any
 from owl_compress.allocators.base import Allocator, Curve, Group, OffBudget, create
 from owl_compress.allocators.planning import make_plan
 from owl_compress.allocators.target import Granularity, Solver, Target
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import ImportanceReport
 from owl_compress.errors import RequestError
-from owl_compress.plan import Plan
 from owl_compress.registry import Registry
-from owl_compress.report import ImportanceReport
 
 __all__ = [
     "ALLOCATORS",

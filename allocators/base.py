@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.documents.document import first_problem
+from owl_compress.documents.report import LinearReport
 from owl_compress.errors import RequestError
-from owl_compress.files import first_problem
 from owl_compress.registry import nearest
-from owl_compress.report import LinearReport
 
 FloatArray = NDArray[np.float64]
 

@@ -26,8 +26,8 @@ import numpy as np
 from owl_compress.allocators.base import Curve, FloatArray, Group, sizes, weighted_mean
 from owl_compress.allocators.choice import Key, LevelChoice
 from owl_compress.allocators.target import Target
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import KeptOfGrid, Unit
 
 _EQUAL = 1e-12
 """Values closer than this are the same value; also the relative rounding allowed in a sum of budgets."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.documents.report import ScoreHistogram
 from owl_compress.errors import RequestError
-from owl_compress.report import ScoreHistogram
 
 
 @dataclass(frozen=True)

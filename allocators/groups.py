@@ -9,9 +9,9 @@ from math import fsum
 
 from owl_compress.allocators.base import Group
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
+from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import Part, Unit
-from owl_compress.report import BlockReport, ImportanceReport, LinearReport
 
 _FUSED = {
     "attn.q": "attn.qkv",
@@ -74,7 +74,7 @@ def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
             f"{n_blocks} blocks to compress: lower them"
         )
     inner = range(target.protect_first, n_blocks - target.protect_last)
-    everything = set(target.parts) == set(Part)
+    everything = set(target.parts) == set(Sublayer)
     known = {_part(linear) for block in report.blocks for linear in block.linears}
     for part in target.parts if not everything else ():
         if part not in known:
@@ -93,7 +93,7 @@ def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
 def _part(linear: LinearReport) -> str:
     """The sublayer that a linear is of, by its role: "attn.q" is of "attention"."""
     kind = linear.role.partition(".")[0]
-    return Part.ATTENTION if kind == "attn" else kind
+    return Sublayer.ATTENTION if kind == "attn" else kind
 
 
 def build_groups(

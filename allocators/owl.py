@@ -17,8 +17,8 @@ from owl_compress.allocators.base import (
 )
 from owl_compress.allocators.spread import OwlLaw, settled_lam, settled_law, spread, unit_range
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
-from owl_compress.plan import KeptOfGrid
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from owl_compress.allocators.base import Allocator, FloatArray, Group, OffBudget
 from owl_compress.allocators.budget import continuous, optimal, proportional
 from owl_compress.allocators.groups import Partition, build_groups, partition
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.documents.plan import ASKED_TARGET, AllocatorRecord, LinearBudget, Plan, weighted_mean
+from owl_compress.documents.report import ImportanceReport, LinearReport
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import ASKED_TARGET, AllocatorRecord, LinearBudget, Plan, Unit, weighted_mean
-from owl_compress.report import ImportanceReport, LinearReport
 
 _SHAPE_OPTIONS = ("lam", "law")
 """Options that shape the continuous law, which the solver `optimal` does without."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group, sizes, weighted_mean
 from owl_compress.allocators.target import Target
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import KeptOfGrid, Unit
 
 OwlLaw = Literal["published", "bounded"]
 

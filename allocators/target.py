@@ -5,8 +5,16 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, TypedDict, Unpack, get_args
 
+from owl_compress.documents.units import (
+    NARROWEST_BITS,
+    WIDEST_BITS,
+    BitsGrid,
+    Grid,
+    KeptOfGrid,
+    Sublayer,
+    Unit,
+)
 from owl_compress.errors import RequestError
-from owl_compress.plan import NARROWEST_BITS, WIDEST_BITS, BitsGrid, Grid, KeptOfGrid, Part, Unit
 from owl_compress.registry import nearest
 
 Granularity = Literal["block", "linear"]
@@ -60,7 +68,7 @@ class Target:
     granularity: Granularity | None = None
     solver: Solver = "proportional"
     tie: bool = True
-    parts: tuple[str, ...] = tuple(Part)
+    parts: tuple[str, ...] = tuple(Sublayer)
     protect_first: int = 0
     protect_last: int = 0
 
@@ -109,10 +117,10 @@ class Target:
 
     def _check_parts(self) -> None:
         for part in self.parts:
-            if part not in tuple(Part):
-                raise RequestError(f"unknown part {part!r}: {nearest(part, map(str, Part))}")
+            if part not in tuple(Sublayer):
+                raise RequestError(f"unknown part {part!r}: {nearest(part, map(str, Sublayer))}")
         if not self.parts:
-            raise RequestError(f"no part is left to compress: name one of {', '.join(Part)}")
+            raise RequestError(f"no part is left to compress: name one of {', '.join(Sublayer)}")
         for end, count in (("first", self.protect_first), ("last", self.protect_last)):
             if count < 0:
                 raise RequestError(f"protect-{end} {count} is negative: it counts blocks")

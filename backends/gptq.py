@@ -18,7 +18,7 @@ from owl_compress.backends.solver import (
     gram_of,
     sweep_,
 )
-from owl_compress.plan import Unit
+from owl_compress.documents.units import Unit
 from owl_compress.quantized import CodeFormat, QuantizedWeight, code_range
 from owl_compress.statistics import Gram, Statistic
 

@@ -14,13 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from owl_compress.backend import LinearOutcome, StoredFormat
+from owl_compress.backend import LinearOutcome
 from owl_compress.calibration import TokenWindows
 from owl_compress.checkpoint import tensor_from_checkpoint
+from owl_compress.documents.plan import LinearBudget, Plan
+from owl_compress.documents.result import Fallback
+from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import LinearBudget, Plan, Unit
 from owl_compress.quantized import CodeFormat, QuantizedWeight
-from owl_compress.result import Fallback
 from owl_compress.statistics import Gram, Statistic
 
 INSTALL = "pip install 'owl-compress[gptqmodel]' (it needs torch >= 2.14.1)"

@@ -11,7 +11,7 @@ from owl_compress.backend import BlockTask, GroupTask, LinearOutcome
 from owl_compress.backends.masking import prune_block_
 from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
-from owl_compress.plan import Unit
+from owl_compress.documents.units import Unit
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from torch import Tensor
 from owl_compress.anatomy import Attention, BlockAnatomy, FeedForward, Slot, find_anatomy
 from owl_compress.backend import BlockTask
 from owl_compress.backends.unit_importance import LinearView, UnitScore
+from owl_compress.documents.plan import ROUNDING
+from owl_compress.documents.units import Sublayer
 from owl_compress.errors import RequestError
 from owl_compress.families import LinearSite
-from owl_compress.plan import ROUNDING, Part
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,10 @@ def find_parts(task: BlockTask) -> PlannedBlock:
     }
     attention, mlp = anatomy.attention, anatomy.mlp
     members = {
-        Part.ATTENTION: _names((*attention.queries, *attention.keys_values)) if attention else frozenset(),
-        Part.MLP: _names(mlp.channels) if mlp else frozenset(),
+        Sublayer.ATTENTION: _names((*attention.queries, *attention.keys_values))
+        if attention
+        else frozenset(),
+        Sublayer.MLP: _names(mlp.channels) if mlp else frozenset(),
     }
     for name, view in linears.items():
         if not any(name in names for names in members.values()):
@@ -175,8 +178,8 @@ def find_parts(task: BlockTask) -> PlannedBlock:
         task,
         anatomy,
         linears,
-        attention if planned[Part.ATTENTION] else None,
-        mlp if planned[Part.MLP] else None,
+        attention if planned[Sublayer.ATTENTION] else None,
+        mlp if planned[Sublayer.MLP] else None,
     )
 
 
@@ -185,7 +188,7 @@ def _names(slots: Sequence[Slot]) -> frozenset[str]:
 
 
 def _is_planned(
-    part: Part, names: frozenset[str], task: BlockTask, linears: Mapping[str, LinearView]
+    part: Sublayer, names: frozenset[str], task: BlockTask, linears: Mapping[str, LinearView]
 ) -> bool:
     missing = sorted(names - linears.keys())
     if len(missing) == len(names):
@@ -200,12 +203,12 @@ def _is_planned(
 
 def _unrecognised(anatomy: BlockAnatomy, site: LinearSite) -> str:
     """The refusal for a linear of the plan that is in no known part."""
-    usual = {"attn": Part.ATTENTION, "mlp": Part.MLP}.get(site.role.partition(".")[0])
+    usual = {"attn": Sublayer.ATTENTION, "mlp": Sublayer.MLP}.get(site.role.partition(".")[0])
     part = usual if usual in anatomy.unrecognised else next(iter(anatomy.unrecognised), None)
     if part is None:
         return f"{site.name} belongs neither to attention nor to a feed-forward: give --skip {site.name}"
-    other = Part.MLP if part is Part.ATTENTION else Part.ATTENTION
-    is_known = (anatomy.mlp if other is Part.MLP else anatomy.attention) is not None
+    other = Sublayer.MLP if part is Sublayer.ATTENTION else Sublayer.ATTENTION
+    is_known = (anatomy.mlp if other is Sublayer.MLP else anatomy.attention) is not None
     remedy = (
         f"use --parts {other}" if is_known else "use a backend that removes single weights, such as wanda"
     )

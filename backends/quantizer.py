@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from owl_compress.backend import BlockTask, LinearTask
+from owl_compress.documents.units import NARROWEST_BITS, WIDEST_BITS
 from owl_compress.errors import RequestError
-from owl_compress.plan import NARROWEST_BITS, WIDEST_BITS
 from owl_compress.quantized import CodeFormat, QuantizedWeight, code_range
 
 SHRINK_FACTORS = tuple(1 - step / 40 for step in range(1, 29))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from owl_compress.backends.solver import damping_fallbacks, factorise
-from owl_compress.result import Fallback
+from owl_compress.documents.result import Fallback
 from owl_compress.statistics import Gram, Statistic
 
 

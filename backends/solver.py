@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from owl_compress.documents.result import Fallback
 from owl_compress.errors import RequestError
-from owl_compress.result import Fallback
 from owl_compress.statistics import Gram, Statistic
 
 SOLVER_BLOCK = 128

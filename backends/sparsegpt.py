@@ -20,8 +20,8 @@ from owl_compress.backends.solver import (
     gram_of,
     sweep_,
 )
+from owl_compress.documents.units import Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import Grid, KeptOfGrid, Unit
 from owl_compress.statistics import Gram, Statistic
 
 

@@ -23,11 +23,12 @@ from owl_compress.backends.unit_importance import (
     highest_heads,
 )
 from owl_compress.backends.width_survey import WidthSurvey
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.result import Fallback
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.families import ModelStructure
 from owl_compress.narrowing import KeptUnits, keep_units_
-from owl_compress.plan import Plan, Unit
-from owl_compress.result import Fallback
 from owl_compress.statistics import Gram, SecondMoments, Statistic
 
 

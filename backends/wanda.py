@@ -10,7 +10,7 @@ from owl_compress.backend import BlockTask, GroupTask, LinearOutcome
 from owl_compress.backends.masking import prune_block_
 from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
-from owl_compress.plan import Unit
+from owl_compress.documents.units import Unit
 from owl_compress.statistics import SecondMoments, Statistic
 
 

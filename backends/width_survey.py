@@ -24,8 +24,8 @@ from owl_compress.backends.parts import (
 )
 from owl_compress.backends.unit_importance import Importance, UnitScore, highest_heads
 from owl_compress.backends.widths import choose_widths
+from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
-from owl_compress.plan import Plan
 from owl_compress.statistics import SecondMoments, Statistic
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from owl_compress.versions import versions
+from owl_compress.documents.versions import versions
 
 
 def print_row(benchmark: str, **measured: Any) -> None:

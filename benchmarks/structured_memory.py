@@ -29,8 +29,8 @@ from owl_compress.backends.structured import Structured
 from owl_compress.calibration import TokenWindows, token_ids_sha256
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import resolve_device
+from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.estimator import outline
-from owl_compress.report import CalibrationRecord
 
 HOST = torch.device("cpu")
 RATIO = 0.4

@@ -16,23 +16,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from owl_compress.documents.plan import Plan
+    from owl_compress.documents.recipe import Recipe
+    from owl_compress.documents.report import ImportanceReport
+    from owl_compress.documents.result import Result
     from owl_compress.errors import RequestError
     from owl_compress.estimator import measure
     from owl_compress.evaluation import perplexity
     from owl_compress.pipeline.line import Line
     from owl_compress.pipeline.stages import allocate, calibrate, compress_, evaluate, load, save
-    from owl_compress.plan import Plan
-    from owl_compress.recipe import Recipe
-    from owl_compress.report import ImportanceReport
-    from owl_compress.result import Result
 
 _HOMES = {
-    "ImportanceReport": "report",
+    "ImportanceReport": "documents.report",
     "Line": "pipeline.line",
-    "Plan": "plan",
-    "Recipe": "recipe",
+    "Plan": "documents.plan",
+    "Recipe": "documents.recipe",
     "RequestError": "errors",
-    "Result": "result",
+    "Result": "documents.result",
     "allocate": "pipeline.stages",
     "calibrate": "pipeline.stages",
     "compress_": "pipeline.stages",

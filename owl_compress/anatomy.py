@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from owl_compress.documents.units import Sublayer
 from owl_compress.families import FAMILIES, BlockSite, LinearSite, ModelStructure
-from owl_compress.plan import Part
 from owl_compress.tracing import trace_feed_forward
 
 Axis = Literal["out", "in"]
@@ -69,7 +69,7 @@ class BlockAnatomy:
     block: str
     attention: Attention | None
     mlp: FeedForward | None
-    unrecognised: Mapping[Part, str] = field(default_factory=dict)
+    unrecognised: Mapping[Sublayer, str] = field(default_factory=dict)
 
 
 # How a fused projection holds queries, keys and values: all queries, then all keys, then all values; or for
@@ -84,7 +84,7 @@ def find_anatomy(site: BlockSite) -> BlockAnatomy:
     A feed-forward that the table of families does not know is looked for by tracing; see `tracing`.
     """
     attention, mlp = _find_attention(site), _find_feed_forward(site)
-    found = {Part.ATTENTION: attention, Part.MLP: mlp}
+    found = {Sublayer.ATTENTION: attention, Sublayer.MLP: mlp}
     return BlockAnatomy(
         site.name,
         attention if isinstance(attention, Attention) else None,

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from owl_compress.calibration import TokenWindows
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.result import Fallback
+from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.documents.units import Grid, Unit
 from owl_compress.families import BlockSite, LinearSite, ModelStructure
 from owl_compress.gradients import Salience
-from owl_compress.plan import Grid, Plan, Unit
 from owl_compress.quantized import QuantizedWeight
-from owl_compress.result import Fallback
 from owl_compress.statistics import Statistic
 
 
@@ -161,15 +163,6 @@ class PlanChecker(Protocol):
     def check_plan(self, structure: ModelStructure, plan: Plan) -> None:
         """Refuse a plan that cannot; nothing is run and nothing changed."""
         ...
-
-
-@dataclass(frozen=True)
-class StoredFormat:
-    """What the model card says of a format that is not ours: a tag, how weights lie in it, how to load it."""
-
-    tag: str
-    description: str
-    how_to_load: str
 
 
 @runtime_checkable

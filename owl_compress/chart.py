@@ -11,10 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_mean
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import ROUNDING, BitsGrid, KeptOfGrid, LinearBudget, Plan, Unit, weighted_mean
 from owl_compress.registry import nearest
-from owl_compress.report import ImportanceReport
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 

@@ -9,15 +9,16 @@ from torch import nn
 
 from owl_compress.anatomy import find_roles
 from owl_compress.calibration import TokenWindows
+from owl_compress.documents.provenance import ModelIdentity, Provenance
+from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
+from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
 from owl_compress.families import LinearSite, ModelStructure, check_compressible, find_structure
 from owl_compress.metrics import DEFAULT_METRICS, Metric, find_metric
 from owl_compress.model_state import parameter_device
 from owl_compress.progress import SILENT, Progress
-from owl_compress.report import BlockReport, ImportanceReport, LinearReport, ModelIdentity, Provenance
 from owl_compress.scores import ScoredWeight, ScorePool, pooled
 from owl_compress.statistics import SecondMoments
-from owl_compress.versions import versions
 from owl_compress.walk import BlockVisit, BlockWalk
 
 

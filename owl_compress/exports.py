@@ -25,6 +25,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from owl_compress import decilm_config
 from owl_compress.anatomy import BlockAnatomy, find_anatomy
+from owl_compress.documents.recipe import DECILM_STEP
 from owl_compress.errors import RequestError
 from owl_compress.families import find_structure
 from owl_compress.modeling_narrow import CONFIG_KEY
@@ -34,7 +35,6 @@ from owl_compress.narrow_checkpoint import (
     text_config,
     widths_by_key,
 )
-from owl_compress.recipe import DECILM_STEP
 
 DECILM_MODEL_TYPE = "nemotron-nas"
 _DECILM_FAMILIES = ("llama", "mistral")

@@ -8,10 +8,10 @@ from transformers.pytorch_utils import Conv1D
 
 from owl_compress.anatomy import Attention, find_anatomy
 from owl_compress.calibration import resolve_seq_len
+from owl_compress.documents.measurements import Footprint
+from owl_compress.documents.units import Sublayer
 from owl_compress.families import ModelStructure
 from owl_compress.model_state import n_parameters
-from owl_compress.plan import Part
-from owl_compress.result import Footprint
 
 
 def footprint(model: Any, structure: ModelStructure, *, context_len: int | None = None) -> Footprint:
@@ -55,7 +55,7 @@ def footprint(model: Any, structure: ModelStructure, *, context_len: int | None 
 def _attentions(structure: ModelStructure) -> Sequence[Attention] | None:
     """The attention of every block that has one, or None if any was not recognised."""
     anatomies = [find_anatomy(site) for site in structure.blocks]
-    if any(Part.ATTENTION in anatomy.unrecognised for anatomy in anatomies):
+    if any(Sublayer.ATTENTION in anatomy.unrecognised for anatomy in anatomies):
         return None
     return [anatomy.attention for anatomy in anatomies if anatomy.attention is not None]
 

@@ -1,17 +1,16 @@
 """What the linears of a model run in: dense products, or torch's 2:4 semi-structured ones."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
+from owl_compress.documents.measurements import Kernel
 from owl_compress.errors import RequestError
 from owl_compress.families import find_structure
 from owl_compress.verification import verify
 
-Kernel = Literal["dense", "semi-structured"]
 KERNELS: tuple[Kernel, ...] = ("dense", "semi-structured")
 
 

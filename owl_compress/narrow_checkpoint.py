@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from owl_compress import modeling_narrow
 from owl_compress.anatomy import BlockAnatomy, find_anatomy
+from owl_compress.documents.document import Frozen, first_problem
 from owl_compress.errors import RequestError
 from owl_compress.families import UNKNOWN_ROLE, LinearSite, find_structure
-from owl_compress.files import Frozen, first_problem
 from owl_compress.modeling_narrow import CONFIG_KEY, narrowed
 
 MODELLING_FILE = "modeling_narrow.py"

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from owl_compress.documents.recipe import Export
 from owl_compress.explain import quiet_transformers
 from owl_compress.exports import check_decilm, describe_decilm
 from owl_compress.narrow_checkpoint import check_savable, describe_narrowed, has_narrowed_blocks
 from owl_compress.packing import PackedCheckpoint
-from owl_compress.recipe import Export
 
 logger = logging.getLogger(__name__)
 

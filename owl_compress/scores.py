@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owl_compress.report import ScoreHistogram
+from owl_compress.documents.report import ScoreHistogram
 
 _CHUNK = 1 << 20  # scores at a time: stays in a CPU's cache, and is enough to fill a GPU
 _PREFIX_BITS = 16

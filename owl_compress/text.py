@@ -16,7 +16,7 @@ from owl_compress.text_files import field_of, first_line, read_documents
 
 logger = logging.getLogger(__name__)
 
-Part = Literal["calibration", "evaluation"]
+Purpose = Literal["calibration", "evaluation"]
 
 BUILTIN = "builtin"
 # Hub data sets named by the user may be of any size; reading stops, with a warning, at this many characters.
@@ -104,7 +104,7 @@ def _c4(split: str, shard: str, max_documents: int, *, by_document: bool) -> _Hu
 # C4 calibration: the published scripts draw random documents from the whole first shard (356317 documents).
 # The shard is in random order already: the stream is read as far as 128 windows of 2048 tokens safely need.
 # C4 evaluation: the first 1100 documents joined with spaces, as published (there cut at 256 windows of 2048).
-_NAMED: Mapping[str, Mapping[Part, _HubSet]] = {
+_NAMED: Mapping[str, Mapping[Purpose, _HubSet]] = {
     "wikitext2": {"calibration": _wikitext2("train"), "evaluation": _wikitext2("test")},
     "ptb": {"calibration": _ptb("train"), "evaluation": _ptb("test")},
     "c4": {
@@ -114,7 +114,7 @@ _NAMED: Mapping[str, Mapping[Part, _HubSet]] = {
 }
 
 
-def load_text(source: str, *, text_field: str = "text", part: Part) -> Text:
+def load_text(source: str, *, text_field: str = "text", part: Purpose) -> Text:
     """Load the text that `source` names; `part` chooses the split of sources that have several.
 
     `source` is, in this order: `builtin`; a named set (`wikitext2`, `ptb`, `c4`); the path of an existing
@@ -125,8 +125,8 @@ def load_text(source: str, *, text_field: str = "text", part: Part) -> Text:
     Raises:
         RequestError: nothing is there, it is not text, it is empty, or the hub cannot be reached.
     """
-    if part not in get_args(Part):
-        raise RequestError(f"unknown part {part!r}: {nearest(part, get_args(Part))}")
+    if part not in get_args(Purpose):
+        raise RequestError(f"unknown part {part!r}: {nearest(part, get_args(Purpose))}")
     if source == BUILTIN:
         return Text(source, _builtin_halves()[part])
     if source in _NAMED:
@@ -216,7 +216,7 @@ def _hub_error(source: str, error: Exception) -> RequestError:
     )
 
 
-def _builtin_halves() -> Mapping[Part, tuple[str, ...]]:
+def _builtin_halves() -> Mapping[Purpose, tuple[str, ...]]:
     """Two disjoint halves of CPython's help topics, alike in size; no paragraph occurs in both, or twice.
 
     Some topics contain others whole. The longest topic is therefore taken first, each topic loses the
@@ -231,8 +231,8 @@ def _builtin_halves() -> Mapping[Part, tuple[str, ...]]:
             "or give the path of a .txt, .jsonl or .parquet file"
         ) from error
     seen: set[str] = set()
-    halves: dict[Part, list[str]] = {"calibration": [], "evaluation": []}
-    sizes: dict[Part, int] = {"calibration": 0, "evaluation": 0}
+    halves: dict[Purpose, list[str]] = {"calibration": [], "evaluation": []}
+    sizes: dict[Purpose, int] = {"calibration": 0, "evaluation": 0}
     for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
         document = "\n\n".join(_new_paragraphs(topics[name], seen))
         part = min(sizes, key=sizes.__getitem__)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.calibration import TokenWindows
+from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.families import LinearSite, find_structure
-from owl_compress.report import CalibrationRecord
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
 torch.set_num_threads(1)

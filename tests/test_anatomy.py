@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from owl_compress.anatomy import Attention, FeedForward, Slot, find_anatomy
+from owl_compress.documents.units import Sublayer
 from owl_compress.families import BlockSite, LinearSite, find_structure
 from owl_compress.narrowing import KeptUnits, keep_units_
-from owl_compress.plan import Part
 
 Make = Callable[[str], Any]
 GROUPED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_with_vision", "phi3"]
@@ -171,8 +171,8 @@ def test_rows_that_are_not_made_of_heads_are_refused_with_the_figures(make_model
     site.module.get_submodule("self_attn").head_dim = 5  # type: ignore[assignment]
     anatomy = find_anatomy(site)
     assert anatomy.attention is None
-    assert "[32, 16, 16]" in anatomy.unrecognised[Part.ATTENTION]
-    assert "heads of 5" in anatomy.unrecognised[Part.ATTENTION]
+    assert "[32, 16, 16]" in anatomy.unrecognised[Sublayer.ATTENTION]
+    assert "heads of 5" in anatomy.unrecognised[Sublayer.ATTENTION]
 
 
 def test_unequal_feed_forward_is_refused_with_the_figures(make_model: Make) -> None:
@@ -180,7 +180,7 @@ def test_unequal_feed_forward_is_refused_with_the_figures(make_model: Make) -> N
     site.module.get_submodule("mlp").gate_proj = nn.Linear(32, 60, bias=False)
     anatomy = find_anatomy(find_structure_of_block(site))
     assert anatomy.mlp is None
-    assert "gate_proj has 60 rows" in anatomy.unrecognised[Part.MLP]
+    assert "gate_proj has 60 rows" in anatomy.unrecognised[Sublayer.MLP]
 
 
 def find_structure_of_block(site: BlockSite) -> BlockSite:
@@ -194,7 +194,9 @@ def find_structure_of_block(site: BlockSite) -> BlockSite:
 def test_a_projection_that_is_missing_is_named(make_model: Make) -> None:
     site = first_block(make_model("llama"))
     linears = tuple(linear for linear in site.linears if linear.role not in {"attn.k", "attn.v"})
-    reason = find_anatomy(BlockSite(site.name, site.module, linears, "llama")).unrecognised[Part.ATTENTION]
+    reason = find_anatomy(BlockSite(site.name, site.module, linears, "llama")).unrecognised[
+        Sublayer.ATTENTION
+    ]
     assert "attn.k and attn.v" in reason
 
 
@@ -202,14 +204,14 @@ def test_bloom_that_slices_its_output_projection_is_refused(make_model: Make) ->
     site = first_block(make_model("bloom"))
     attention: Any = site.module.get_submodule("self_attention")
     attention.slow_but_exact, attention.pretraining_tp = True, 4
-    assert "slow_but_exact" in find_anatomy(site).unrecognised[Part.ATTENTION]
+    assert "slow_but_exact" in find_anatomy(site).unrecognised[Sublayer.ATTENTION]
 
 
 def test_the_feed_forward_of_an_unknown_model_is_traced(make_model: Make) -> None:
     for site in find_structure(make_model("unknown")).blocks:
         anatomy = find_anatomy(site)
         assert anatomy.attention is None
-        assert "'plain'" in anatomy.unrecognised[Part.ATTENTION]
+        assert "'plain'" in anatomy.unrecognised[Sublayer.ATTENTION]
         mlp = feed_forward_of(site)
         assert (mlp.n_channels, mlp.output) == (64, f"{site.name}.back")
         assert torch.equal(entries(mlp.channels, "mix", "out"), torch.arange(64).view(64, 1))
@@ -279,7 +281,7 @@ def site_of(block: nn.Module) -> BlockSite:
 def test_what_cannot_be_cut_or_traced_is_unrecognised_with_a_reason(block: nn.Module) -> None:
     anatomy = find_anatomy(site_of(block))
     assert anatomy.mlp is None
-    assert "made-up inputs" in anatomy.unrecognised[Part.MLP]
+    assert "made-up inputs" in anatomy.unrecognised[Sublayer.MLP]
 
 
 def test_experts_are_not_taken_for_the_feed_forward() -> None:
@@ -293,7 +295,7 @@ def test_experts_are_not_taken_for_the_feed_forward() -> None:
         def forward(self, hidden: Tensor) -> Tensor:
             return sum((expert(hidden) for expert in self.experts), hidden)
 
-    reason = find_anatomy(site_of(Routed())).unrecognised[Part.MLP]
+    reason = find_anatomy(site_of(Routed())).unrecognised[Sublayer.MLP]
     assert "3 feed-forwards" in reason
 
 
@@ -305,4 +307,4 @@ def test_of_a_mixture_of_experts_only_the_shared_one_is_found() -> None:
     site = first_block(Qwen2MoeForCausalLM(config))
     mlp = feed_forward_of(site)
     assert (mlp.n_channels, mlp.output) == (24, f"{site.name}.mlp.shared_expert.down_proj")
-    assert set(find_anatomy(site).unrecognised) == {Part.ATTENTION}
+    assert set(find_anatomy(site).unrecognised) == {Sublayer.ATTENTION}

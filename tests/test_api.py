@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import owl_compress
-from owl_compress.plan import Plan
-from owl_compress.report import ImportanceReport
-from owl_compress.result import Result
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
 
 
 @pytest.mark.parametrize("name", owl_compress.__all__)

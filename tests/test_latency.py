@@ -13,11 +13,11 @@ from owl_compress import compress_
 from owl_compress import stopwatch as clock
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.structured import Structured
+from owl_compress.documents.measurements import LatencyShape
 from owl_compress.errors import RequestError
 from owl_compress.estimator import outline
 from owl_compress.kernels import check_kernel, weight_bytes
 from owl_compress.latency import Contender, compare, compare_kernels, latency
-from owl_compress.latency_record import LatencyShape
 
 SHAPE = LatencyShape(batch_size=2, prompt_len=10, new_tokens=3)
 CPU = torch.device("cpu")

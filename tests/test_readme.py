@@ -14,9 +14,9 @@ from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
 from owl_compress.cli import app
 from owl_compress.cli.run import given_options
+from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.metrics import METRICS
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
-from owl_compress.recipe import Recipe, is_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

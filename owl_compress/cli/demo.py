@@ -12,9 +12,9 @@ from rich.table import Table
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import new_table
-from owl_compress.files import check_output_folder
-from owl_compress.plan import Plan
-from owl_compress.recipe import Recipe
+from owl_compress.documents.disk import check_output_folder
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from owl_compress.calibration import TokenWindows
@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Prune the embedded SmolLM2-135M to 60 % sparsity, uniformly and by OWL, and compare."""
     from owl_compress.chart import budget_chart
-    from owl_compress.files import output_folder
+    from owl_compress.documents.disk import output_folder
     from owl_compress.pipeline.line import Line
     from owl_compress.pipeline.stages import hold_out, save
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from owl_compress.cli.console import Output
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import Unit
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from owl_compress.loading import LoadedModel
@@ -65,8 +65,8 @@ class _MadeFrom:
 
 def _made_from(folder: Path) -> _MadeFrom | None:
     """The model that a folder of ours with heads or channels removed was made from; None for any other."""
+    from owl_compress.documents.result import Result
     from owl_compress.loading import BUILTIN, BUILTIN_PACKAGE
-    from owl_compress.result import Result
 
     if not (folder / "result.json").is_file():
         return None

@@ -8,8 +8,8 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, prediction_table, result_table
+from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.errors import RequestError
-from owl_compress.recipe import Recipe, is_recipe
 
 if TYPE_CHECKING:  # --help must not wait for torch
     from owl_compress.loading import LoadedModel

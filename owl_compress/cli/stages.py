@@ -9,11 +9,11 @@ from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.run import execute, given_options
 from owl_compress.cli.tables import plan_table, report_table
+from owl_compress.documents.disk import check_output_file
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.report import ImportanceReport
 from owl_compress.errors import RequestError
-from owl_compress.files import check_output_file
-from owl_compress.plan import Plan
-from owl_compress.recipe import Recipe
-from owl_compress.report import ImportanceReport
 
 
 def measure(

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from owl_compress.plan import KeptOfGrid, Plan, Unit
-from owl_compress.report import ImportanceReport
-from owl_compress.result import PerplexityRecord, Result
+from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import KeptOfGrid, Unit
 
 if TYPE_CHECKING:  # tables are drawn without loading torch
-    from owl_compress.latency_record import LatencyRecord, PartLatency, Speedup
+    from owl_compress.documents.measurements import LatencyRecord, PartLatency, Speedup
     from owl_compress.prediction import Prediction
     from owl_compress.verification import Verification
 

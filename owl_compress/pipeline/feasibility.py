@@ -2,12 +2,12 @@
 
 from owl_compress.allocators import allocate
 from owl_compress.backend import PlanChecker
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe
 from owl_compress.estimator import outline
 from owl_compress.families import find_structure
 from owl_compress.loading import LoadedModel
 from owl_compress.pipeline.request import backend_of, target_of
-from owl_compress.plan import Plan
-from owl_compress.recipe import Recipe
 
 
 def check_request(loaded: LoadedModel, recipe: Recipe) -> None:

@@ -9,12 +9,18 @@ from owl_compress.backend import CheckpointBackend
 from owl_compress.calibration import TokenWindows
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import memory_errors, resolve_device
+from owl_compress.documents.disk import check_output_folder, output_folder
+from owl_compress.documents.measurements import Evaluation, PerplexityRecord
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe, Storage
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.estimator import measure, outline
 from owl_compress.evaluation import perplexity
 from owl_compress.exports import check_decilm, to_stock_
 from owl_compress.families import find_structure
-from owl_compress.files import check_output_folder, output_folder
 from owl_compress.loading import LoadedModel
 from owl_compress.metrics import with_defaults
 from owl_compress.packing import check_packable, require_package
@@ -30,12 +36,8 @@ from owl_compress.pipeline.stages import (
     save,
     write_documents,
 )
-from owl_compress.plan import Plan, Unit
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import Quantizer
-from owl_compress.recipe import Recipe, Storage
-from owl_compress.report import ImportanceReport
-from owl_compress.result import Evaluation, PerplexityRecord, Result
 
 DEFAULT_MEASURE_SAMPLES = 16
 """Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""

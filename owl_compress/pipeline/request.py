@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from owl_compress.allocators import Allocator, Target, create_allocator
 from owl_compress.backends import BACKENDS
+from owl_compress.documents.recipe import BUDGETS, DECILM_STEP, Recipe
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import Unit
-from owl_compress.recipe import BUDGETS, DECILM_STEP, Recipe
 
 if TYPE_CHECKING:  # a plan is made without loading torch
     from owl_compress.backend import AnyBackend

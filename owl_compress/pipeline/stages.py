@@ -9,7 +9,7 @@ from torch import nn
 
 from owl_compress.allocators import Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
-from owl_compress.backend import AnyBackend, CheckpointBackend, StoredFormat
+from owl_compress.backend import AnyBackend, CheckpointBackend
 from owl_compress.calibration import (
     TokenWindows,
     evaluation_windows,
@@ -21,26 +21,28 @@ from owl_compress.card import model_card
 from owl_compress.checkpoint import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.device import DTYPES, place_
+from owl_compress.documents.disk import output_folder
+from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.recipe import Export, Recipe, Storage
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import EarlierStep, Result
+from owl_compress.documents.stored_format import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW, StoredFormat
 from owl_compress.errors import RequestError
 from owl_compress.estimator import identify
 from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
-from owl_compress.files import output_folder
 from owl_compress.loading import LoadedModel, load_model
 from owl_compress.model_state import check_finite
 from owl_compress.narrow_checkpoint import has_narrowed_blocks
 from owl_compress.origin import origin_of
 from owl_compress.packing import packed_checkpoint
 from owl_compress.pipeline.request import create_backend, split_target
-from owl_compress.plan import Plan
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import coded_modules
-from owl_compress.recipe import Export, Recipe, Storage
 from owl_compress.registry import nearest
-from owl_compress.report import ImportanceReport, ModelIdentity
-from owl_compress.result import EarlierStep, PerplexityRecord, Result
 from owl_compress.saving import save_checkpoint
-from owl_compress.stored_formats import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW
 from owl_compress.text import load_text
 
 logger = logging.getLogger(__name__)

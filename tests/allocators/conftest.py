@@ -4,14 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from owl_compress.report import (
-    BlockReport,
-    ImportanceReport,
-    LinearReport,
-    ModelIdentity,
-    Provenance,
-    ScoreHistogram,
-)
+from owl_compress.documents.provenance import ModelIdentity, Provenance
+from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport, ScoreHistogram
 
 ReportFactory = Callable[..., ImportanceReport]
 

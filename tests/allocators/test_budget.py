@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from owl_compress.allocators.base import Group
 from owl_compress.allocators.budget import continuous, expected_error, optimal, proportional
 from owl_compress.allocators.target import Target
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import Unit
 
 quick = settings(max_examples=30, deadline=None)
 

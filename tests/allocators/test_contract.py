@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from owl_compress.allocators import ALLOCATORS, Target, allocate, create_allocator
 from owl_compress.allocators.groups import build_groups, partition
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import Unit
 
 USES_DEPTH = {"linear-depth", "er-plus"}
 quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])

@@ -3,8 +3,8 @@
 import pytest
 
 from owl_compress.allocators import Target
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import KeptOfGrid, Unit
 
 
 def test_constructors_state_what_is_kept():

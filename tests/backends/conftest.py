@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.backend import BlockTask, GroupTask, LinearTask
+from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan, weighted_mean
+from owl_compress.documents.units import Grid, Unit
 from owl_compress.families import BlockSite, LinearSite, find_structure
-from owl_compress.plan import AllocatorRecord, Grid, LinearBudget, Plan, Unit, weighted_mean
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,11 @@ from owl_compress.backend import Backend, LinearTask
 from owl_compress.backends import BACKENDS
 from owl_compress.calibration import TokenWindows
 from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 from owl_compress.families import find_structure
-from owl_compress.plan import KeptOfGrid, Plan, Unit
-from owl_compress.result import Result
 
 PlanFor = Callable[..., Plan]
 Make = Callable[..., TokenWindows]

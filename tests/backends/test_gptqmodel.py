@@ -19,10 +19,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from owl_compress.backend import CheckpointBackend
 from owl_compress.backends.gptqmodel import GptqModel, dynamic_rules, read_codes
 from owl_compress.cli import _exit_code
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.families import find_structure
 from owl_compress.pipeline.stages import compress_
-from owl_compress.plan import Plan, Unit
 
 PlanFor = Callable[..., Plan]
 

@@ -9,10 +9,10 @@ import torch
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.rtn import Rtn
 from owl_compress.compression import compress_with_
+from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
 from owl_compress.estimator import outline
 from owl_compress.families import find_structure
-from owl_compress.plan import Plan
 from owl_compress.quantized import coded_modules
 
 

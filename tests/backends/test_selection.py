@@ -12,9 +12,9 @@ from torch import nn
 
 from owl_compress.backend import LinearTask
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.families import LinearSite
-from owl_compress.plan import KeptOfGrid
 
 Array = np.ndarray[Any, Any]
 

@@ -12,8 +12,8 @@ from owl_compress.backends import solver, sparsegpt
 from owl_compress.backends.selection import Scope
 from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
+from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
-from owl_compress.plan import KeptOfGrid
 from owl_compress.statistics import Gram, SecondMoments
 
 TaskOf = Callable[..., BlockTask]

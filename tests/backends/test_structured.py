@@ -16,11 +16,12 @@ from owl_compress.backends.structured import Structured
 from owl_compress.backends.unit_importance import Importance
 from owl_compress.calibration import TokenWindows
 from owl_compress.compression import compress_with_
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import KeptOfGrid, Sublayer, Unit
 from owl_compress.errors import RequestError
 from owl_compress.families import BlockSite, find_structure
 from owl_compress.gradients import measure_salience
-from owl_compress.plan import KeptOfGrid, Part, Plan, Unit
-from owl_compress.result import Result
 
 PlanFor = Callable[..., Plan]
 Make = Callable[..., TokenWindows]
@@ -421,19 +422,21 @@ def test_what_cannot_be_carried_out(make_model: MakeModel, prune: Callable[..., 
         Structured(importance="best")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("part", "other"), [(Part.ATTENTION, Part.MLP), (Part.MLP, Part.ATTENTION)])
+@pytest.mark.parametrize(
+    ("part", "other"), [(Sublayer.ATTENTION, Sublayer.MLP), (Sublayer.MLP, Sublayer.ATTENTION)]
+)
 def test_a_part_that_is_not_recognised(
     make_model: MakeModel,
     prune: Callable[..., Result],
     monkeypatch: pytest.MonkeyPatch,
-    part: Part,
-    other: Part,
+    part: Sublayer,
+    other: Sublayer,
 ) -> None:
     def half_known(site: BlockSite) -> BlockAnatomy:
         found = find_anatomy(site)
-        attention = None if part is Part.ATTENTION else found.attention
+        attention = None if part is Sublayer.ATTENTION else found.attention
         return BlockAnatomy(
-            found.block, attention, None if part is Part.MLP else found.mlp, {part: "it is odd"}
+            found.block, attention, None if part is Sublayer.MLP else found.mlp, {part: "it is odd"}
         )
 
     monkeypatch.setattr(parts, "find_anatomy", half_known)

@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from owl_compress.backends.wanda import Wanda
-from owl_compress.files import Document
+from owl_compress.documents.document import Document
 
 BUDGET = ("--sparsity", "0.5")
 RUN = ("run", "model", "--calib", "text.txt", "--samples", "4", "--seq-len", "32", *BUDGET)

@@ -14,10 +14,10 @@ from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
 from owl_compress.cli import app, console
 from owl_compress.cli.console import BarProgress, LineProgress, Output
-from owl_compress.plan import Plan
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
 from owl_compress.registry import Registry
-from owl_compress.report import ImportanceReport
-from owl_compress.result import Result
 
 COMMANDS = ("measure", "allocate", "compress", "eval", "verify", "run", "demo")
 

@@ -16,9 +16,10 @@ from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
 from owl_compress.calibration import TokenWindows
 from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.estimator import measure
 from owl_compress.families import find_structure
-from owl_compress.plan import AllocatorRecord, KeptOfGrid, LinearBudget, Plan, Unit
 from owl_compress.scores import ScoredWeight, ScorePool
 from owl_compress.statistics import Gram, SecondMoments
 from owl_compress.walk import BlockWalk

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from owl_compress.documents.measurements import LatencyShape
 from owl_compress.families import find_structure
 from owl_compress.kernels import is_semi_structured, to_semi_structured_, weight_bytes
 from owl_compress.latency import compare, compare_kernels
-from owl_compress.latency_record import LatencyShape
 
 pytestmark = [
     pytest.mark.gpu,

@@ -1,9 +1,61 @@
-"""What was timed, and what came out: the records of `latency`."""
+"""What was measured of a model: perplexity, footprint, latency."""
 
-from pydantic import PositiveInt
+from typing import Literal
 
-from owl_compress.files import Frozen
-from owl_compress.kernels import Kernel
+from pydantic import Field, PositiveInt
+
+from owl_compress.documents.document import Frozen
+
+Kernel = Literal["dense", "semi-structured"]
+"""What the linears of a model run in: dense products, or torch's 2:4 semi-structured ones."""
+
+
+class PerplexityRecord(Frozen):
+    """Perplexity of one model on one text; `tokens` counts the predicted ones."""
+
+    perplexity: float
+    tokens: int
+    windows: int
+    seq_len: int
+    dtype: str
+    data: str
+    bos: str
+    n_params: int
+
+
+class Evaluation(Frozen):
+    """The same text before and after."""
+
+    dense: PerplexityRecord
+    compressed: PerplexityRecord
+
+
+class Footprint(Frozen):
+    """Counts of one model as it is now; a block that was cut counts with the widths it has left.
+
+    A multiplication and an addition are two operations (FLOPs), all for one token of one sequence. Norms,
+    activations and embeddings are left out: they are small beside the products counted here.
+    """
+
+    n_params: int = Field(description="tied or shared ones once")
+    kv_cache_bytes_per_token: int | None = Field(
+        description="sum over blocks of 2 * kv_heads * head_dim * bytes per value in the model's data type; "
+        "None where the heads of a block are not known"
+    )
+    flops_per_token_blocks: int = Field(description="2 * weights of every linear in the blocks")
+    flops_per_token_head: int | None = Field(description="2 * weights of the head; None if there is none")
+    flops_per_token_attention: int | None = Field(
+        description="sum over blocks of 4 * heads * head_dim * context_len: queries times keys, and their "
+        "weights times values; None where the heads of a block are not known"
+    )
+    context_len: int = Field(description="tokens that each new token attends to, itself among them")
+
+
+class FootprintChange(Frozen):
+    """The same model before and after."""
+
+    before: Footprint
+    after: Footprint
 
 
 class LatencyShape(Frozen):

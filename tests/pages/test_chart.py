@@ -10,9 +10,11 @@ import matplotlib as mpl
 import pytest
 
 from owl_compress.chart import budget_chart
+from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
+from owl_compress.documents.provenance import ModelIdentity, Provenance
+from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
+from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import AllocatorRecord, BitsGrid, Grid, KeptOfGrid, LinearBudget, Plan, Unit
-from owl_compress.report import BlockReport, ImportanceReport, LinearReport, ModelIdentity, Provenance
 
 
 def report_of(n_blocks: int) -> ImportanceReport:

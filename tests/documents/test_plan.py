@@ -8,17 +8,9 @@ from typing import Any
 
 import pytest
 
+from owl_compress.documents.plan import AllocatorRecord, BlockBudget, LinearBudget, Plan, weighted_mean
+from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.plan import (
-    AllocatorRecord,
-    BitsGrid,
-    BlockBudget,
-    KeptOfGrid,
-    LinearBudget,
-    Plan,
-    Unit,
-    weighted_mean,
-)
 
 GOLDEN = Path(__file__).parent / "golden" / "plan.json"
 

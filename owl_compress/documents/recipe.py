@@ -8,11 +8,11 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
 
+from owl_compress.documents.document import Frozen, first_problem
+from owl_compress.documents.units import Sublayer
+from owl_compress.documents.yaml12 import Dumper, Loader
 from owl_compress.errors import RequestError
-from owl_compress.files import Frozen, first_problem
-from owl_compress.plan import Part
 from owl_compress.registry import nearest
-from owl_compress.yaml12 import Dumper, Loader
 
 BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""
@@ -66,8 +66,8 @@ class Recipe(Frozen):
     set_: dict[str, float] = Field(default={}, alias="set", description="budgets pinned by hand")
     skip: tuple[str, ...] = ()
     no_tie: bool = Field(default=False, description="let q/k/v and gate/up differ in bits")
-    parts: tuple[Part, ...] = Field(
-        default=tuple(Part), min_length=1, description="sublayers that are compressed"
+    parts: tuple[Sublayer, ...] = Field(
+        default=tuple(Sublayer), min_length=1, description="sublayers that are compressed"
     )
     protect_first: NonNegativeInt = Field(default=0, description="blocks at the start that keep all")
     protect_last: NonNegativeInt = Field(default=0, description="blocks at the end that keep all")
@@ -174,7 +174,7 @@ class Recipe(Frozen):
             return self
         if self.plan is None and self.prune_ratio is None:
             raise ValueError("export decilm is for blocks of several widths: give prune-ratio, or drop it")
-        if self.plan is None and self.parts != (Part.MLP,):
+        if self.plan is None and self.parts != (Sublayer.MLP,):
             raise ValueError(
                 "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"
             )

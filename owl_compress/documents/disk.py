@@ -1,8 +1,6 @@
-"""Reading and writing: JSON documents with a schema version, and output folders that are whole or absent."""
+"""Writing to disk: whole or not at all, and what could not be written is refused before any work."""
 
 import errno
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -10,92 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Self
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from owl_compress.errors import RequestError
 
-# Only the layout of JSON has line breaks, never a string in it: what a string says stays as it is.
-_NUMBER_LIST = re.compile(r"\[\n\s*(-?\d[-\d.eE+,\s]*?)\n\s*\]")
+# safetensors has an error type of its own, with the operating system's text and number inside.
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
-
-
-class Frozen(BaseModel):
-    """Base of all values that cross a stage: immutable, no unknown keys, no NaN."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True, validate_by_name=True
-    )
-
-
-class Document(Frozen):
-    """A value with a file of its own; `schema` names format and version, as in "owl-compress/plan/1"."""
-
-    SCHEMA: ClassVar[str]
-
-    def to_json(self) -> str:
-        """Readable JSON text; lists of numbers stay on one line."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
-        return _NUMBER_LIST.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the document's content, independent of its layout in the file."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def write(self, path: Path | str) -> None:
-        """Write the document to `path`, whole or not at all."""
-        write_text(Path(path), self.to_json())
-
-    @classmethod
-    def read(cls, path: Path | str) -> Self:
-        """Read and validate the document at `path`.
-
-        Raises:
-            RequestError: unreadable, not JSON, of another kind, of a newer version, or with invalid content.
-        """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RequestError(
-                f"{path} is not whole JSON ({error}): truncated, or not a file of ours"
-            ) from error
-        cls._check_schema(content, path)
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise RequestError(f"{path}: {first_problem(error)}") from error
-
-    @classmethod
-    def _check_schema(cls, content: Any, path: Path) -> None:
-        found = content.get("schema") if isinstance(content, dict) else None
-        if found == cls.SCHEMA:
-            return
-        kind, _, version = cls.SCHEMA.rpartition("/")
-        found_kind, _, found_version = str(found).rpartition("/")
-        if found_kind == kind and found_version.isdigit() and int(found_version) > int(version):
-            raise RequestError(
-                f"{path} has schema {found}, newer than {cls.SCHEMA} which this version reads: "
-                "upgrade owl-compress"
-            )
-        raise RequestError(
-            f"{path} has schema {found!r}, expected {cls.SCHEMA!r}: this is another kind of file"
-        )
-
-
-def first_problem(error: ValidationError) -> str:
-    """One line for the first thing pydantic found wrong: where, what, and the value."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    value = first.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float) else ""
-    return f"{where}: {message}{shown}" if where else message
 
 
 def write_text(path: Path, text: str) -> None:

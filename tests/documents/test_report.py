@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, Provenance
+from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport, ScoreHistogram
 from owl_compress.errors import RequestError
-from owl_compress.report import (
-    BlockReport,
-    CalibrationRecord,
-    ImportanceReport,
-    LinearReport,
-    ModelIdentity,
-    Provenance,
-    ScoreHistogram,
-)
 
 GOLDEN = Path(__file__).parent / "golden" / "report.json"
 

@@ -6,23 +6,15 @@ import pytest
 import yaml
 
 from owl_compress.card import model_card
+from owl_compress.documents.measurements import Evaluation, Footprint, FootprintChange, PerplexityRecord
+from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.result import Fallback, LinearResult, MethodRecord, Result, Totals
+from owl_compress.documents.stored_format import NARROW
+from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.loading import LoadedModel
 from owl_compress.origin import Origin, origin_of
-from owl_compress.plan import AllocatorRecord, BitsGrid, Grid, KeptOfGrid, LinearBudget, Plan, Unit
-from owl_compress.recipe import Recipe
-from owl_compress.report import CalibrationRecord, ModelIdentity
-from owl_compress.result import (
-    Evaluation,
-    Fallback,
-    Footprint,
-    FootprintChange,
-    LinearResult,
-    MethodRecord,
-    PerplexityRecord,
-    Result,
-    Totals,
-)
-from owl_compress.stored_formats import NARROW
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 LINEARS = [(f"model.layers.{i}.mlp.{name}", f"model.layers.{i}") for i in (0, 1) for name in ("up", "down")]

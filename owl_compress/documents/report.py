@@ -5,7 +5,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from owl_compress.files import Document, Frozen
+from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.provenance import ModelIdentity, Provenance
 
 
 class ScoreHistogram(Frozen):
@@ -59,34 +60,6 @@ class BlockReport(Frozen):
         if self.n_weights != total:
             raise ValueError(f"{self.name} has n_weights {self.n_weights} but its linears add up to {total}")
         return self
-
-
-class ModelIdentity(Frozen):
-    """Which model was measured or compressed."""
-
-    id: str
-    revision: str | None
-    family: str
-    dtype: str
-
-
-class CalibrationRecord(Frozen):
-    """Which tokens were used: enough to tell whether two runs saw the same."""
-
-    source: str
-    token_ids_sha256: str
-    sequences: PositiveInt
-    seq_len: PositiveInt
-    sampling: Literal["first", "random"]
-    seed: int
-    bos: Literal["every", "first", "never"]
-
-
-class Provenance(Frozen):
-    """Where the numbers come from. Holds no time stamps, so that the same request gives the same bytes."""
-
-    calibration: CalibrationRecord | None
-    versions: dict[str, str]
 
 
 class ImportanceReport(Document):

@@ -1,8 +1,16 @@
 """How the weights of a checkpoint lie in its files, and what its card says of loading them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from owl_compress.backend import StoredFormat
+
+@dataclass(frozen=True)
+class StoredFormat:
+    """What the model card says of a format: a tag, how weights lie in it, how to load it."""
+
+    tag: str
+    description: str
+    how_to_load: str
+
 
 _LOAD = (
     "```python\n"

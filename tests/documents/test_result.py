@@ -2,20 +2,10 @@
 
 from pathlib import Path
 
-from owl_compress.plan import Unit
-from owl_compress.report import CalibrationRecord, ModelIdentity
-from owl_compress.result import (
-    EarlierStep,
-    Evaluation,
-    Fallback,
-    Footprint,
-    FootprintChange,
-    LinearResult,
-    MethodRecord,
-    PerplexityRecord,
-    Result,
-    Totals,
-)
+from owl_compress.documents.measurements import Evaluation, Footprint, FootprintChange, PerplexityRecord
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
+from owl_compress.documents.result import EarlierStep, Fallback, LinearResult, MethodRecord, Result, Totals
+from owl_compress.documents.units import Unit
 
 GOLDEN = Path(__file__).parent / "golden" / "result.json"
 

@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.errors import RequestError
-from owl_compress.recipe import Recipe, is_recipe
 
 BASE = {"model": "builtin", "allocator": "owl", "backend": "wanda"}
 

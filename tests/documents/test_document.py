@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Literal
 import pytest
 from pydantic import Field, ValidationError
 
+from owl_compress.documents.disk import check_output_file, check_output_folder, output_folder, write_text
+from owl_compress.documents.document import Document
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
-from owl_compress.files import Document, check_output_file, check_output_folder, output_folder, write_text
-from owl_compress.plan import Plan
-from owl_compress.report import ImportanceReport
-from owl_compress.result import Result
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENTS: dict[str, type[Document]] = {"report": ImportanceReport, "plan": Plan, "result": Result}
@@ -164,7 +165,7 @@ def test_a_full_disk_leaves_what_was_there(
     path = tmp_path / "plan.json"
     if existing is not None:
         path.write_text(existing, encoding="utf-8")
-    monkeypatch.setattr("owl_compress.files.os.fdopen", failing_fdopen(FullDisk))
+    monkeypatch.setattr("owl_compress.documents.disk.os.fdopen", failing_fdopen(FullDisk))
     with pytest.raises(RequestError, match=f"disk full while writing {path}: free some space"):
         write_text(path, "new")
     assert [(p.name, p.read_text(encoding="utf-8")) for p in tmp_path.iterdir()] == (
@@ -181,7 +182,7 @@ def test_an_interrupt_while_writing_leaves_what_was_there(
 
     path = tmp_path / "plan.json"
     path.write_text("old", encoding="utf-8")
-    monkeypatch.setattr("owl_compress.files.os.fdopen", failing_fdopen(Interrupted))
+    monkeypatch.setattr("owl_compress.documents.disk.os.fdopen", failing_fdopen(Interrupted))
     with pytest.raises(KeyboardInterrupt):
         write_text(path, "new")
     assert [(p.name, p.read_text(encoding="utf-8")) for p in tmp_path.iterdir()] == [("plan.json", "old")]

@@ -1,62 +1,21 @@
 """The plan: how much every linear keeps. A larger value always keeps more."""
 
 from collections.abc import Mapping
-from enum import StrEnum
 from itertools import groupby
 from math import fsum
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
+from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.units import NARROWEST_BITS, WIDEST_BITS, Grid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.files import Document, Frozen
 
 ROUNDING = 1e-9
 """Relative slack for the rounding of floating-point sums when a budget is compared with its target."""
 
 ASKED_TARGET = "asked_target"
 """The allocator's parameter under which a plan off its budget states the target that was asked for."""
-
-NARROWEST_BITS, WIDEST_BITS = 2, 8
-"""The widths that a weight can be quantized to."""
-
-
-class Part(StrEnum):
-    """The two sublayers of a block."""
-
-    ATTENTION = "attention"
-    MLP = "mlp"
-
-
-class Unit(StrEnum):
-    """What a budget counts."""
-
-    DENSITY = "density"  # share of the weights kept, 0..1
-    WIDTH = "width"  # share of the removable parameters (heads, FFN channels) kept, 0..1
-    BITS = "bits"  # bits per weight
-
-
-class KeptOfGrid(Frozen):
-    """N:M sparsity: a density is a whole number of weights *kept* of every `kept_of` consecutive inputs."""
-
-    kept_of: PositiveInt
-
-    def values(self) -> tuple[float, ...]:
-        """All densities on the grid, rising."""
-        return tuple(kept / self.kept_of for kept in range(self.kept_of + 1))
-
-
-class BitsGrid(Frozen):
-    """Quantization: a budget is one of these widths."""
-
-    bits: tuple[PositiveInt, ...] = Field(min_length=1)
-
-    def values(self) -> tuple[float, ...]:
-        """All widths on the grid, rising."""
-        return tuple(float(width) for width in sorted(set(self.bits)))
-
-
-Grid = KeptOfGrid | BitsGrid
 
 
 class LinearBudget(Frozen):
