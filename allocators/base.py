@@ -12,8 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.document import first_problem
 from owl_compress.documents.report import LinearReport
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 
 FloatArray = NDArray[np.float64]
 

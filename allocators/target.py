@@ -14,8 +14,7 @@ from owl_compress.documents.units import (
     Sublayer,
     Unit,
 )
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 
 Granularity = Literal["block", "linear"]
 Solver = Literal["proportional", "optimal"]

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from owl_compress.backend import LinearTask
 from owl_compress.documents.units import KeptOfGrid
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 
 
 class Scope(StrEnum):

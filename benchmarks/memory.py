@@ -8,7 +8,7 @@ import argparse
 from rows import print_row
 
 from owl_compress import Line, Recipe
-from owl_compress.device import peak_host_bytes
+from owl_compress.memory import peak_host_bytes
 from owl_compress.model_state import n_parameters
 
 

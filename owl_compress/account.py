@@ -9,11 +9,12 @@ import torch
 
 from owl_compress.backend import AnyBackend, LinearOutcome
 from owl_compress.calibration import TokenWindows
-from owl_compress.device import peak_device_bytes, peak_host_bytes
+from owl_compress.device import peak_device_bytes
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import LinearResult, MethodRecord, Result, Totals
 from owl_compress.documents.versions import versions
+from owl_compress.memory import peak_host_bytes
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from owl_compress.documents.provenance import CalibrationRecord
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 from owl_compress.text import Text
 
 Sampling = Literal["first", "random"]

@@ -14,8 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 

@@ -1,4 +1,7 @@
-"""The one error a user can cause."""
+"""The one error a user can cause, and the name that was probably meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class RequestError(Exception):
@@ -7,3 +10,10 @@ class RequestError(Exception):
     The message says what is wrong, the offending value, and the remedy. Anything else that escapes is a
     defect of owl-compress (exit 1).
     """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint "did you mean 'x'?" for the known name nearest to `name`, else the list of all known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)

@@ -12,8 +12,9 @@ from torch import nn
 
 from owl_compress.backend import AnyBackend, Backend, GradientChooser
 from owl_compress.calibration import TokenWindows
-from owl_compress.device import free_device_bytes, free_host_bytes
+from owl_compress.device import free_device_bytes
 from owl_compress.families import ModelStructure
+from owl_compress.memory import free_host_bytes
 from owl_compress.model_state import parameter_device
 
 logger = logging.getLogger(__name__)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.compiled import CompiledDecoder
-from owl_compress.device import peak_device_bytes, peak_host_bytes
+from owl_compress.device import peak_device_bytes
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape, PartLatency, Speedup
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import placed
 from owl_compress.families import find_structure
 from owl_compress.kernels import check_kernel, is_semi_structured, to_semi_structured_, weight_bytes
-from owl_compress.model_state import n_parameters
+from owl_compress.memory import peak_host_bytes
+from owl_compress.model_state import cache_name, n_parameters
 from owl_compress.progress import SILENT, Progress
 from owl_compress.stopwatch import now, stopwatch
 
@@ -127,7 +128,7 @@ class _Course:
         self._model, self._shape = model, shape
         self._device: torch.device = embeddings.device
         self._first, self._last = blocks[0], blocks[-1]
-        self._head = _head(model)
+        self._head, self._cache_name = _head(model), cache_name(model)
         # Some tokens or other: time does not depend on which.
         size, generator = (shape.batch_size, shape.prompt_len), torch.Generator().manual_seed(0)
         self._ids = torch.randint(embeddings.shape[0], size, generator=generator).to(self._device)
@@ -157,7 +158,7 @@ class _Course:
 
     def _prefill(self) -> tuple[float, float, Any]:
         """Seconds of the model and of its blocks, and the answer, which holds the cache."""
-        cache = {"past_key_values": self._compiled.empty_cache()} if self._compiled else {}
+        cache = {self._cache_name: self._compiled.empty_cache()} if self._compiled else {}
         with stopwatch(self._first, self._last, self._device) as blocks:
             start = now(self._device)
             answer = self._model(input_ids=self._ids, use_cache=True, **cache)
@@ -174,7 +175,8 @@ class _Course:
             start = now(self._device)
             for _ in range(self._shape.new_tokens):
                 token: Tensor = answer.logits[:, -1:].argmax(dim=-1)  # [batch, 1]
-                answer = self._model(input_ids=token, past_key_values=answer.past_key_values, use_cache=True)
+                cache = {self._cache_name: getattr(answer, self._cache_name)}
+                answer = self._model(input_ids=token, use_cache=True, **cache)
             return now(self._device) - start, blocks.take()
 
 

@@ -2,17 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
+from owl_compress.device import free_device_bytes
 from owl_compress.errors import RequestError
 
 
 def n_parameters(model: nn.Module) -> int:
     """Number of parameters; those tied or shared count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def cache_name(model: nn.Module) -> str:
+    """What the model calls its key-value cache, in arguments and answers: transformers renamed it in 5.24."""
+    return "cache" if "cache" in signature(type(model).forward).parameters else "past_key_values"
 
 
 def check_finite(model: nn.Module) -> None:
@@ -57,3 +64,19 @@ def _configs(model: nn.Module) -> list[Any]:
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return [config] if text is config else [config, text]
+
+
+_HEADROOM = 0.6
+"""Share of the free device memory that weights may take; activations and statistics need the rest."""
+
+
+def place_(model: nn.Module, device: torch.device) -> None:
+    """Move `model` to `device` if its weights fit there with room to work; else it stays on the host.
+
+    A model on the host is visited block by block and needs one block on the device at a time.
+    """
+    if device.type != "cuda":
+        return
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    if size < _HEADROOM * free_device_bytes(device):
+        model.to(device)

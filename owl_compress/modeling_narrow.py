@@ -26,7 +26,7 @@ from transformers.conversion_mapping import (
 from transformers.pytorch_utils import Conv1D
 
 CONFIG_KEY = "owl_compress_widths"
-_CACHE_NAMES = ("past_key_values", "layer_past")
+_CACHE_NAMES = ("cache", "past_key_values", "layer_past")  # the first since transformers 5.24
 
 
 def set_widths_(block: nn.Module, widths: Mapping[str, Any]) -> None:

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 
 
 def read_documents(path: Path, text_field: str) -> tuple[str, ...]:

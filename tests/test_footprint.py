@@ -12,6 +12,7 @@ from owl_compress.anatomy import find_anatomy
 from owl_compress.errors import RequestError
 from owl_compress.families import find_structure
 from owl_compress.footprint import Footprint, footprint
+from owl_compress.model_state import cache_name
 from owl_compress.narrowing import KeptUnits, keep_units_
 
 CONTEXT = 7
@@ -27,7 +28,7 @@ def cache_bytes_per_token(model: Any) -> float:
     """Bytes of keys and values that one forward pass leaves in the model's own cache, per token."""
     cache = DynamicCache(config=model.config.get_text_config())
     with torch.no_grad():
-        model(input_ids=torch.arange(3, 3 + CONTEXT)[None], past_key_values=cache, use_cache=True)
+        model(input_ids=torch.arange(3, 3 + CONTEXT)[None], use_cache=True, **{cache_name(model): cache})
     tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return sum(tensor.nbytes for tensor in tensors) / CONTEXT
 

@@ -50,6 +50,7 @@ def assert_salience(found: Salience, products: Tensor) -> None:
 def test_the_same_as_autograd_through_the_whole_model(
     family_model: Any, make_windows: Make, batch_size: int
 ) -> None:
+    family_model.double()  # in float32 the gradients of queries and keys are mostly rounding, by either way
     windows = make_windows(3)  # leaves a smaller last batch for 2
     expected = through_the_whole_model(family_model, windows.ids)
     structure = find_structure(family_model)

@@ -19,6 +19,7 @@ from owl_compress import modeling_narrow
 from owl_compress.anatomy import Attention, BlockAnatomy, FeedForward, find_anatomy
 from owl_compress.errors import RequestError
 from owl_compress.families import BlockSite, find_structure, in_rows
+from owl_compress.model_state import cache_name
 from owl_compress.modeling_narrow import narrowed, set_widths_
 from owl_compress.narrow_checkpoint import has_narrowed_blocks
 from owl_compress.narrowing import KeptUnits, keep_units_
@@ -298,8 +299,8 @@ def test_steps_with_a_cache_are_one_forward_pass(strong: Make, ids: Tensor, name
     cache, parts = None, []
     for piece in ids.split([11, 1, 1, 7], dim=1):
         with torch.no_grad():
-            outputs = model(input_ids=piece, past_key_values=cache, use_cache=True)
-        cache = outputs.past_key_values
+            outputs = model(input_ids=piece, use_cache=True, **{cache_name(model): cache})
+        cache = getattr(outputs, cache_name(model))
         parts.append(outputs.logits)
     assert cache.get_seq_length() == ids.shape[1]
     torch.testing.assert_close(torch.cat(parts, dim=1), logits(model, ids), rtol=1e-4, atol=1e-4)

@@ -60,7 +60,7 @@ class LineProgress:
 def _memory() -> str:
     import torch  # loaded by then; --help must not wait for it
 
-    from owl_compress.device import peak_host_bytes
+    from owl_compress.memory import peak_host_bytes
 
     host = f"host {peak_host_bytes() / 2**30:.1f} GiB"
     if not torch.cuda.is_available():

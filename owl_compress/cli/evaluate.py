@@ -49,10 +49,11 @@ def evaluate(
 
     With --quiet the number alone is printed.
     """
-    from owl_compress.device import memory_errors, resolve_device
+    from owl_compress.device import resolve_device
     from owl_compress.documents.measurements import LatencyShape
     from owl_compress.kernels import check_kernel, check_two_of_four
     from owl_compress.latency import compare, compare_kernels
+    from owl_compress.memory import memory_errors
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from owl_compress.cli.console import Output
+from owl_compress.device import DTYPES
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 
@@ -22,8 +23,6 @@ def dense_model(
     Raises:
         RequestError: the model named by --against cannot be loaded.
     """
-    from owl_compress.device import DTYPES
-
     load_alike = partial(load, dtype=dtype if dtype in DTYPES else "auto")
     if against is not None:
         output.say(f"loading {against}")

@@ -39,8 +39,9 @@ def measure(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure the importance of every block and linear, and write the report."""
-    from owl_compress.device import memory_errors, resolve_device
+    from owl_compress.device import resolve_device
     from owl_compress.estimator import measure as measure_importance
+    from owl_compress.memory import memory_errors
     from owl_compress.metrics import with_defaults
     from owl_compress.pipeline import stages
 

@@ -11,8 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_
 from owl_compress.documents.document import Frozen, first_problem
 from owl_compress.documents.units import Sublayer
 from owl_compress.documents.yaml12 import Dumper, Loader
-from owl_compress.errors import RequestError
-from owl_compress.registry import nearest
+from owl_compress.errors import RequestError, nearest
 
 BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""

@@ -20,7 +20,7 @@ from owl_compress.calibration import (
 from owl_compress.card import model_card
 from owl_compress.checkpoint import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
-from owl_compress.device import DTYPES, place_
+from owl_compress.device import find_dtype
 from owl_compress.documents.disk import output_folder
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.plan import Plan
@@ -34,14 +34,13 @@ from owl_compress.estimator import identify
 from owl_compress.evaluation import perplexity
 from owl_compress.families import find_structure
 from owl_compress.loading import LoadedModel, load_model
-from owl_compress.model_state import check_finite
+from owl_compress.model_state import check_finite, place_
 from owl_compress.narrow_checkpoint import has_narrowed_blocks
 from owl_compress.origin import origin_of
 from owl_compress.packing import packed_checkpoint
 from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import coded_modules
-from owl_compress.registry import nearest
 from owl_compress.saving import save_checkpoint
 from owl_compress.text import load_text
 
@@ -179,11 +178,9 @@ def load(
         RequestError: not there, not whole, not a causal language model, pickled, in need of remote code, or
             with NaN or Inf among its weights.
     """
-    if dtype not in {"auto", *DTYPES}:
-        raise RequestError(f"unknown dtype {dtype!r}: {nearest(dtype, ['auto', *DTYPES])}")
     loaded = load_model(
         source,
-        dtype="auto" if dtype == "auto" else DTYPES[dtype],
+        dtype=find_dtype(dtype),
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
