@@ -9,7 +9,7 @@ from torch import Tensor
 
 from owl_compress.backend import BlockTask, GroupTask
 from owl_compress.documents.plan import Plan
-from owl_compress.families import LinearSite
+from owl_compress.models.structure import LinearSite
 from owl_compress.scores import ScoredWeight, ScorePool
 from owl_compress.statistics import Statistic
 

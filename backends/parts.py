@@ -6,13 +6,13 @@ from math import fsum, isclose
 
 from torch import Tensor
 
-from owl_compress.anatomy import Attention, BlockAnatomy, FeedForward, Slot, find_anatomy
 from owl_compress.backend import BlockTask
 from owl_compress.backends.unit_importance import LinearView, UnitScore
 from owl_compress.documents.plan import ROUNDING
 from owl_compress.documents.units import Sublayer
 from owl_compress.errors import RequestError
-from owl_compress.families import LinearSite
+from owl_compress.models.anatomy import Attention, BlockAnatomy, FeedForward, Slot, find_anatomy
+from owl_compress.models.structure import LinearSite
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from owl_compress.anatomy import Attention, FeedForward, Slot
 from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.backends.block_widths import Rounding
 from owl_compress.backends.parts import PlannedBlock, find_parts
@@ -27,7 +26,8 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.families import ModelStructure
+from owl_compress.models.anatomy import Attention, FeedForward, Slot
+from owl_compress.models.structure import ModelStructure
 from owl_compress.narrowing import KeptUnits, keep_units_
 from owl_compress.statistics import Gram, SecondMoments, Statistic
 

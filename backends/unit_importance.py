@@ -8,9 +8,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from owl_compress.anatomy import Slot
 from owl_compress.backend import LinearTask
 from owl_compress.errors import RequestError
+from owl_compress.models.anatomy import Slot
 from owl_compress.statistics import Statistic
 
 

@@ -18,12 +18,12 @@ from rows import print_row
 
 from owl_compress import Line, Recipe, measure
 from owl_compress.allocators import allocate
-from owl_compress.calibration import TokenWindows, evaluation_windows, token_ids_sha256
+from owl_compress.data.text import load_text
+from owl_compress.data.windows import TokenWindows, evaluation_windows, token_ids_sha256
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.estimator import outline
 from owl_compress.loading import LoadedModel
 from owl_compress.pipeline.request import allocator_of, target_of
-from owl_compress.text import load_text
 
 SEQ_LEN = 512
 _CALIBRATION, _TUNING, _EVALUATION = 12, 16, 20

@@ -26,8 +26,8 @@ from owl_compress.allocators import Target, allocate
 from owl_compress.backends.structured import Structured
 from owl_compress.documents.measurements import LatencyRecord, LatencyShape
 from owl_compress.estimator import outline
-from owl_compress.families import find_structure
 from owl_compress.latency import compare
+from owl_compress.models.structure import find_structure
 from owl_compress.stopwatch import now
 
 _RATIOS = (0.2, 0.4, 0.6, 0.8)

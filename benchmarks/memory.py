@@ -9,7 +9,7 @@ from rows import print_row
 
 from owl_compress import Line, Recipe
 from owl_compress.memory import peak_host_bytes
-from owl_compress.model_state import n_parameters
+from owl_compress.models.state import n_parameters
 
 
 def main() -> None:

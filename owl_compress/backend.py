@@ -13,13 +13,13 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Grid, Unit
-from owl_compress.families import BlockSite, LinearSite, ModelStructure
 from owl_compress.gradients import Salience
+from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.quantized import QuantizedWeight
 from owl_compress.statistics import Statistic
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.errors import RequestError
-from owl_compress.families import BlockSite
-from owl_compress.model_state import parameter_device
+from owl_compress.models.state import parameter_device
+from owl_compress.models.structure import BlockSite
 
 
 class _CaptureDone(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong

@@ -10,19 +10,18 @@ from torch import nn
 
 from owl_compress.account import Account, Stored, method_record
 from owl_compress.backend import Backend, BlockTask, GradientReader, GroupTask, LinearOutcome, LinearTask
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import Footprint, FootprintChange
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.estimator import identify
-from owl_compress.families import LinearSite, ModelStructure, find_structure
-from owl_compress.footprint import footprint
 from owl_compress.gradient_memory import settled_backend
 from owl_compress.gradients import Salience, measure_salience
-from owl_compress.model_state import n_parameters, parameter_device
+from owl_compress.models.footprint import footprint
+from owl_compress.models.state import identify, n_parameters, parameter_device
+from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import keep_codes_, stored_bits
 from owl_compress.statistics import Statistic

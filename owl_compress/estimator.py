@@ -7,15 +7,15 @@ from math import isfinite
 import torch
 from torch import nn
 
-from owl_compress.anatomy import find_roles
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
-from owl_compress.families import LinearSite, ModelStructure, check_compressible, find_structure
 from owl_compress.metrics import DEFAULT_METRICS, Metric, find_metric
-from owl_compress.model_state import parameter_device
+from owl_compress.models.anatomy import find_roles
+from owl_compress.models.state import identify, parameter_device
+from owl_compress.models.structure import LinearSite, check_compressible, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.scores import ScoredWeight, ScorePool, pooled
 from owl_compress.statistics import SecondMoments
@@ -100,18 +100,6 @@ def outline(model: nn.Module, identity: ModelIdentity | None = None) -> Importan
         blocks=tuple(blocks),
         provenance=Provenance(calibration=None, versions=versions()),
         notes=structure.notes,
-    )
-
-
-def identify(model: nn.Module, structure: ModelStructure, source: str | None = None) -> ModelIdentity:
-    """Identity of a model that is in memory already."""
-    config = getattr(model, "config", None)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return ModelIdentity(
-        id=source or str(getattr(config, "_name_or_path", "") or type(model).__name__),
-        revision=getattr(config, "_commit_hash", None),
-        family=structure.family,
-        dtype=dtype,
     )
 
 

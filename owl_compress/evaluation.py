@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.model_state import evaluation_mode, n_parameters
+from owl_compress.models.state import evaluation_mode, n_parameters
 from owl_compress.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from owl_compress.backend import AnyBackend, Backend, GradientChooser
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.device import free_device_bytes
-from owl_compress.families import ModelStructure
 from owl_compress.memory import free_host_bytes
-from owl_compress.model_state import parameter_device
+from owl_compress.models.state import parameter_device
+from owl_compress.models.structure import ModelStructure
 
 logger = logging.getLogger(__name__)
 

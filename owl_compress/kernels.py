@@ -8,7 +8,7 @@ from torch.sparse import to_sparse_semi_structured
 
 from owl_compress.documents.measurements import Kernel
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 from owl_compress.verification import verify
 
 KERNELS: tuple[Kernel, ...] = ("dense", "semi-structured")

@@ -15,10 +15,10 @@ from owl_compress.device import peak_device_bytes
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape, PartLatency, Speedup
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import placed
-from owl_compress.families import find_structure
 from owl_compress.kernels import check_kernel, is_semi_structured, to_semi_structured_, weight_bytes
 from owl_compress.memory import peak_host_bytes
-from owl_compress.model_state import cache_name, n_parameters
+from owl_compress.models.state import cache_name, n_parameters
+from owl_compress.models.structure import find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.stopwatch import now, stopwatch
 

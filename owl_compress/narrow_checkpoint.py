@@ -18,11 +18,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from owl_compress import modeling_narrow
-from owl_compress.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.documents.document import Frozen, first_problem
 from owl_compress.errors import RequestError
-from owl_compress.families import UNKNOWN_ROLE, LinearSite, find_structure
 from owl_compress.modeling_narrow import CONFIG_KEY, narrowed
+from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
+from owl_compress.models.families import UNKNOWN_ROLE
+from owl_compress.models.structure import LinearSite, find_structure
 
 MODELLING_FILE = "modeling_narrow.py"
 _PREFIX = "Narrow"

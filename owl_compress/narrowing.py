@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot, below
 from owl_compress.errors import RequestError
-from owl_compress.families import BlockSite
 from owl_compress.modeling_narrow import set_widths_
+from owl_compress.models.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot, below
+from owl_compress.models.structure import BlockSite
 
 # What the forward pass of an attention reads besides its tensors, by family.
 _HEAD_COUNTS: Mapping[str, tuple[str, ...]] = {

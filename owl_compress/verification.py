@@ -15,7 +15,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 from owl_compress.explain import quietly_explained
-from owl_compress.families import LinearSite, find_structure, in_rows
+from owl_compress.models.structure import LinearSite, find_structure, in_rows
 from owl_compress.narrow_checkpoint import narrowed_class
 from owl_compress.packing import is_packed
 

@@ -20,9 +20,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.provenance import CalibrationRecord
-from owl_compress.families import LinearSite, find_structure
+from owl_compress.models.structure import LinearSite, find_structure
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
 torch.set_num_threads(1)

@@ -9,11 +9,11 @@ import torch
 from transformers import LlamaForCausalLM
 
 from owl_compress import evaluation
-from owl_compress.calibration import TokenWindows, evaluation_windows
+from owl_compress.data.text import Text
+from owl_compress.data.windows import TokenWindows, evaluation_windows
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import perplexity
-from owl_compress.model_state import evaluation_mode, n_parameters
-from owl_compress.text import Text
+from owl_compress.models.state import evaluation_mode, n_parameters
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from owl_compress import gradient_memory
 from owl_compress.backends.structured import Structured
 from owl_compress.backends.wanda import Wanda
 from owl_compress.device import free_device_bytes
-from owl_compress.families import find_structure
 from owl_compress.gradient_memory import (
     GradientSizes,
     MemoryBytes,
@@ -23,6 +22,7 @@ from owl_compress.gradient_memory import (
 )
 from owl_compress.gradients import measure_salience
 from owl_compress.memory import free_host_bytes
+from owl_compress.models.structure import find_structure
 
 HOST = torch.device("cpu")
 MIB = 2**20

@@ -10,10 +10,10 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress.calibration import TokenWindows
+from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
 from owl_compress.gradients import Salience, measure_salience
+from owl_compress.models.structure import find_structure
 
 Make = Callable[..., TokenWindows]
 SUMS = ("out_element", "in_element", "out_vector", "in_vector")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from owl_compress.calibration import TokenWindows
 from owl_compress.capture import capture, map_tensors
+from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
-from owl_compress.model_state import evaluation_mode
+from owl_compress.models.state import evaluation_mode
+from owl_compress.models.structure import find_structure
 from owl_compress.statistics import Gram, SecondMoments
 from owl_compress.walk import BlockVisit, BlockWalk
 

@@ -38,7 +38,7 @@ def dense_model(
 
 def _original(model: str, load: "Callable[..., LoadedModel]", output: Output) -> dict[str, Any]:
     """The model that the folder `model` was made from, by its name; empty if that cannot be asked."""
-    from owl_compress.model_state import n_parameters
+    from owl_compress.models.state import n_parameters
 
     made_from = _made_from(Path(model))
     if made_from is None or made_from.source == model:

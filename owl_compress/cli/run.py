@@ -127,8 +127,8 @@ def execute(recipe: Recipe, out: Path | None, output: Output, *, dry_run: bool) 
 def _show_prediction(line: "Line", loaded: "LoadedModel", output: Output) -> None:
     """Measure and allocate, and show what the rest of the run would need and leave."""
     from owl_compress.device import resolve_device
-    from owl_compress.families import find_structure
     from owl_compress.gradient_memory import settled_backend
+    from owl_compress.models.structure import find_structure
     from owl_compress.pipeline.request import backend_of
     from owl_compress.prediction import predict
 

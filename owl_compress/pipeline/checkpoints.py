@@ -8,15 +8,15 @@ import torch
 
 from owl_compress.account import Account, Stored, method_record
 from owl_compress.backend import CheckpointBackend, LinearOutcome
-from owl_compress.calibration import TokenWindows
 from owl_compress.checkpoint import bytes_on_disk
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
 from owl_compress.loading import LoadedModel
-from owl_compress.model_state import n_parameters
+from owl_compress.models.state import n_parameters
+from owl_compress.models.structure import find_structure
 from owl_compress.quantized import keep_codes_
 from owl_compress.saving import save_checkpoint
 

@@ -10,16 +10,11 @@ from torch import nn
 from owl_compress.allocators import Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
 from owl_compress.backend import AnyBackend, CheckpointBackend
-from owl_compress.calibration import (
-    TokenWindows,
-    evaluation_windows,
-    resolve_bos,
-    resolve_seq_len,
-    sample_windows,
-)
 from owl_compress.card import model_card
 from owl_compress.checkpoint import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.data.text import load_text
+from owl_compress.data.windows import TokenWindows, evaluation_windows, resolve_bos, sample_windows
 from owl_compress.device import find_dtype
 from owl_compress.documents.disk import output_folder
 from owl_compress.documents.measurements import PerplexityRecord
@@ -30,11 +25,11 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import EarlierStep, Result
 from owl_compress.documents.stored_format import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW, StoredFormat
 from owl_compress.errors import RequestError
-from owl_compress.estimator import identify
 from owl_compress.evaluation import perplexity
-from owl_compress.families import find_structure
 from owl_compress.loading import LoadedModel, load_model
-from owl_compress.model_state import check_finite, place_
+from owl_compress.models.limits import resolve_seq_len
+from owl_compress.models.state import check_finite, identify, place_
+from owl_compress.models.structure import find_structure
 from owl_compress.narrow_checkpoint import has_narrowed_blocks
 from owl_compress.origin import origin_of
 from owl_compress.packing import packed_checkpoint
@@ -42,7 +37,6 @@ from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.progress import SILENT, Progress
 from owl_compress.quantized import coded_modules
 from owl_compress.saving import save_checkpoint
-from owl_compress.text import load_text
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +103,8 @@ def calibrate(
 ) -> TokenWindows:
     """Token windows to measure or compress `loaded` with, cut out of the text `source`.
 
-    `source` is a path, a named set, or "builtin"; see `owl_compress.text.load_text`. The windows have shape
-    [samples, seq_len].
+    `source` is a path, a named set, or "builtin"; see `owl_compress.data.text.load_text`. The windows have
+    shape [samples, seq_len].
     """
     return sample_windows(
         loaded.tokenizer,

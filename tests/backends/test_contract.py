@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from owl_compress.backend import Backend, LinearTask
 from owl_compress.backends import BACKENDS
-from owl_compress.calibration import TokenWindows
 from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 
 PlanFor = Callable[..., Plan]
 Make = Callable[..., TokenWindows]

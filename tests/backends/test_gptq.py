@@ -12,7 +12,7 @@ from owl_compress.backends.gptq import Gptq
 from owl_compress.backends.quantizer import GridRule, round_to_nearest
 from owl_compress.backends.rtn import Rtn
 from owl_compress.errors import RequestError
-from owl_compress.families import BlockSite, LinearSite
+from owl_compress.models.structure import BlockSite, LinearSite
 from owl_compress.statistics import Gram
 
 N_INPUTS = 64

@@ -22,7 +22,7 @@ from owl_compress.cli import _exit_code
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.stages import compress_
 
 PlanFor = Callable[..., Plan]

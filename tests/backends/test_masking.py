@@ -11,12 +11,12 @@ from owl_compress.backend import BlockTask
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.selection import Scope
 from owl_compress.backends.wanda import Wanda
-from owl_compress.calibration import TokenWindows
 from owl_compress.compression import compress_with_
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 from owl_compress.statistics import SecondMoments
 
 TaskOf = Callable[..., BlockTask]

@@ -13,12 +13,12 @@ from owl_compress.backends.model_wide import ModelWideSurvey, density_keeping
 from owl_compress.backends.selection import Scope
 from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
-from owl_compress.calibration import TokenWindows
 from owl_compress.compression import compress_with_
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 
 PlanFor = Callable[..., Plan]
 Make = Callable[..., TokenWindows]

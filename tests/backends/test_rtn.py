@@ -12,7 +12,7 @@ from owl_compress.compression import compress_with_
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
 from owl_compress.estimator import outline
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 from owl_compress.quantized import coded_modules
 
 

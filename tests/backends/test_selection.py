@@ -14,7 +14,7 @@ from owl_compress.backend import LinearTask
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
-from owl_compress.families import LinearSite
+from owl_compress.models.structure import LinearSite
 
 Array = np.ndarray[Any, Any]
 

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress import compression
-from owl_compress.anatomy import BlockAnatomy, find_anatomy, find_roles
 from owl_compress.backends import parts
 from owl_compress.backends.structured import Structured
 from owl_compress.backends.unit_importance import Importance
-from owl_compress.calibration import TokenWindows
 from owl_compress.compression import compress_with_
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import KeptOfGrid, Sublayer, Unit
 from owl_compress.errors import RequestError
-from owl_compress.families import BlockSite, find_structure
 from owl_compress.gradients import measure_salience
+from owl_compress.models.anatomy import BlockAnatomy, find_anatomy, find_roles
+from owl_compress.models.structure import BlockSite, find_structure
 
 PlanFor = Callable[..., Plan]
 Make = Callable[..., TokenWindows]

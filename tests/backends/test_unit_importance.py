@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.anatomy import Slot
 from owl_compress.backend import LinearTask
 from owl_compress.backends.unit_importance import (
     Importance,
@@ -18,8 +17,9 @@ from owl_compress.backends.unit_importance import (
     highest_heads,
 )
 from owl_compress.errors import RequestError
-from owl_compress.families import LinearSite
 from owl_compress.gradients import Salience
+from owl_compress.models.anatomy import Slot
+from owl_compress.models.structure import LinearSite
 from owl_compress.statistics import SecondMoments
 
 ROWS, COLUMNS, MIDDLE = 3, 4, 6

@@ -14,12 +14,12 @@ from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups
 from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
-from owl_compress.calibration import TokenWindows
 from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.estimator import measure
-from owl_compress.families import find_structure
+from owl_compress.models.structure import find_structure
 from owl_compress.scores import ScoredWeight, ScorePool
 from owl_compress.statistics import Gram, SecondMoments
 from owl_compress.walk import BlockWalk

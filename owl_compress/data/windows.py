@@ -8,16 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from owl_compress.data.text import Text
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.errors import RequestError, nearest
-from owl_compress.text import Text
 
 Sampling = Literal["first", "random"]
 Bos = Literal["every", "first", "never"]
 
-DEFAULT_SEQ_LEN = 2048
-# What model configurations call the number of positions they are made for.
-_MAXIMUM_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 # A tokenizer puts at most a handful of tokens around a text that stand for none of its bytes.
 _MAX_SPECIAL_TOKENS = 8
 
@@ -125,27 +122,6 @@ def evaluation_windows(
     return _token_windows(prefix, pieces, text, sampling="first", seed=0, bos=bos)
 
 
-def resolve_seq_len(requested: int | None, model_config: Any) -> int:
-    """The sequence length to use: `requested`, or by default 2048 or the model's maximum if that is less.
-
-    Models without a maximum (BLOOM) take any length.
-
-    Raises:
-        RequestError: over the model's maximum, or below 2 (one token predicts nothing).
-    """
-    maximum = _maximum_seq_len(model_config)
-    if requested is None:
-        return min(DEFAULT_SEQ_LEN, maximum or DEFAULT_SEQ_LEN)
-    if requested < 2:
-        raise RequestError(f"sequence length {requested} is below 2: set --seq-len to at least 2")
-    if maximum is not None and requested > maximum:
-        raise RequestError(
-            f"sequence length {requested} is over the model's maximum of {maximum}: "
-            f"set --seq-len {maximum} or less"
-        )
-    return requested
-
-
 def resolve_bos(requested: str, family_default: Bos) -> Bos:
     """The BOS placement to use: `requested`, where `auto` is what the model's family needs.
 
@@ -178,17 +154,6 @@ def tokenise(tokenizer: Any, text: str, bos: Bos) -> Tensor:
 def token_ids_sha256(ids: Tensor) -> str:
     """sha256 of the ids as int64, little-endian, row by row."""
     return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def _maximum_seq_len(model_config: Any) -> int | None:
-    """How many positions the language model has; multimodal configurations keep that in a part of theirs."""
-    if hasattr(model_config, "get_text_config"):
-        model_config = model_config.get_text_config()
-    for name in _MAXIMUM_NAMES:
-        value = getattr(model_config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -9,12 +9,26 @@ import torch
 from torch import nn
 
 from owl_compress.device import free_device_bytes
+from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.errors import RequestError
+from owl_compress.models.structure import ModelStructure
 
 
 def n_parameters(model: nn.Module) -> int:
     """Number of parameters; those tied or shared count once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def identify(model: nn.Module, structure: ModelStructure, source: str | None = None) -> ModelIdentity:
+    """Identity of a model that is in memory already."""
+    config = getattr(model, "config", None)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return ModelIdentity(
+        id=source or str(getattr(config, "_name_or_path", "") or type(model).__name__),
+        revision=getattr(config, "_commit_hash", None),
+        family=structure.family,
+        dtype=dtype,
+    )
 
 
 def cache_name(model: nn.Module) -> str:

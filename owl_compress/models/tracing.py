@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from owl_compress.families import BlockSite, LinearSite
+from owl_compress.models.structure import BlockSite, LinearSite
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from owl_compress.documents.units import Sublayer
-from owl_compress.families import FAMILIES, BlockSite, LinearSite, ModelStructure
-from owl_compress.tracing import trace_feed_forward
+from owl_compress.models.families import FAMILIES
+from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
+from owl_compress.models.tracing import trace_feed_forward
 
 Axis = Literal["out", "in"]
 

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from owl_compress.errors import RequestError
-from owl_compress.families import FAMILIES, LinearSite, check_compressible, find_structure, in_rows
+from owl_compress.models.families import FAMILIES
+from owl_compress.models.structure import LinearSite, check_compressible, find_structure, in_rows
 
 GATED = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"}
 FUSED = {"attn.qkv", "attn.o", "mlp.fc1", "mlp.fc2"}

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from owl_compress import text as text_module
+from owl_compress.data import text as text_module
+from owl_compress.data.text import Text, load_text
 from owl_compress.errors import RequestError
-from owl_compress.text import Text, load_text
 
 
 def write_jsonl(path: Path, *records: Any) -> str:

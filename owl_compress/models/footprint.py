@@ -6,12 +6,12 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress.anatomy import Attention, find_anatomy
-from owl_compress.calibration import resolve_seq_len
 from owl_compress.documents.measurements import Footprint
 from owl_compress.documents.units import Sublayer
-from owl_compress.families import ModelStructure
-from owl_compress.model_state import n_parameters
+from owl_compress.models.anatomy import Attention, find_anatomy
+from owl_compress.models.limits import resolve_seq_len
+from owl_compress.models.state import n_parameters
+from owl_compress.models.structure import ModelStructure
 
 
 def footprint(model: Any, structure: ModelStructure, *, context_len: int | None = None) -> Footprint:

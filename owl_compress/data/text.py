@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from owl_compress.data.text_files import field_of, first_line, read_documents
 from owl_compress.errors import RequestError, nearest
-from owl_compress.text_files import field_of, first_line, read_documents
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from owl_compress.anatomy import Attention, FeedForward, Slot, find_anatomy
 from owl_compress.documents.units import Sublayer
-from owl_compress.families import BlockSite, LinearSite, find_structure
+from owl_compress.models.anatomy import Attention, FeedForward, Slot, find_anatomy
+from owl_compress.models.structure import BlockSite, LinearSite, find_structure
 from owl_compress.narrowing import KeptUnits, keep_units_
 
 Make = Callable[[str], Any]

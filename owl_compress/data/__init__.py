@@ -1,0 +1,1 @@
+"""Text, and the windows of tokens that it is cut into."""

@@ -1,0 +1,43 @@
+"""What the configuration of a model says it can take: positions, and the width of its hidden states."""
+
+from typing import Any
+
+from owl_compress.errors import RequestError
+
+DEFAULT_SEQ_LEN = 2048
+"""Tokens of a window where the model takes as many."""
+
+# What model configurations call the number of positions they are made for.
+_MAXIMUM_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+
+
+def resolve_seq_len(requested: int | None, model_config: Any) -> int:
+    """The sequence length to use: `requested`, or by default 2048 or the model's maximum if that is less.
+
+    Models without a maximum (BLOOM) take any length.
+
+    Raises:
+        RequestError: over the model's maximum, or below 2 (one token predicts nothing).
+    """
+    maximum = _maximum_seq_len(model_config)
+    if requested is None:
+        return min(DEFAULT_SEQ_LEN, maximum or DEFAULT_SEQ_LEN)
+    if requested < 2:
+        raise RequestError(f"sequence length {requested} is below 2: set --seq-len to at least 2")
+    if maximum is not None and requested > maximum:
+        raise RequestError(
+            f"sequence length {requested} is over the model's maximum of {maximum}: "
+            f"set --seq-len {maximum} or less"
+        )
+    return requested
+
+
+def _maximum_seq_len(model_config: Any) -> int | None:
+    """How many positions the language model has; multimodal configurations keep that in a part of theirs."""
+    if hasattr(model_config, "get_text_config"):
+        model_config = model_config.get_text_config()
+    for name in _MAXIMUM_NAMES:
+        value = getattr(model_config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
