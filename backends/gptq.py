@@ -19,8 +19,8 @@ from owl_compress.backends.solver import (
     sweep_,
 )
 from owl_compress.documents.units import Unit
-from owl_compress.quantized import CodeFormat, QuantizedWeight, code_range
-from owl_compress.statistics import Gram, Statistic
+from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
+from owl_compress.walk.input_statistics import Gram, Statistic
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from owl_compress.documents.result import Fallback
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.quantized import CodeFormat, QuantizedWeight
-from owl_compress.statistics import Gram, Statistic
+from owl_compress.forms.codes import CodeFormat, QuantizedWeight
+from owl_compress.walk.input_statistics import Gram, Statistic
 
 INSTALL = "pip install 'owl-compress[gptqmodel]' (it needs torch >= 2.14.1)"
 WIDTHS = (2, 3, 4, 8)

@@ -10,8 +10,8 @@ from torch import Tensor
 from owl_compress.backend import BlockTask, GroupTask
 from owl_compress.documents.plan import Plan
 from owl_compress.models.structure import LinearSite
-from owl_compress.scores import ScoredWeight, ScorePool
-from owl_compress.statistics import Statistic
+from owl_compress.walk.input_statistics import Statistic
+from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 
 class ColumnScale(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor
 from owl_compress.backend import BlockTask, LinearTask
 from owl_compress.documents.units import NARROWEST_BITS, WIDEST_BITS
 from owl_compress.errors import RequestError
-from owl_compress.quantized import CodeFormat, QuantizedWeight, code_range
+from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
 
 SHRINK_FACTORS = tuple(1 - step / 40 for step in range(1, 29))
 """What the mse search multiplies the range by, besides 1: 0.975 down to 0.3, in steps of 0.025."""

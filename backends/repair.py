@@ -17,7 +17,7 @@ from torch import Tensor
 
 from owl_compress.backends.solver import damping_fallbacks, factorise
 from owl_compress.documents.result import Fallback
-from owl_compress.statistics import Gram, Statistic
+from owl_compress.walk.input_statistics import Gram, Statistic
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from owl_compress.backend import BlockTask, LinearOutcome, LinearTask
 from owl_compress.backends.quantizer import GridRule, bits_of, check_block, check_group_size, round_to_nearest
 from owl_compress.documents.units import Unit
-from owl_compress.quantized import CodeFormat
+from owl_compress.forms.codes import CodeFormat
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from owl_compress.documents.result import Fallback
 from owl_compress.errors import RequestError
-from owl_compress.statistics import Gram, Statistic
+from owl_compress.walk.input_statistics import Gram, Statistic
 
 SOLVER_BLOCK = 128
 """Columns between two updates of all later columns; changes speed, and what SparseGPT compares at a time."""

@@ -22,7 +22,7 @@ from owl_compress.backends.solver import (
 )
 from owl_compress.documents.units import Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.statistics import Gram, Statistic
+from owl_compress.walk.input_statistics import Gram, Statistic
 
 
 @dataclass(frozen=True)

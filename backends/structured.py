@@ -26,10 +26,10 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
+from owl_compress.forms.narrowing import KeptUnits, keep_units_
 from owl_compress.models.anatomy import Attention, FeedForward, Slot
 from owl_compress.models.structure import ModelStructure
-from owl_compress.narrowing import KeptUnits, keep_units_
-from owl_compress.statistics import Gram, SecondMoments, Statistic
+from owl_compress.walk.input_statistics import Gram, SecondMoments, Statistic
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from owl_compress.backend import LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Slot
-from owl_compress.statistics import Statistic
+from owl_compress.walk.input_statistics import Statistic
 
 
 class Importance(StrEnum):

@@ -11,7 +11,7 @@ from owl_compress.backends.masking import prune_block_
 from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
 from owl_compress.documents.units import Unit
-from owl_compress.statistics import SecondMoments, Statistic
+from owl_compress.walk.input_statistics import SecondMoments, Statistic
 
 
 @dataclass(frozen=True)

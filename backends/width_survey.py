@@ -26,7 +26,7 @@ from owl_compress.backends.widths import choose_widths
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Attention, FeedForward
-from owl_compress.statistics import SecondMoments, Statistic
+from owl_compress.walk.input_statistics import SecondMoments, Statistic
 
 
 @dataclass(frozen=True)

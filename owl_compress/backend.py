@@ -18,10 +18,10 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Grid, Unit
-from owl_compress.gradients import Salience
+from owl_compress.forms.codes import QuantizedWeight
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
-from owl_compress.quantized import QuantizedWeight
-from owl_compress.statistics import Statistic
+from owl_compress.walk.gradients import Salience
+from owl_compress.walk.input_statistics import Statistic
 
 
 @dataclass(frozen=True)

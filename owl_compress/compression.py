@@ -17,15 +17,15 @@ from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
+from owl_compress.forms.codes import keep_codes_, stored_bits
 from owl_compress.gradient_memory import settled_backend
-from owl_compress.gradients import Salience, measure_salience
 from owl_compress.models.footprint import footprint
 from owl_compress.models.state import identify, n_parameters, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.quantized import keep_codes_, stored_bits
-from owl_compress.statistics import Statistic
-from owl_compress.walk import BlockVisit, BlockWalk
+from owl_compress.walk.blocks import BlockVisit, BlockWalk
+from owl_compress.walk.gradients import Salience, measure_salience
+from owl_compress.walk.input_statistics import Statistic
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from owl_compress.models.anatomy import find_roles
 from owl_compress.models.state import identify, parameter_device
 from owl_compress.models.structure import LinearSite, check_compressible, find_structure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.scores import ScoredWeight, ScorePool, pooled
-from owl_compress.statistics import SecondMoments
-from owl_compress.walk import BlockVisit, BlockWalk
+from owl_compress.walk.blocks import BlockVisit, BlockWalk
+from owl_compress.walk.input_statistics import SecondMoments
+from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
 def measure(

@@ -26,7 +26,7 @@ from huggingface_hub.errors import StrictDataclassError
 from owl_compress import decilm_config
 from owl_compress.documents.recipe import DECILM_STEP
 from owl_compress.errors import RequestError
-from owl_compress.modeling_narrow import CONFIG_KEY
+from owl_compress.forms.modeling_narrow import CONFIG_KEY
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.models.structure import find_structure
 from owl_compress.narrow_checkpoint import (

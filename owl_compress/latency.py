@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from owl_compress.device import peak_device_bytes
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape, PartLatency, Speedup
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import placed
-from owl_compress.kernels import check_kernel, is_semi_structured, to_semi_structured_, weight_bytes
+from owl_compress.forms.semi_structured import is_semi_structured, to_semi_structured_, weight_bytes
 from owl_compress.memory import peak_host_bytes
 from owl_compress.models.state import cache_name, n_parameters
 from owl_compress.models.structure import find_structure
@@ -33,6 +33,22 @@ class Contender:
     model: Any
     kernel: Kernel = "dense"
     compiled: bool = False
+
+
+def check_kernel(name: str, device: torch.device) -> Kernel:
+    """The kernel called `name`; one that does not exist, or not on `device`, is refused.
+
+    Raises:
+        RequestError: see above.
+    """
+    kernel = next((kernel for kernel in get_args(Kernel) if kernel == name), None)
+    if kernel is None:
+        raise RequestError(f"unknown kernel {name!r}: it is one of {', '.join(get_args(Kernel))}")
+    if kernel == "semi-structured" and device.type != "cuda":
+        raise RequestError(
+            f"kernel 'semi-structured' needs a CUDA device and this is the {device.type}: use --kernel dense"
+        )
+    return kernel
 
 
 def compare(

@@ -11,7 +11,7 @@ from math import isfinite, sqrt
 
 from owl_compress.errors import RequestError
 from owl_compress.registry import Registry
-from owl_compress.scores import ScorePool
+from owl_compress.walk.scores import ScorePool
 
 Metric = Callable[[ScorePool], float]
 

@@ -17,10 +17,10 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress import modeling_narrow
 from owl_compress.documents.document import Frozen, first_problem
 from owl_compress.errors import RequestError
-from owl_compress.modeling_narrow import CONFIG_KEY, narrowed
+from owl_compress.forms import modeling_narrow
+from owl_compress.forms.modeling_narrow import CONFIG_KEY, narrowed
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.models.families import UNKNOWN_ROLE
 from owl_compress.models.structure import LinearSite, find_structure

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from owl_compress.checkpoint import saved_dtypes
 from owl_compress.errors import RequestError
-from owl_compress.quantized import CodeFormat, QuantizedWeight, coded_modules
+from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
 
 PACKAGE = "compressed-tensors"
 INSTALL = "pip install 'owl-compress[quant]'"

@@ -9,10 +9,10 @@ from owl_compress.backend import AnyBackend, GradientReader
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.units import Unit
+from owl_compress.forms.codes import Quantizer
 from owl_compress.gradient_memory import gradient_sizes
 from owl_compress.models.structure import BlockSite, ModelStructure, find_structure
-from owl_compress.quantized import Quantizer
-from owl_compress.statistics import Gram
+from owl_compress.walk.input_statistics import Gram
 
 _FLOAT32, _FLOAT64 = 4, 8
 _WORKING_COPIES = 3

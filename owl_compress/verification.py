@@ -153,3 +153,19 @@ def _violation(name: str, groups: Tensor, allowed: int, n_inputs: int) -> Violat
         kept=int(kept[broken[0]]),
         allowed=allowed,
     )
+
+
+def check_two_of_four(folder: Path) -> None:
+    """Refuse a checkpoint that keeps more than 2 of 4 weights anywhere, counted from its tensors.
+
+    Raises:
+        RequestError: no folder, or the first linear that breaks the pattern.
+    """
+    found = verify(folder, "2:4")
+    if not found.ok:
+        first = found.violations[0]
+        raise RequestError(
+            f"kernel 'semi-structured' needs 2 of every 4 weights at most, and {first.linear} in {folder} "
+            f"keeps more in {first.violating} of {first.groups} groups ({len(found.violations)} such "
+            "linears): make it with --nm 2:4 --allocator uniform"
+        )

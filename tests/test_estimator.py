@@ -15,7 +15,6 @@ from transformers import LlamaForCausalLM
 
 from owl_compress import metrics as metrics_module
 from owl_compress import registry
-from owl_compress import scores as scores_module
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.report import ImportanceReport
@@ -24,7 +23,8 @@ from owl_compress.estimator import measure, outline
 from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric
 from owl_compress.models.state import identify
 from owl_compress.models.structure import find_structure
-from owl_compress.scores import ScoredWeight, ScorePool
+from owl_compress.walk import scores as scores_module
+from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 Make = Callable[..., TokenWindows]
 

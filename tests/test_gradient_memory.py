@@ -20,9 +20,9 @@ from owl_compress.gradient_memory import (
     memory_for_gradients,
     settled_backend,
 )
-from owl_compress.gradients import measure_salience
 from owl_compress.memory import free_host_bytes
 from owl_compress.models.structure import find_structure
+from owl_compress.walk.gradients import measure_salience
 
 HOST = torch.device("cpu")
 MIB = 2**20

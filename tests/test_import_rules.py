@@ -59,7 +59,7 @@ def offences(part: str, *forbidden: str) -> list[str]:
 
 
 def test_the_sources_are_found() -> None:
-    assert "owl_compress.walk" in SOURCES
+    assert "owl_compress.walk.blocks" in SOURCES
     assert "owl_compress.allocators.owl" in SOURCES
     assert SOURCES.keys() >= METHODS
     assert "owl_compress.models.structure.find_structure" in set(imported(SOURCES["owl_compress.estimator"]))
@@ -72,7 +72,7 @@ def test_allocators_know_no_tensors_and_no_backend() -> None:
         if not under(module, "owl_compress.allocators")
         and any(under(name, *HEAVY) for name in imported(path))
     ]
-    assert "owl_compress.walk" in heavy_parts
+    assert "owl_compress.walk.blocks" in heavy_parts
     assert offences("owl_compress.allocators", *HEAVY, *heavy_parts, "owl_compress.backends") == []
 
 

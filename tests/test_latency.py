@@ -16,8 +16,8 @@ from owl_compress.backends.structured import Structured
 from owl_compress.documents.measurements import LatencyShape
 from owl_compress.errors import RequestError
 from owl_compress.estimator import outline
-from owl_compress.kernels import check_kernel, weight_bytes
-from owl_compress.latency import Contender, compare, compare_kernels, latency
+from owl_compress.forms.semi_structured import weight_bytes
+from owl_compress.latency import Contender, check_kernel, compare, compare_kernels, latency
 
 SHAPE = LatencyShape(batch_size=2, prompt_len=10, new_tokens=3)
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 
 from owl_compress.errors import RequestError
 from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric, with_defaults
-from owl_compress.scores import ScoredWeight, ScorePool
+from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 WEIGHT = torch.tensor([[1.0, -2.0], [3.0, -4.0]])
 POOL = ScorePool((ScoredWeight(WEIGHT, torch.tensor([1.0, 10.0])),))  # scores 1, 20, 3, 40: mean 16

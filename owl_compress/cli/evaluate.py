@@ -51,10 +51,10 @@ def evaluate(
     """
     from owl_compress.device import resolve_device
     from owl_compress.documents.measurements import LatencyShape
-    from owl_compress.kernels import check_kernel, check_two_of_four
-    from owl_compress.latency import compare, compare_kernels
+    from owl_compress.latency import check_kernel, compare, compare_kernels
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline import stages
+    from owl_compress.verification import check_two_of_four
 
     output = Output(as_json=as_json, quiet=quiet)
     where = resolve_device(device)

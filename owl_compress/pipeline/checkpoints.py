@@ -14,10 +14,10 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
+from owl_compress.forms.codes import keep_codes_
 from owl_compress.loading import LoadedModel
 from owl_compress.models.state import n_parameters
 from owl_compress.models.structure import find_structure
-from owl_compress.quantized import keep_codes_
 from owl_compress.saving import save_checkpoint
 
 

@@ -20,6 +20,7 @@ from owl_compress.errors import RequestError
 from owl_compress.estimator import measure, outline
 from owl_compress.evaluation import perplexity
 from owl_compress.exports import check_decilm, to_stock_
+from owl_compress.forms.codes import Quantizer
 from owl_compress.loading import LoadedModel
 from owl_compress.memory import memory_errors
 from owl_compress.metrics import with_defaults
@@ -38,7 +39,6 @@ from owl_compress.pipeline.stages import (
     write_documents,
 )
 from owl_compress.progress import SILENT, Progress
-from owl_compress.quantized import Quantizer
 
 DEFAULT_MEASURE_SAMPLES = 16
 """Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""

@@ -26,6 +26,7 @@ from owl_compress.documents.result import EarlierStep, Result
 from owl_compress.documents.stored_format import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW, StoredFormat
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import perplexity
+from owl_compress.forms.codes import coded_modules
 from owl_compress.loading import LoadedModel, load_model
 from owl_compress.models.limits import resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
@@ -35,7 +36,6 @@ from owl_compress.origin import origin_of
 from owl_compress.packing import packed_checkpoint
 from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.progress import SILENT, Progress
-from owl_compress.quantized import coded_modules
 from owl_compress.saving import save_checkpoint
 
 logger = logging.getLogger(__name__)

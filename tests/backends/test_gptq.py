@@ -13,7 +13,7 @@ from owl_compress.backends.quantizer import GridRule, round_to_nearest
 from owl_compress.backends.rtn import Rtn
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import BlockSite, LinearSite
-from owl_compress.statistics import Gram
+from owl_compress.walk.input_statistics import Gram
 
 N_INPUTS = 64
 

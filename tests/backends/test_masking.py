@@ -17,7 +17,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
-from owl_compress.statistics import SecondMoments
+from owl_compress.walk.input_statistics import SecondMoments
 
 TaskOf = Callable[..., BlockTask]
 

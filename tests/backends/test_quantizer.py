@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from owl_compress.backend import BlockTask, GroupTask, LinearTask
 from owl_compress.backends.quantizer import GridRule, check_block, round_to_nearest
 from owl_compress.errors import RequestError
+from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
 from owl_compress.models.structure import BlockSite, LinearSite
-from owl_compress.quantized import CodeFormat, QuantizedWeight, code_range
 
 
 def random_weight(rows: int = 6, columns: int = 32, seed: int = 0) -> Tensor:

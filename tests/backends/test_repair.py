@@ -8,7 +8,7 @@ from torch import Tensor
 
 from owl_compress.backends.repair import output_energy, repair_columns
 from owl_compress.errors import RequestError
-from owl_compress.statistics import Gram, SecondMoments
+from owl_compress.walk.input_statistics import Gram, SecondMoments
 
 KEPT = torch.tensor([0, 3, 4, 7, 8, 11])
 

@@ -12,8 +12,8 @@ from owl_compress.compression import compress_with_
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
 from owl_compress.estimator import outline
+from owl_compress.forms.codes import coded_modules
 from owl_compress.models.structure import find_structure
-from owl_compress.quantized import coded_modules
 
 
 def plan_for(model: Any, bits: float = 3.0, choices: tuple[int, ...] = (2, 3, 4), **options: Any) -> Plan:

@@ -11,7 +11,7 @@ from torch import Tensor
 from owl_compress.backends import solver
 from owl_compress.backends.solver import damping_fallbacks, factorise, gram_of, sweep_
 from owl_compress.errors import RequestError
-from owl_compress.statistics import Gram, SecondMoments
+from owl_compress.walk.input_statistics import Gram, SecondMoments
 
 
 @dataclass

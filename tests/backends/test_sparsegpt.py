@@ -14,7 +14,7 @@ from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
-from owl_compress.statistics import Gram, SecondMoments
+from owl_compress.walk.input_statistics import Gram, SecondMoments
 
 TaskOf = Callable[..., BlockTask]
 WIDTH = 16

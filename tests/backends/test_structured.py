@@ -19,9 +19,9 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import KeptOfGrid, Sublayer, Unit
 from owl_compress.errors import RequestError
-from owl_compress.gradients import measure_salience
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy, find_roles
 from owl_compress.models.structure import BlockSite, find_structure
+from owl_compress.walk.gradients import measure_salience
 
 PlanFor = Callable[..., Plan]
 Make = Callable[..., TokenWindows]

@@ -17,10 +17,10 @@ from owl_compress.backends.unit_importance import (
     highest_heads,
 )
 from owl_compress.errors import RequestError
-from owl_compress.gradients import Salience
 from owl_compress.models.anatomy import Slot
 from owl_compress.models.structure import LinearSite
-from owl_compress.statistics import SecondMoments
+from owl_compress.walk.gradients import Salience
+from owl_compress.walk.input_statistics import SecondMoments
 
 ROWS, COLUMNS, MIDDLE = 3, 4, 6
 # Three units of two channels each: rows of `up`, columns of `down`, in an order of their own.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from owl_compress.estimator import measure
-from owl_compress.walk import BlockWalk
+from owl_compress.walk.blocks import BlockWalk
 
 WEIGHTS = "model.safetensors"
 DECILM = ("--export", "decilm")

@@ -20,9 +20,9 @@ from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.estimator import measure
 from owl_compress.models.structure import find_structure
-from owl_compress.scores import ScoredWeight, ScorePool
-from owl_compress.statistics import Gram, SecondMoments
-from owl_compress.walk import BlockWalk
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.input_statistics import Gram, SecondMoments
+from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 pytestmark = [
     pytest.mark.gpu,

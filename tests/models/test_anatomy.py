@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from owl_compress.documents.units import Sublayer
+from owl_compress.forms.narrowing import KeptUnits, keep_units_
 from owl_compress.models.anatomy import Attention, FeedForward, Slot, find_anatomy
 from owl_compress.models.structure import BlockSite, LinearSite, find_structure
-from owl_compress.narrowing import KeptUnits, keep_units_
 
 Make = Callable[[str], Any]
 GROUPED = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_with_vision", "phi3"]

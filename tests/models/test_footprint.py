@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaForCausalLM
 
 from owl_compress.errors import RequestError
+from owl_compress.forms.narrowing import KeptUnits, keep_units_
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.footprint import Footprint, footprint
 from owl_compress.models.state import cache_name
 from owl_compress.models.structure import find_structure
-from owl_compress.narrowing import KeptUnits, keep_units_
 
 CONTEXT = 7
 # What transformers stores of each key-value head: Falcon's grouped attention repeats them per query head.

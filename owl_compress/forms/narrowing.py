@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from owl_compress.errors import RequestError
-from owl_compress.modeling_narrow import set_widths_
+from owl_compress.forms.modeling_narrow import set_widths_
 from owl_compress.models.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot, below
 from owl_compress.models.structure import BlockSite
 

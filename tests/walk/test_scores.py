@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owl_compress import scores as scores_module
-from owl_compress.scores import ScoredWeight, ScorePool, pooled
+from owl_compress.walk import scores as scores_module
+from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 SHAPES = [(1, 1), (3, 5), (16, 32), (7, 300)]
 

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
-from owl_compress.gradients import Salience, measure_salience
 from owl_compress.models.structure import find_structure
+from owl_compress.walk.gradients import Salience, measure_salience
 
 Make = Callable[..., TokenWindows]
 SUMS = ("out_element", "in_element", "out_vector", "in_vector")

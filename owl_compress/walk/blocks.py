@@ -13,12 +13,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from owl_compress.capture import Arguments, capture, map_tensors
 from owl_compress.errors import RequestError
 from owl_compress.models.state import evaluation_mode, parameter_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.statistics import Statistic
+from owl_compress.walk.capture import Arguments, capture, map_tensors
+from owl_compress.walk.input_statistics import Statistic
 
 S = TypeVar("S", bound=Statistic)
 

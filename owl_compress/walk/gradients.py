@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from owl_compress.capture import Tail
 from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure, in_rows
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk import BlockWalk
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.capture import Tail
 
 _HOST = torch.device("cpu")
 

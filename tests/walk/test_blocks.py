@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from owl_compress.capture import capture, map_tensors
 from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
 from owl_compress.models.state import evaluation_mode
 from owl_compress.models.structure import find_structure
-from owl_compress.statistics import Gram, SecondMoments
-from owl_compress.walk import BlockVisit, BlockWalk
+from owl_compress.walk.blocks import BlockVisit, BlockWalk
+from owl_compress.walk.capture import capture, map_tensors
+from owl_compress.walk.input_statistics import Gram, SecondMoments
 
 CPU = torch.device("cpu")
 Make = Callable[..., TokenWindows]

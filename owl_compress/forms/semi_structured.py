@@ -1,49 +1,10 @@
-"""What the linears of a model run in: dense products, or torch's 2:4 semi-structured ones."""
+"""Linears stored 2:4, as torch's semi-structured tensors, and what weights take however they are stored."""
 
-from pathlib import Path
-
-import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
-from owl_compress.documents.measurements import Kernel
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
-from owl_compress.verification import verify
-
-KERNELS: tuple[Kernel, ...] = ("dense", "semi-structured")
-
-
-def check_kernel(name: str, device: torch.device) -> Kernel:
-    """The kernel called `name`; one that does not exist, or not on `device`, is refused.
-
-    Raises:
-        RequestError: see above.
-    """
-    kernel = next((kernel for kernel in KERNELS if kernel == name), None)
-    if kernel is None:
-        raise RequestError(f"unknown kernel {name!r}: it is one of {', '.join(KERNELS)}")
-    if kernel == "semi-structured" and device.type != "cuda":
-        raise RequestError(
-            f"kernel 'semi-structured' needs a CUDA device and this is the {device.type}: use --kernel dense"
-        )
-    return kernel
-
-
-def check_two_of_four(folder: Path) -> None:
-    """Refuse a checkpoint that keeps more than 2 of 4 weights anywhere, counted from its tensors.
-
-    Raises:
-        RequestError: no folder, or the first linear that breaks the pattern.
-    """
-    found = verify(folder, "2:4")
-    if not found.ok:
-        first = found.violations[0]
-        raise RequestError(
-            f"kernel 'semi-structured' needs 2 of every 4 weights at most, and {first.linear} in {folder} "
-            f"keeps more in {first.violating} of {first.groups} groups ({len(found.violations)} such "
-            "linears): make it with --nm 2:4 --allocator uniform"
-        )
 
 
 def is_semi_structured(module: nn.Module) -> bool:

@@ -1,0 +1,1 @@
+"""How weights live in memory: dense, cut, as integer codes, semi-structured."""
