@@ -21,8 +21,8 @@ import torch
 from rows import print_row
 
 from owl_compress import Line, Recipe, measure
+from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.windows import TokenWindows
-from owl_compress.loading import LoadedModel
 from owl_compress.pipeline.line import DEFAULT_MEASURE_SAMPLES
 
 _PUBLISHED_SAMPLES = 128

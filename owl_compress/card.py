@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
+from owl_compress.checkpoints.origin import Origin
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.stored_format import DENSE, PACKED, StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
-from owl_compress.origin import Origin
 
 OWL_PAPER = "https://arxiv.org/abs/2310.05175"
 

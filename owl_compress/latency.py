@@ -41,7 +41,7 @@ def check_kernel(name: str, device: torch.device) -> Kernel:
     Raises:
         RequestError: see above.
     """
-    kernel = next((kernel for kernel in get_args(Kernel) if kernel == name), None)
+    kernel: Kernel | None = next((kernel for kernel in get_args(Kernel) if kernel == name), None)
     if kernel is None:
         raise RequestError(f"unknown kernel {name!r}: it is one of {', '.join(get_args(Kernel))}")
     if kernel == "semi-structured" and device.type != "cuda":

@@ -17,8 +17,8 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 
 if TYPE_CHECKING:  # --help must not wait for torch
+    from owl_compress.checkpoints.loading import LoadedModel
     from owl_compress.data.windows import TokenWindows
-    from owl_compress.loading import LoadedModel
     from owl_compress.pipeline.line import Line, Run
 
 _SPARSITY = 0.6

@@ -49,12 +49,12 @@ def evaluate(
 
     With --quiet the number alone is printed.
     """
+    from owl_compress.checkpoints.verification import check_two_of_four
     from owl_compress.device import resolve_device
     from owl_compress.documents.measurements import LatencyShape
     from owl_compress.latency import check_kernel, compare, compare_kernels
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline import stages
-    from owl_compress.verification import check_two_of_four
 
     output = Output(as_json=as_json, quiet=quiet)
     where = resolve_device(device)
@@ -124,7 +124,7 @@ def verify(
     quiet: options.Quiet = False,
 ) -> None:
     """Count the saved tensors group by group; exit code 2 if any group keeps more than it may."""
-    from owl_compress.verification import verify as verify_folder
+    from owl_compress.checkpoints.verification import verify as verify_folder
 
     verification = verify_folder(folder, pattern)
     Output(as_json=as_json, quiet=quiet).answer(verification.as_dict(), verification_table(verification))

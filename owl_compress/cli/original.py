@@ -12,7 +12,7 @@ from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # --help must not wait for torch
-    from owl_compress.loading import LoadedModel
+    from owl_compress.checkpoints.loading import LoadedModel
 
 
 def dense_model(
@@ -64,8 +64,8 @@ class _MadeFrom:
 
 def _made_from(folder: Path) -> _MadeFrom | None:
     """The model that a folder of ours with heads or channels removed was made from; None for any other."""
+    from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_PACKAGE
     from owl_compress.documents.result import Result
-    from owl_compress.loading import BUILTIN, BUILTIN_PACKAGE
 
     if not (folder / "result.json").is_file():
         return None

@@ -12,7 +12,7 @@ from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # --help must not wait for torch
-    from owl_compress.loading import LoadedModel
+    from owl_compress.checkpoints.loading import LoadedModel
     from owl_compress.pipeline.line import Line
 
 

@@ -8,17 +8,17 @@ import torch
 
 from owl_compress.account import Account, Stored, method_record
 from owl_compress.backend import CheckpointBackend, LinearOutcome
-from owl_compress.checkpoint import bytes_on_disk
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.saving import save_checkpoint
+from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_
-from owl_compress.loading import LoadedModel
 from owl_compress.models.state import n_parameters
 from owl_compress.models.structure import find_structure
-from owl_compress.saving import save_checkpoint
 
 
 def compress_checkpoint_(

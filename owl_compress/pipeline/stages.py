@@ -11,7 +11,12 @@ from owl_compress.allocators import Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
 from owl_compress.backend import AnyBackend, CheckpointBackend
 from owl_compress.card import model_card
-from owl_compress.checkpoint import bytes_on_disk
+from owl_compress.checkpoints.loading import LoadedModel, load_model
+from owl_compress.checkpoints.narrow import has_narrowed_blocks
+from owl_compress.checkpoints.origin import origin_of
+from owl_compress.checkpoints.packed import packed_checkpoint
+from owl_compress.checkpoints.saving import save_checkpoint
+from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.compression import WalkOptions, compress_with_
 from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, resolve_bos, sample_windows
@@ -27,16 +32,11 @@ from owl_compress.documents.stored_format import DECILM, DENSE, NARROW, PACKED, 
 from owl_compress.errors import RequestError
 from owl_compress.evaluation import perplexity
 from owl_compress.forms.codes import coded_modules
-from owl_compress.loading import LoadedModel, load_model
 from owl_compress.models.limits import resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
 from owl_compress.models.structure import find_structure
-from owl_compress.narrow_checkpoint import has_narrowed_blocks
-from owl_compress.origin import origin_of
-from owl_compress.packing import packed_checkpoint
 from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.progress import SILENT, Progress
-from owl_compress.saving import save_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.cli import demo
-from owl_compress.loading import LoadedModel
 from owl_compress.pipeline import line
 
 

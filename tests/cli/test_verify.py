@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from owl_compress.checkpoint import WEIGHTS_NAME
+from owl_compress.checkpoints.tensors import WEIGHTS_NAME
 
 NAME = "model.layers.1.mlp.up_proj"
 RUN = ("run", "model", "--backend", "magnitude", "--allocator", "uniform", "--quiet")

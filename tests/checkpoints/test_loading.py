@@ -23,13 +23,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from owl_compress import loading
-from owl_compress.checkpoint import bytes_on_disk, count_kept, tensor_files, tensor_from_checkpoint
+from owl_compress.checkpoints import loading
+from owl_compress.checkpoints.hub import quiet_transformers
+from owl_compress.checkpoints.loading import LoadedModel, load_model
+from owl_compress.checkpoints.saving import save_checkpoint
+from owl_compress.checkpoints.tensors import bytes_on_disk, count_kept, tensor_files, tensor_from_checkpoint
 from owl_compress.documents.disk import output_folder
 from owl_compress.errors import RequestError
-from owl_compress.explain import quiet_transformers
-from owl_compress.loading import LoadedModel, load_model
-from owl_compress.saving import save_checkpoint
 
 UP = "model.layers.1.mlp.up_proj"
 

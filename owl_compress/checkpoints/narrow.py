@@ -71,6 +71,11 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def anatomies_of(model: nn.Module) -> list[BlockAnatomy]:
+    """The anatomy of every block, as it is now."""
+    return [find_anatomy(site) for site in find_structure(model).blocks]
+
+
 def describe_narrowed(model: Any, folder: Path) -> None:
     """Add to the checkpoint that `save_pretrained` wrote into `folder` what makes it load as narrowed.
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from owl_compress.checkpoints.decilm import check_decilm, describe_decilm
+from owl_compress.checkpoints.hub import quiet_transformers
+from owl_compress.checkpoints.narrow import check_savable, describe_narrowed, has_narrowed_blocks
+from owl_compress.checkpoints.packed import PackedCheckpoint
 from owl_compress.documents.recipe import Export
-from owl_compress.explain import quiet_transformers
-from owl_compress.exports import check_decilm, describe_decilm
-from owl_compress.narrow_checkpoint import check_savable, describe_narrowed, has_narrowed_blocks
-from owl_compress.packing import PackedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def save_checkpoint(
 
     With `packed` its tensors are written instead of the model's own. A model with narrowed blocks gets its
     widths into the configuration and a modelling file beside it; with `export` it is written for other
-    software instead, see `owl_compress.exports`.
+    software instead, see `owl_compress.checkpoints.decilm`.
 
     `folder` is meant to be the temporary one of `files.output_folder`, which turns a full disk into one line
     and leaves nothing behind; errors of the writer pass through here untouched. The configuration names the

@@ -17,17 +17,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.rtn import Rtn
+from owl_compress.checkpoints.loading import load_model
+from owl_compress.checkpoints.narrow import has_narrowed_blocks, modelling_file
+from owl_compress.checkpoints.packed import packed_checkpoint
+from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.compression import compress_with_
 from owl_compress.errors import RequestError
 from owl_compress.estimator import outline
 from owl_compress.forms.modeling_narrow import CONFIG_KEY
 from owl_compress.forms.narrowing import KeptUnits, keep_units_
-from owl_compress.loading import load_model
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.structure import find_structure
-from owl_compress.narrow_checkpoint import has_narrowed_blocks, modelling_file
-from owl_compress.packing import packed_checkpoint
-from owl_compress.saving import save_checkpoint
 
 TINY_MODELS = (
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_with_vision", "phi3", "opt", "gpt2",

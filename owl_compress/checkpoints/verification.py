@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from owl_compress.checkpoint import tensor_from_checkpoint
+from owl_compress.checkpoints.hub import quietly_explained
+from owl_compress.checkpoints.narrow import narrowed_class
+from owl_compress.checkpoints.packed import is_packed
+from owl_compress.checkpoints.tensors import tensor_from_checkpoint
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.explain import quietly_explained
 from owl_compress.models.structure import LinearSite, find_structure, in_rows
-from owl_compress.narrow_checkpoint import narrowed_class
-from owl_compress.packing import is_packed
 
 _PATTERN = re.compile(r"(\d+):(\d+)")
 

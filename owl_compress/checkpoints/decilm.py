@@ -1,6 +1,6 @@
-"""Narrowed models for other software: DeciLM for vLLM and llama.cpp, and stock checkpoints of one width.
+"""Narrowed models in the format of DeciLM, for vLLM and llama.cpp.
 
-DeciLM was checked against these sources, read in November 2026; loading an export in vLLM or llama.cpp
+It was checked against these sources, read in November 2026; loading an export in vLLM or llama.cpp
 themselves was not run, only a reconstruction of the blocks by their formulas:
 
 - vLLM, vllm/model_executor/models/nemotron_nas.py (class `DeciLMForCausalLM`): query heads are those of the
@@ -15,26 +15,14 @@ themselves was not run, only a reconstruction of the blocks by their formulas:
 """
 
 import json
-from collections.abc import Iterator
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub.errors import StrictDataclassError
-
-from owl_compress import decilm_config
+from owl_compress.checkpoints import configuration_decilm
+from owl_compress.checkpoints.narrow import anatomies_of
 from owl_compress.documents.recipe import DECILM_STEP
 from owl_compress.errors import RequestError
-from owl_compress.forms.modeling_narrow import CONFIG_KEY
-from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
-from owl_compress.models.structure import find_structure
-from owl_compress.narrow_checkpoint import (
-    as_if_cut_in_memory_,
-    stock_class,
-    text_config,
-    widths_by_key,
-)
+from owl_compress.models.anatomy import BlockAnatomy
 
 DECILM_MODEL_TYPE = "nemotron-nas"
 _DECILM_FAMILIES = ("llama", "mistral")
@@ -76,7 +64,7 @@ def check_decilm(model: Any, *, is_packed: bool = False, widths_are_final: bool 
             f"{config.num_attention_heads} heads in {config.hidden_size}",
             "leave --export away",
         )
-    for anatomy in _anatomies(model):
+    for anatomy in anatomies_of(model):
         _check_block(anatomy, config, widths_are_final=widths_are_final)
 
 
@@ -118,7 +106,7 @@ def describe_decilm(model: Any, folder: Path) -> None:
     """
     path = folder / "config.json"
     config, source = json.loads(path.read_text(encoding="utf-8")), model.config
-    anatomies = _anatomies(model)
+    anatomies = anatomies_of(model)
     for key in ("sliding_window", "per_layer_config", "allow_global_per_layer_attribute_access"):
         config.pop(key, None)
     config |= {
@@ -133,7 +121,7 @@ def describe_decilm(model: Any, folder: Path) -> None:
         "intermediate_size": max(anatomy.mlp.n_channels for anatomy in anatomies if anatomy.mlp),
     }
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    standalone = Path(decilm_config.__file__).read_text(encoding="utf-8")
+    standalone = Path(configuration_decilm.__file__).read_text(encoding="utf-8")
     (folder / _CONFIG_FILE).write_text(standalone, encoding="utf-8")
 
 
@@ -159,104 +147,5 @@ def _ffn_mult(width: int, hidden_size: int) -> float:
     return round(3 * width / (2 * hidden_size), _DIGITS)
 
 
-def _anatomies(model: Any) -> list[BlockAnatomy]:
-    return [find_anatomy(site) for site in find_structure(model).blocks]
-
-
 def _no_decilm(reason: str, remedy: str) -> RequestError:
     return RequestError(f"the model cannot be exported as DeciLM: {reason}: {remedy}")
-
-
-def to_stock_(model: Any) -> None:
-    """Turn a narrowed model whose blocks all have the same widths into an ordinary one, in place.
-
-    Its configuration gets these widths as its own, so that it saves as a checkpoint that needs nothing of
-    ours. A model that is not narrowed stays as it is. Nothing is changed if it is refused.
-
-    Raises:
-        RequestError: blocks of different widths, or widths that the stock model of the configuration cannot
-            have.
-    """
-    blocks = [site.module for site in find_structure(model).blocks]
-    if not any(hasattr(block, "narrow_widths") for block in blocks):
-        return
-    values = _common_widths(model)
-    problem = next(_differences(model, _stock_with(model, values)), None)
-    if problem:
-        raise _no_stock(f"the configuration of {model.config.model_type} models has no key for {problem}")
-    as_if_cut_in_memory_(model)
-    for key, value in values.items():
-        setattr(text_config(model.config), key, value)
-    for block in blocks:
-        vars(block).pop("narrow_widths", None)
-        for module in block.modules():
-            shared = getattr(getattr(module, "config", None), "narrow_shared", None)
-            if shared is not None:
-                vars(module)["config"] = shared
-
-
-def _common_widths(model: Any) -> dict[str, int]:
-    """The widths that all blocks share, by the configuration's keys, with the head size if it has a place."""
-    config = text_config(model.config)
-    anatomies = _anatomies(model)
-    first, *others = [dict(widths_by_key(anatomy, config)) for anatomy in anatomies]
-    for anatomy, widths in zip(anatomies[1:], others, strict=True):
-        if widths != first:
-            raise _no_stock(
-                f"block {anatomy.block} has {_shown(widths)}, block {anatomies[0].block} {_shown(first)}"
-            )
-    if 0 in first.values():
-        raise _no_stock(f"a sublayer is gone from every block ({_shown(first)})")
-    attention = anatomies[0].attention
-    if attention is not None and not hasattr(type(config), "head_dim"):
-        first["head_dim"] = attention.head_dim
-    return first
-
-
-def _stock_with(model: Any, values: dict[str, int]) -> Any:
-    """The stock model, without memory, of the configuration that has `values` for all blocks."""
-    described = model.config.to_dict()
-    text = described if text_config(model.config) is model.config else described["text_config"]
-    for key in (CONFIG_KEY, "per_layer_config"):
-        described.pop(key, None)
-        text.pop(key, None)
-    text |= values
-    try:
-        with torch.device("meta"):
-            return stock_class(model)(type(model.config).from_dict(described))
-    except (ValueError, RuntimeError, StrictDataclassError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise _no_stock(f"transformers takes no {_shown(values)}: {reason}") from error
-
-
-def _differences(model: Any, stock: Any) -> Iterator[str]:
-    """What the narrowed model has and the stock one does not: a shape, or a number that a forward reads."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in stock.state_dict().items()}
-    for name, tensor in model.state_dict().items():
-        if tuple(tensor.shape) != shapes.get(name):
-            yield f"{name} of shape {tuple(tensor.shape)}"
-    pairs = zip(find_structure(model).blocks, find_structure(stock).blocks, strict=True)
-    for site, its_stock in pairs:
-        widths = getattr(site.module, "narrow_widths", {})
-        for part in (*widths.get("empty", ()), *widths.get("alibi_heads", {})):
-            kind = (
-                "a sublayer that is gone" if part in widths.get("empty", ()) else "the biases of kept heads"
-            )
-            yield f"{kind} ({site.name}.{part})"
-        read = dict(widths.get("attributes", {}))
-        for part, values in widths.get("config", {}).items():
-            read |= {f"{part}.config.{key}": value for key, value in values.items()}
-        for path, value in read.items():
-            if attrgetter(path)(its_stock.module) != value:
-                yield f"{site.name}.{path} = {value}"
-
-
-def _shown(values: dict[str, int]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _no_stock(reason: str) -> RequestError:
-    return RequestError(
-        f"the model cannot be stored as a stock checkpoint of uniform width: {reason}: leave --uniform-width "
-        "away, or compress with --parts mlp"
-    )

@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from owl_compress.explain import quiet_transformers
-from owl_compress.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
+from owl_compress.checkpoints.hub import quiet_transformers
+from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
 
 
 @dataclass(frozen=True)

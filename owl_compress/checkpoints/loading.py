@@ -17,12 +17,12 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from owl_compress.checkpoint import INDEX_NAME, WEIGHTS_NAME, tensor_files
+from owl_compress.checkpoints.decilm import DECILM_MODEL_TYPE
+from owl_compress.checkpoints.hub import PICKLED, quietly_explained
+from owl_compress.checkpoints.narrow import as_if_cut_in_memory_, narrowed_class
+from owl_compress.checkpoints.packed import check_saved_codes, is_packed, require_package, unpack_
+from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, tensor_files
 from owl_compress.errors import RequestError
-from owl_compress.explain import PICKLED, quietly_explained
-from owl_compress.exports import DECILM_MODEL_TYPE
-from owl_compress.narrow_checkpoint import as_if_cut_in_memory_, narrowed_class
-from owl_compress.packing import check_saved_codes, is_packed, require_package, unpack_
 
 logger = logging.getLogger(__name__)
 

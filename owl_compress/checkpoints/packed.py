@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from owl_compress.checkpoint import saved_dtypes
+from owl_compress.checkpoints.tensors import saved_dtypes
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from owl_compress.checkpoints.loading import load_model
+from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.errors import RequestError
 from owl_compress.forms.modeling_narrow import CONFIG_KEY
 from owl_compress.forms.narrowing import KeptUnits, keep_units_
-from owl_compress.loading import load_model
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.structure import find_structure
-from owl_compress.saving import save_checkpoint
 
 IDS = torch.arange(3, 60)[None]
 
