@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.backends.quantizer import GridRule, bits_of, check_block, check_group_size
 from owl_compress.backends.solver import (
     SOLVER_BLOCK,
@@ -18,6 +17,7 @@ from owl_compress.backends.solver import (
     gram_of,
     sweep_,
 )
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
 from owl_compress.walk.input_statistics import Gram, Statistic

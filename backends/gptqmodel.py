@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from owl_compress.backend import LinearOutcome
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
+from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.result import Fallback

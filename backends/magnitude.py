@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, GroupTask, LinearOutcome
 from owl_compress.backends.masking import prune_block_
 from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome
 from owl_compress.documents.units import Unit
 
 

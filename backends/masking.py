@@ -6,9 +6,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, LinearOutcome, LinearTask, density
 from owl_compress.backends.model_wide import ColumnScale
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.compression.tasks import BlockTask, LinearOutcome, LinearTask, density
 from owl_compress.documents.units import Grid, KeptOfGrid
 from owl_compress.errors import RequestError
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, GroupTask
+from owl_compress.compression.tasks import BlockTask, GroupTask
 from owl_compress.documents.plan import Plan
 from owl_compress.models.structure import LinearSite
 from owl_compress.walk.input_statistics import Statistic

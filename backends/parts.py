@@ -6,8 +6,8 @@ from math import fsum, isclose
 
 from torch import Tensor
 
-from owl_compress.backend import BlockTask
 from owl_compress.backends.unit_importance import LinearView, UnitScore
+from owl_compress.compression.tasks import BlockTask
 from owl_compress.documents.plan import ROUNDING
 from owl_compress.documents.units import Sublayer
 from owl_compress.errors import RequestError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, LinearTask
+from owl_compress.compression.tasks import BlockTask, LinearTask
 from owl_compress.documents.units import NARROWEST_BITS, WIDEST_BITS
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range

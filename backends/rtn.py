@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import ClassVar
 
-from owl_compress.backend import BlockTask, LinearOutcome, LinearTask
 from owl_compress.backends.quantizer import GridRule, bits_of, check_block, check_group_size, round_to_nearest
+from owl_compress.compression.tasks import BlockTask, LinearOutcome, LinearTask
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat
 

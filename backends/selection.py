@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owl_compress.backend import LinearTask
+from owl_compress.compression.tasks import LinearTask
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError, nearest
 

@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask, density
 from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
 from owl_compress.backends.solver import (
@@ -20,6 +19,7 @@ from owl_compress.backends.solver import (
     gram_of,
     sweep_,
 )
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask, density
 from owl_compress.documents.units import Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 from owl_compress.walk.input_statistics import Gram, Statistic

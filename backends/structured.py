@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.backends.block_widths import Rounding
 from owl_compress.backends.parts import PlannedBlock, find_parts
 from owl_compress.backends.repair import output_energy, repair_columns
@@ -22,6 +21,7 @@ from owl_compress.backends.unit_importance import (
     highest_heads,
 )
 from owl_compress.backends.width_survey import WidthSurvey
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
 from owl_compress.documents.units import Unit

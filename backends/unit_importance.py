@@ -8,7 +8,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from owl_compress.backend import LinearTask
+from owl_compress.compression.tasks import LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Slot
 from owl_compress.walk.input_statistics import Statistic

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from owl_compress.backend import BlockTask, GroupTask, LinearOutcome
 from owl_compress.backends.masking import prune_block_
 from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome
 from owl_compress.documents.units import Unit
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from owl_compress.backend import BlockTask
 from owl_compress.backends.block_widths import (
     AttentionSizes,
     BlockSizes,
@@ -23,6 +22,7 @@ from owl_compress.backends.parts import (
 )
 from owl_compress.backends.unit_importance import Importance, UnitScore, highest_heads
 from owl_compress.backends.widths import choose_widths
+from owl_compress.compression.tasks import BlockTask
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Attention, FeedForward

@@ -22,7 +22,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, token_ids_sha256
 from owl_compress.documents.report import ImportanceReport
-from owl_compress.estimator import outline
+from owl_compress.importance.estimator import outline
 from owl_compress.pipeline.request import allocator_of, target_of
 
 SEQ_LEN = 512

@@ -25,10 +25,10 @@ from owl_compress import compress_, load
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.structured import Structured
 from owl_compress.documents.measurements import LatencyRecord, LatencyShape
-from owl_compress.estimator import outline
-from owl_compress.latency import compare
+from owl_compress.evaluation.latency import compare
+from owl_compress.evaluation.stopwatch import now
+from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import find_structure
-from owl_compress.stopwatch import now
 
 _RATIOS = (0.2, 0.4, 0.6, 0.8)
 _LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}

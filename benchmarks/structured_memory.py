@@ -26,11 +26,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.structured import Structured
-from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.data.windows import TokenWindows, token_ids_sha256
 from owl_compress.device import resolve_device
 from owl_compress.documents.provenance import CalibrationRecord
-from owl_compress.estimator import outline
+from owl_compress.importance.estimator import outline
 
 HOST = torch.device("cpu")
 RATIO = 0.4

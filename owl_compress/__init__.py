@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from owl_compress.documents.report import ImportanceReport
     from owl_compress.documents.result import Result
     from owl_compress.errors import RequestError
-    from owl_compress.estimator import measure
-    from owl_compress.evaluation import perplexity
+    from owl_compress.evaluation.perplexity import perplexity
+    from owl_compress.importance.estimator import measure
     from owl_compress.pipeline.line import Line
     from owl_compress.pipeline.stages import allocate, calibrate, compress_, evaluate, load, save
 
@@ -38,8 +38,8 @@ _HOMES = {
     "compress_": "pipeline.stages",
     "evaluate": "pipeline.stages",
     "load": "pipeline.stages",
-    "measure": "estimator",
-    "perplexity": "evaluation",
+    "measure": "importance.estimator",
+    "perplexity": "evaluation.perplexity",
     "save": "pipeline.stages",
 }
 

@@ -15,7 +15,7 @@ from owl_compress.backends import BACKENDS
 from owl_compress.cli import app
 from owl_compress.cli.run import given_options
 from owl_compress.documents.recipe import Recipe, is_recipe
-from owl_compress.metrics import METRICS
+from owl_compress.importance.metrics import METRICS
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
 
 ROOT = Path(__file__).parents[1]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import BlockTask, LinearOutcome
 from owl_compress.backends.structured import Structured
+from owl_compress.compression.tasks import BlockTask, LinearOutcome
 
 HIDDEN, SEQUENCES, SEQ_LEN = 128, 3, 32
 HOST = torch.device("cpu")

@@ -45,8 +45,8 @@ def demo(
     quiet: options.Quiet = False,
 ) -> None:
     """Prune the embedded SmolLM2-135M to 60 % sparsity, uniformly and by OWL, and compare."""
-    from owl_compress.chart import budget_chart
     from owl_compress.documents.disk import output_folder
+    from owl_compress.pages.chart import budget_chart
     from owl_compress.pipeline.line import Line
     from owl_compress.pipeline.stages import hold_out, save
 

@@ -52,7 +52,7 @@ def evaluate(
     from owl_compress.checkpoints.verification import check_two_of_four
     from owl_compress.device import resolve_device
     from owl_compress.documents.measurements import LatencyShape
-    from owl_compress.latency import check_kernel, compare, compare_kernels
+    from owl_compress.evaluation.latency import check_kernel, compare, compare_kernels
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline import stages
 

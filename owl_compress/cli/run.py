@@ -126,11 +126,11 @@ def execute(recipe: Recipe, out: Path | None, output: Output, *, dry_run: bool) 
 
 def _show_prediction(line: "Line", loaded: "LoadedModel", output: Output) -> None:
     """Measure and allocate, and show what the rest of the run would need and leave."""
+    from owl_compress.compression.gradient_memory import settled_backend
+    from owl_compress.compression.prediction import predict
     from owl_compress.device import resolve_device
-    from owl_compress.gradient_memory import settled_backend
     from owl_compress.models.structure import find_structure
     from owl_compress.pipeline.request import backend_of
-    from owl_compress.prediction import predict
 
     recipe, model = line.recipe, loaded.model
     calibration = line.windows(loaded)

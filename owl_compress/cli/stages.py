@@ -40,9 +40,9 @@ def measure(
 ) -> None:
     """Measure the importance of every block and linear, and write the report."""
     from owl_compress.device import resolve_device
-    from owl_compress.estimator import measure as measure_importance
+    from owl_compress.importance.estimator import measure as measure_importance
+    from owl_compress.importance.metrics import with_defaults
     from owl_compress.memory import memory_errors
-    from owl_compress.metrics import with_defaults
     from owl_compress.pipeline import stages
 
     output = Output(as_json=as_json, quiet=quiet)

@@ -13,8 +13,8 @@ from owl_compress.documents.units import KeptOfGrid, Unit
 
 if TYPE_CHECKING:  # tables are drawn without loading torch
     from owl_compress.checkpoints.verification import Verification
+    from owl_compress.compression.prediction import Prediction
     from owl_compress.documents.measurements import LatencyRecord, PartLatency, Speedup
-    from owl_compress.prediction import Prediction
 
 _UNIT_HEADINGS = {
     Unit.DENSITY: ("density (kept)", "sparsity (removed)"),

@@ -91,8 +91,9 @@ class LatencyRecord(Frozen):
     token, greedily chosen, with the key-value cache. `blocks` is the time between the start of the first
     block and the end of the last, `head` that of the output projection (None where the model does not name
     one), both inside the same runs; what is left is embedding, final norm, masks and choosing the token. On a
-    CPU that costs four looks at the clock in each pass; see `owl_compress.stopwatch` for CUDA. Where decode
-    is `compiled`, embedding, masks and final norm are one piece with the blocks and count as theirs.
+    CPU that costs four looks at the clock in each pass; see `owl_compress.evaluation.stopwatch` for CUDA.
+    Where decode is `compiled`, embedding, masks and final norm are one piece with the blocks and count as
+    theirs.
 
     `peak_device_bytes` holds this model's weights, cache and activations, and of other models nothing (0 on a
     CPU). `weight_bytes` are its parameters and buffers, `peak_host_bytes` is of the whole process since its

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +32,6 @@ class CodeFormat:
         rows, columns = shape
         of_group = scale_bits + (0 if self.symmetric else bits)
         return rows * (columns * bits + self.n_groups(columns) * of_group)
-
-
-@runtime_checkable
-class Quantizer(Protocol):
-    """A backend whose outcome is integer codes."""
-
-    @property
-    def code_format(self) -> CodeFormat:
-        """How it groups its codes."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,11 +6,12 @@ from time import perf_counter
 
 import torch
 
-from owl_compress.account import Account, Stored, method_record
-from owl_compress.backend import CheckpointBackend, LinearOutcome
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import bytes_on_disk
+from owl_compress.compression.account import Account, Stored, method_record
+from owl_compress.compression.contract import CheckpointBackend
+from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity

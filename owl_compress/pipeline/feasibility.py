@@ -1,11 +1,11 @@
 """What no choice can meet, told from shapes alone before anything is measured."""
 
 from owl_compress.allocators import allocate
-from owl_compress.backend import PlanChecker
 from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.compression.contract import PlanChecker
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
-from owl_compress.estimator import outline
+from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.request import backend_of, target_of
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from owl_compress.allocators import Allocator, allocate
-from owl_compress.backend import CheckpointBackend
 from owl_compress.checkpoints.decilm import check_decilm
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import check_packable, require_package
 from owl_compress.checkpoints.stock import to_stock_
-from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.compression.contract import CheckpointBackend, Quantizer
+from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device
 from owl_compress.documents.disk import check_output_folder, output_folder
@@ -21,11 +21,10 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.estimator import measure, outline
-from owl_compress.evaluation import perplexity
-from owl_compress.forms.codes import Quantizer
+from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.importance.estimator import measure, outline
+from owl_compress.importance.metrics import with_defaults
 from owl_compress.memory import memory_errors
-from owl_compress.metrics import with_defaults
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.checkpoints import compress_checkpoint_
 from owl_compress.pipeline.feasibility import check_plan, check_request

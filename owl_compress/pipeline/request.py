@@ -11,7 +11,7 @@ from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # a plan is made without loading torch
-    from owl_compress.backend import AnyBackend
+    from owl_compress.compression.contract import AnyBackend
 
 _SHAPE = (
     "low", "high", "pins", "skips", "granularity", "solver", "tie", "parts", "protect_first", "protect_last",

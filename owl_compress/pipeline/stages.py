@@ -9,15 +9,14 @@ from torch import nn
 
 from owl_compress.allocators import Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
-from owl_compress.backend import AnyBackend, CheckpointBackend
-from owl_compress.card import model_card
 from owl_compress.checkpoints.loading import LoadedModel, load_model
 from owl_compress.checkpoints.narrow import has_narrowed_blocks
 from owl_compress.checkpoints.origin import origin_of
 from owl_compress.checkpoints.packed import packed_checkpoint
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import bytes_on_disk
-from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.compression.contract import AnyBackend, CheckpointBackend
+from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, resolve_bos, sample_windows
 from owl_compress.device import find_dtype
@@ -30,11 +29,12 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import EarlierStep, Result
 from owl_compress.documents.stored_format import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW, StoredFormat
 from owl_compress.errors import RequestError
-from owl_compress.evaluation import perplexity
+from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.forms.codes import coded_modules
 from owl_compress.models.limits import resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
 from owl_compress.models.structure import find_structure
+from owl_compress.pages.card import model_card
 from owl_compress.pipeline.request import create_backend, split_target
 from owl_compress.progress import SILENT, Progress
 
@@ -73,7 +73,7 @@ def compress_(
     keep_on: torch.device | None = None,
     progress: Progress = SILENT,
 ) -> Result:
-    """Compress `model` in place as `plan` says; see `owl_compress.compression.compress_with_`.
+    """Compress `model` in place as `plan` says; see `owl_compress.compression.driver.compress_with_`.
 
     `backend` is a registered name, or a backend that has its options already.
     """

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import BlockTask, GroupTask, LinearTask
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearTask
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.units import Grid, Unit
 from owl_compress.models.structure import BlockSite, LinearSite, find_structure

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import Backend, LinearTask
 from owl_compress.backends import BACKENDS
-from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.compression.contract import Backend
+from owl_compress.compression.driver import WalkOptions, compress_with_
+from owl_compress.compression.tasks import LinearTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result

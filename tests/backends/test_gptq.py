@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.backends.gptq import Gptq
 from owl_compress.backends.quantizer import GridRule, round_to_nearest
 from owl_compress.backends.rtn import Rtn
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import BlockSite, LinearSite
 from owl_compress.walk.input_statistics import Gram

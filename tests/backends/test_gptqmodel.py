@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from owl_compress.backend import CheckpointBackend
 from owl_compress.backends.gptqmodel import GptqModel, dynamic_rules, read_codes
 from owl_compress.cli import _exit_code
+from owl_compress.compression.contract import CheckpointBackend
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import BlockTask
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.selection import Scope
 from owl_compress.backends.wanda import Wanda
-from owl_compress.compression import compress_with_
+from owl_compress.compression.driver import compress_with_
+from owl_compress.compression.tasks import BlockTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from owl_compress.backend import GroupTask
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.model_wide import ModelWideSurvey, density_keeping
 from owl_compress.backends.selection import Scope
 from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
-from owl_compress.compression import compress_with_
+from owl_compress.compression.driver import compress_with_
+from owl_compress.compression.tasks import GroupTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import BlockTask, GroupTask, LinearTask
 from owl_compress.backends.quantizer import GridRule, check_block, round_to_nearest
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
 from owl_compress.models.structure import BlockSite, LinearSite

@@ -8,11 +8,11 @@ import torch
 
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.rtn import Rtn
-from owl_compress.compression import compress_with_
+from owl_compress.compression.driver import compress_with_
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
-from owl_compress.estimator import outline
 from owl_compress.forms.codes import coded_modules
+from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import find_structure
 
 

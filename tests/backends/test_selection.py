@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from owl_compress.backend import LinearTask
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.compression.tasks import LinearTask
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import LinearSite

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from owl_compress.backend import BlockTask
 from owl_compress.backends import solver, sparsegpt
 from owl_compress.backends.selection import Scope
 from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
+from owl_compress.compression.tasks import BlockTask
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.walk.input_statistics import Gram, SecondMoments

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owl_compress.backend import LinearTask
 from owl_compress.backends.unit_importance import (
     Importance,
     LinearView,
@@ -16,6 +15,7 @@ from owl_compress.backends.unit_importance import (
     highest,
     highest_heads,
 )
+from owl_compress.compression.tasks import LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Slot
 from owl_compress.models.structure import LinearSite

@@ -19,12 +19,12 @@ from owl_compress.backends.gptq import Gptq
 from owl_compress.backends.rtn import Rtn
 from owl_compress.checkpoints.loading import LoadedModel, load_model
 from owl_compress.checkpoints.packed import is_packed, packed_checkpoint
-from owl_compress.compression import compress_with_
+from owl_compress.compression.driver import compress_with_
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
-from owl_compress.estimator import outline
+from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.stages import evaluate, save
 

@@ -57,7 +57,7 @@ def test_failed_demo_leaves_nothing(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("owl_compress.chart.budget_chart", interrupt)
+    monkeypatch.setattr("owl_compress.pages.chart.budget_chart", interrupt)
     assert refused("demo").startswith("interrupted")
 
 

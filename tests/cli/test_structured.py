@@ -182,7 +182,7 @@ def test_auto_says_which_importance_ran_and_the_recipe_holds_it(
     free: int,
     importance: str,
 ) -> None:
-    monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda: free)
+    monkeypatch.setattr("owl_compress.compression.gradient_memory.free_host_bytes", lambda: free)
     gradients = ("--gradient-samples", "2")  # of no use to wanda, and so not in its recipe
     shown = done(*prune[:-1], "--importance", "auto", *gradients, "--strict", "-o", "AUTO")
     assert re.search(rf"importance\W+{importance}", shown.out)
@@ -194,7 +194,7 @@ def test_auto_says_which_importance_ran_and_the_recipe_holds_it(
     assert record["fallbacks"] == []
     named = ("--importance", importance, *(gradients if importance == "taylor" else ()))
     done(*prune, *named, "--strict", "-o", "NAMED")
-    monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda: 2**50 - free)
+    monkeypatch.setattr("owl_compress.compression.gradient_memory.free_host_bytes", lambda: 2**50 - free)
     done("run", "AUTO/recipe.yaml", "-o", "AGAIN", "--quiet")
     for folder in ("NAMED", "AGAIN"):
         assert weights(folder) == weights("AUTO")
@@ -205,7 +205,9 @@ def test_auto_on_a_dry_run_says_which_importance_would_run(
     done: Callable[..., Any], prune: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for free, importance in ((2**40, "taylor"), (0, "wanda")):
-        monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda free=free: free)
+        monkeypatch.setattr(
+            "owl_compress.compression.gradient_memory.free_host_bytes", lambda free=free: free
+        )
         shown = done(*prune[:-1], "--importance", "auto", "--dry-run")
         assert f"importance auto ran as {importance}" in shown.err
 
@@ -224,7 +226,7 @@ def test_a_dry_run_counts_what_gradients_need(done: Callable[..., Any], prune: t
 def test_wanda_stays_the_default(
     done: Callable[..., Any], prune: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl_compress.gradient_memory.free_host_bytes", lambda: 2**40)
+    monkeypatch.setattr("owl_compress.compression.gradient_memory.free_host_bytes", lambda: 2**40)
     done(*prune, "-o", "OUT")
     assert json_of("OUT", "result")["backend"]["parameters"]["importance"] == "wanda"
 

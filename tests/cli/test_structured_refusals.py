@@ -11,7 +11,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
-from owl_compress.estimator import measure
+from owl_compress.importance.estimator import measure
 from owl_compress.walk.blocks import BlockWalk
 
 WEIGHTS = "model.safetensors"

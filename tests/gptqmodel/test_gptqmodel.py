@@ -59,7 +59,7 @@ def test_nothing_is_left_over(out: Path) -> None:
 def test_gptqmodel_reads_it_and_is_the_model_we_evaluated(out: Path, result: Any) -> None:
     from gptqmodel import BACKEND, GPTQModel
 
-    from owl_compress.evaluation import perplexity
+    from owl_compress.evaluation.perplexity import perplexity
     from owl_compress.pipeline.stages import hold_out, load
 
     model = GPTQModel.load(str(out), device="cpu", backend=BACKEND.TORCH).model

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from owl_compress.backend import Backend
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups
 from owl_compress.backends.sparsegpt import SparseGPT
 from owl_compress.backends.wanda import Wanda
-from owl_compress.compression import WalkOptions, compress_with_
+from owl_compress.compression.contract import Backend
+from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
-from owl_compress.estimator import measure
+from owl_compress.importance.estimator import measure
 from owl_compress.models.structure import find_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.input_statistics import Gram, SecondMoments

@@ -5,8 +5,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.documents.measurements import LatencyShape
+from owl_compress.evaluation.latency import compare, compare_kernels
 from owl_compress.forms.semi_structured import is_semi_structured, to_semi_structured_, weight_bytes
-from owl_compress.latency import compare, compare_kernels
 from owl_compress.models.structure import find_structure
 
 pytestmark = [

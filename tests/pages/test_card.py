@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from owl_compress.card import model_card
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import Origin, origin_of
 from owl_compress.documents.measurements import Evaluation, Footprint, FootprintChange, PerplexityRecord
@@ -15,6 +14,7 @@ from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.result import Fallback, LinearResult, MethodRecord, Result, Totals
 from owl_compress.documents.stored_format import NARROW
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
+from owl_compress.pages.card import model_card
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 LINEARS = [(f"model.layers.{i}.mlp.{name}", f"model.layers.{i}") for i in (0, 1) for name in ("up", "down")]

@@ -9,12 +9,12 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 
-from owl_compress.chart import budget_chart
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
+from owl_compress.pages.chart import budget_chart
 
 
 def report_of(n_blocks: int) -> ImportanceReport:
@@ -108,7 +108,7 @@ def test_matplotlib_keeps_its_global_state(tmp_path: Path) -> None:
     before = settings()
     budget_chart(report_of(3), plan_of([0.3, 0.4, 0.5]), tmp_path / "chart.png", "lod@5")
     assert settings() == before
-    code = "import sys, owl_compress.chart; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, owl_compress.pages.chart; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=dict(os.environ))
 
 

@@ -1,76 +1,22 @@
-"""What a backend is: the one method it has, what it is given, and what it hands back.
+"""What a backend is, stated so that the driver can run any of them without knowing one.
 
-The backends themselves lie in `owl_compress.backends`; this module only states the contract, so that the
-walk can drive any of them without knowing one.
+The backends themselves lie in `owl_compress.backends`; what they are given and hand back is in `tasks`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import floor
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
+from owl_compress.compression.tasks import BlockTask, LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.result import Fallback
 from owl_compress.documents.stored_format import StoredFormat
-from owl_compress.documents.units import Grid, Unit
-from owl_compress.forms.codes import QuantizedWeight
-from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
-from owl_compress.walk.gradients import Salience
+from owl_compress.documents.units import Unit
+from owl_compress.forms.codes import CodeFormat
+from owl_compress.models.structure import ModelStructure
 from owl_compress.walk.input_statistics import Statistic
-
-
-@dataclass(frozen=True)
-class LinearTask:
-    """One linear and the budget it has to meet; `salience` is there for a `GradientReader` that wants it."""
-
-    site: LinearSite
-    budget: float
-    salience: Salience | None = None
-
-    @property
-    def n_kept(self) -> int:
-        """Number of weights that a density budget keeps: floor(density * numel)."""
-        return floor(self.budget * self.site.n_weights)
-
-
-@dataclass(frozen=True)
-class GroupTask:
-    """Linears that read the same input, with the statistic of that input.
-
-    For a backend that needs no statistic it is None, and every linear is a group of its own.
-    """
-
-    linears: tuple[LinearTask, ...]
-    statistic: Statistic | None
-
-
-@dataclass(frozen=True)
-class BlockTask:
-    """Everything a backend needs to compress one block in place."""
-
-    site: BlockSite
-    groups: tuple[GroupTask, ...]
-    grid: Grid | None
-
-
-@dataclass(frozen=True)
-class LinearOutcome:
-    """What was done to one linear; `achieved` is counted from its tensor, in the plan's unit.
-
-    A backend that quantizes hands back the codes that the linear's weight now stands for.
-    """
-
-    name: str
-    achieved: float
-    relative_error: float
-    seconds: float
-    fallbacks: tuple[Fallback, ...] = ()
-    quantized: QuantizedWeight | None = None
 
 
 class Survey(Protocol):
@@ -166,6 +112,16 @@ class PlanChecker(Protocol):
 
 
 @runtime_checkable
+class Quantizer(Protocol):
+    """A backend whose outcome is integer codes."""
+
+    @property
+    def code_format(self) -> CodeFormat:
+        """How it groups its codes."""
+        ...
+
+
+@runtime_checkable
 class CheckpointBackend(Protocol):
     """A way to carry out a plan on a whole checkpoint folder, by a package with its own walk and format.
 
@@ -193,8 +149,3 @@ class CheckpointBackend(Protocol):
 
 
 AnyBackend = Backend | CheckpointBackend
-
-
-def density(weight: Tensor) -> float:
-    """Share of entries that are not zero."""
-    return int(torch.count_nonzero(weight)) / weight.numel()

@@ -10,14 +10,14 @@ from torch._dynamo.exc import TorchDynamoException
 from transformers import LlamaForCausalLM
 
 from owl_compress import compress_
-from owl_compress import stopwatch as clock
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.structured import Structured
 from owl_compress.documents.measurements import LatencyShape
 from owl_compress.errors import RequestError
-from owl_compress.estimator import outline
+from owl_compress.evaluation import stopwatch as clock
+from owl_compress.evaluation.latency import Contender, check_kernel, compare, compare_kernels, latency
 from owl_compress.forms.semi_structured import weight_bytes
-from owl_compress.latency import Contender, check_kernel, compare, compare_kernels, latency
+from owl_compress.importance.estimator import outline
 
 SHAPE = LatencyShape(batch_size=2, prompt_len=10, new_tokens=3)
 CPU = torch.device("cpu")

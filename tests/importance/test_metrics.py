@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from owl_compress.errors import RequestError
-from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric, with_defaults
+from owl_compress.importance.metrics import DEFAULT_METRICS, METRICS, find_metric, with_defaults
 from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 WEIGHT = torch.tensor([[1.0, -2.0], [3.0, -4.0]])

@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from owl_compress import evaluation
 from owl_compress.data.text import Text
 from owl_compress.data.windows import TokenWindows, evaluation_windows
 from owl_compress.errors import RequestError
-from owl_compress.evaluation import perplexity
+from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.state import evaluation_mode, n_parameters
 
 T = TypeVar("T")
@@ -68,7 +67,7 @@ def test_the_size_of_a_chunk_changes_nothing(
     tiny_llama: LlamaForCausalLM, windows: TokenWindows, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = perplexity(tiny_llama, windows).perplexity
-    monkeypatch.setattr(evaluation, "_CHUNK_BYTES", rows * 259 * 4)
+    monkeypatch.setattr("owl_compress.evaluation.perplexity._CHUNK_BYTES", rows * 259 * 4)
     assert perplexity(tiny_llama, windows).perplexity == pytest.approx(whole, rel=1e-7)
 
 

@@ -8,8 +8,10 @@ from time import perf_counter
 import torch
 from torch import nn
 
-from owl_compress.account import Account, Stored, method_record
-from owl_compress.backend import Backend, BlockTask, GradientReader, GroupTask, LinearOutcome, LinearTask
+from owl_compress.compression.account import Account, Stored, method_record
+from owl_compress.compression.contract import Backend, GradientReader
+from owl_compress.compression.gradient_memory import settled_backend
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import Footprint, FootprintChange
 from owl_compress.documents.plan import Plan
@@ -18,7 +20,6 @@ from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_, stored_bits
-from owl_compress.gradient_memory import settled_backend
 from owl_compress.models.footprint import footprint
 from owl_compress.models.state import identify, n_parameters, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
@@ -52,7 +53,7 @@ def compress_with_(
     Args:
         model: a causal language model on the host or on a device; its weights stay there.
         plan: budgets in the unit of the backend, for exactly this model's linears.
-        backend: see `owl_compress.backend.Backend`; what it leaves to the memory there is, is settled first.
+        backend: see `contract.Backend`; what it leaves to the memory there is, is settled first.
         name: the backend's name, for the record.
         calibration: token windows, shape [sequences, seq_len]; not needed by backends without statistics.
         options: how the walk runs.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from owl_compress.backend import AnyBackend, Backend, GradientChooser
+from owl_compress.compression.contract import AnyBackend, Backend, GradientChooser
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import free_device_bytes
 from owl_compress.memory import free_host_bytes

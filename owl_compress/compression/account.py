@@ -7,7 +7,8 @@ from time import perf_counter
 
 import torch
 
-from owl_compress.backend import AnyBackend, LinearOutcome
+from owl_compress.compression.contract import AnyBackend
+from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import peak_device_bytes
 from owl_compress.documents.plan import Plan

@@ -12,7 +12,7 @@ from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
-from owl_compress.metrics import DEFAULT_METRICS, Metric, find_metric
+from owl_compress.importance.metrics import DEFAULT_METRICS, Metric, find_metric
 from owl_compress.models.anatomy import find_roles
 from owl_compress.models.state import identify, parameter_device
 from owl_compress.models.structure import LinearSite, check_compressible, find_structure
@@ -42,7 +42,7 @@ def measure(
     Args:
         model: a causal language model; unchanged afterwards.
         calibration: token windows, shape [sequences, seq_len].
-        metrics: names such as "lod@5"; see `owl_compress.metrics`.
+        metrics: names such as "lod@5"; see `owl_compress.importance.metrics`.
         device: where blocks are run; by default where the model is.
         batch_size: sequences per forward pass; changes nothing but speed, up to rounding.
         identity: what the report says about the model; by default read from its config.

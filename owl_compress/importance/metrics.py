@@ -19,11 +19,11 @@ METRICS = Registry(
     kind="metric",
     group="owl_compress.metrics",
     builtin={
-        "lod": "owl_compress.metrics:layer_outlier_distribution",
-        "score_mean": "owl_compress.metrics:score_mean",
-        "score_median": "owl_compress.metrics:score_median",
-        "weight_l1": "owl_compress.metrics:weight_l1",
-        "weight_l2": "owl_compress.metrics:weight_l2",
+        "lod": "owl_compress.importance.metrics:layer_outlier_distribution",
+        "score_mean": "owl_compress.importance.metrics:score_mean",
+        "score_median": "owl_compress.importance.metrics:score_median",
+        "weight_l1": "owl_compress.importance.metrics:weight_l1",
+        "weight_l2": "owl_compress.importance.metrics:weight_l2",
     },
 )
 

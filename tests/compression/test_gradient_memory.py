@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from owl_compress import gradient_memory
 from owl_compress.backends.structured import Structured
 from owl_compress.backends.wanda import Wanda
-from owl_compress.device import free_device_bytes
-from owl_compress.gradient_memory import (
+from owl_compress.compression import gradient_memory
+from owl_compress.compression.gradient_memory import (
     GradientSizes,
     MemoryBytes,
     holds,
     memory_for_gradients,
     settled_backend,
 )
+from owl_compress.device import free_device_bytes
 from owl_compress.memory import free_host_bytes
 from owl_compress.models.structure import find_structure
 from owl_compress.walk.gradients import measure_salience

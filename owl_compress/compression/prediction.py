@@ -5,12 +5,11 @@ from math import floor
 
 from torch import nn
 
-from owl_compress.backend import AnyBackend, GradientReader
+from owl_compress.compression.contract import AnyBackend, GradientReader, Quantizer
+from owl_compress.compression.gradient_memory import gradient_sizes
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.units import Unit
-from owl_compress.forms.codes import Quantizer
-from owl_compress.gradient_memory import gradient_sizes
 from owl_compress.models.structure import BlockSite, ModelStructure, find_structure
 from owl_compress.walk.input_statistics import Gram
 

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM
 
-from owl_compress import metrics as metrics_module
 from owl_compress import registry
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.errors import RequestError
-from owl_compress.estimator import measure, outline
-from owl_compress.metrics import DEFAULT_METRICS, METRICS, find_metric
+from owl_compress.importance import metrics as metrics_module
+from owl_compress.importance.estimator import measure, outline
+from owl_compress.importance.metrics import DEFAULT_METRICS, METRICS, find_metric
 from owl_compress.models.state import identify
 from owl_compress.models.structure import find_structure
 from owl_compress.walk import scores as scores_module

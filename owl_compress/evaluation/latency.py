@@ -10,17 +10,17 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from owl_compress.compiled import CompiledDecoder
 from owl_compress.device import peak_device_bytes
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape, PartLatency, Speedup
 from owl_compress.errors import RequestError
-from owl_compress.evaluation import placed
+from owl_compress.evaluation.compiled import CompiledDecoder
+from owl_compress.evaluation.perplexity import placed
+from owl_compress.evaluation.stopwatch import now, stopwatch
 from owl_compress.forms.semi_structured import is_semi_structured, to_semi_structured_, weight_bytes
 from owl_compress.memory import peak_host_bytes
 from owl_compress.models.state import cache_name, n_parameters
 from owl_compress.models.structure import find_structure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.stopwatch import now, stopwatch
 
 _WARM_UPS, _RUNS = 2, 7
 

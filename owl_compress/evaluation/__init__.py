@@ -1,0 +1,1 @@
+"""What a model is worth afterwards: perplexity, and how fast it runs."""

@@ -1,0 +1,1 @@
+"""How much every block and linear matters, measured once."""
