@@ -7,7 +7,7 @@ here. Packages of others register theirs through the entry point group of the sa
 from collections.abc import Mapping
 from typing import Any
 
-from owl_compress.allocators.base import Allocator, Curve, Group, OffBudget, create
+from owl_compress.allocators.base import Allocator, Curve, Group, OffBudget
 from owl_compress.allocators.planning import make_plan
 from owl_compress.allocators.target import Granularity, Solver, Target
 from owl_compress.documents.plan import Plan
@@ -17,6 +17,7 @@ from owl_compress.registry import Registry
 
 __all__ = [
     "ALLOCATORS",
+    "DEFAULT_ALLOCATOR",
     "Allocator",
     "Curve",
     "Granularity",
@@ -25,7 +26,6 @@ __all__ = [
     "Solver",
     "Target",
     "allocate",
-    "create_allocator",
 ]
 
 ALLOCATORS = Registry(
@@ -45,14 +45,8 @@ ALLOCATORS = Registry(
     },
 )
 
-
-def create_allocator(name: str, options: Mapping[str, Any] | None = None) -> Allocator:
-    """The allocator registered as `name`, with options as a user gives them; None counts as not given.
-
-    Raises:
-        RequestError: unknown name, an option it does not take, or a value of the wrong kind.
-    """
-    return create(ALLOCATORS.load(name), options or {})
+DEFAULT_ALLOCATOR = "owl"
+"""Who divides a budget where nobody says."""
 
 
 def allocate(
@@ -69,7 +63,7 @@ def allocate(
         RequestError: the request cannot be satisfied; the message says what, the value and the remedy.
     """
     if isinstance(allocator, str):
-        return make_plan(report, create_allocator(allocator, options), target)
+        return make_plan(report, ALLOCATORS.create(allocator, options), target)
     if options:
         raise RequestError(
             f"options {sorted(options)} are for an allocator given by name, not for {allocator!r}"

@@ -1,16 +1,14 @@
 """What an allocator is: from groups and a target to a monotone family of budgets."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import fsum
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from owl_compress.allocators.target import Granularity, Target
-from owl_compress.documents.document import first_problem
 from owl_compress.documents.report import LinearReport
 from owl_compress.errors import RequestError, nearest
 
@@ -63,6 +61,8 @@ class Allocator(Protocol):
     reads_scores: ClassVar[bool]
     """Whether it looks at measured metrics or histograms, and not at names and sizes alone."""
 
+    # Further, where it follows somebody: `credit`, a ClassVar with the words for the model card, in Markdown.
+
     def settled(self, target: Target) -> Self:
         """The same allocator with every option that was left open (None) settled for this target.
 
@@ -108,21 +108,3 @@ def metric_values(groups: Sequence[Group], metric: str) -> FloatArray:
                 f"(or measure again with --metric {metric})"
             )
     return np.array([group.metrics[metric] for group in groups], dtype=np.float64)
-
-
-def create(kind: type[Allocator], options: Mapping[str, Any]) -> Allocator:
-    """Build an allocator from options as a user gives them; None counts as not given.
-
-    Raises:
-        RequestError: an option that it does not take, or a value of the wrong kind.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    taken = [field.name for field in fields(kind)]
-    for name in given:
-        if name not in taken:
-            listed = f"it takes: {', '.join(taken)}" if taken else "it takes no options"
-            raise RequestError(f"{kind.name} takes no {name}; {listed}")
-    try:
-        return TypeAdapter(kind).validate_python(given)
-    except ValidationError as error:
-        raise RequestError(f"{kind.name}: {first_problem(error)}") from error

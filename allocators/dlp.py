@@ -9,6 +9,7 @@ import numpy as np
 from owl_compress.allocators.base import Curve, FloatArray, Group, metric_values
 from owl_compress.allocators.spread import settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.options import option
 
 _ALPHA = 0.15
 
@@ -34,8 +35,10 @@ class Dlp:
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
 
-    metric: str = "score_median"
-    lam: float | None = None
+    metric: str = option("score_median", "What blocks are ranked by, such as lod@5; see metrics.")
+    lam: float | None = option(
+        None, "The paper's alpha, as lam elsewhere: 0.15; on an N:M grid 2 weights of M; of bits 1."
+    )
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""

@@ -15,10 +15,11 @@ from owl_compress.allocators.base import (
     sizes,
     weighted_mean,
 )
-from owl_compress.allocators.spread import OwlLaw, settled_lam, settled_law, spread, unit_range
+from owl_compress.allocators.spread import PAPER, OwlLaw, settled_lam, settled_law, spread, unit_range
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
+from owl_compress.options import option
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,15 @@ class Owl:
     name: ClassVar[str] = "owl"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    credit: ClassVar[str] = PAPER
 
-    metric: str = "lod@5"
-    lam: float | None = None
-    law: OwlLaw | None = None
+    metric: str = option("lod@5", "What blocks are ranked by, such as lod@5; see metrics.")
+    lam: float | None = option(
+        None, "How far budgets may move from the average: 0.08; on an N:M grid 2 weights of M; of bits 1."
+    )
+    law: OwlLaw | None = option(
+        None, "Range of 2 lam, or no further than lam; the first off a grid, else the second.", name="owl_law"
+    )
 
     def settled(self, target: Target) -> Self:
         """Settle lam and law for the unit and grid."""

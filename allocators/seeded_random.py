@@ -10,6 +10,7 @@ import numpy as np
 from owl_compress.allocators.base import Curve, FloatArray, Group
 from owl_compress.allocators.spread import settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.options import option
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class SeededRandom:
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = False
 
-    seed: int = 0
-    lam: float | None = None
+    seed: int = option(0, "Which draw.")
+    lam: float | None = option(
+        None, "How far budgets may move from the average: 0.08; on an N:M grid 2 weights of M; of bits 1."
+    )
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""

@@ -13,6 +13,9 @@ from owl_compress.errors import RequestError
 
 OwlLaw = Literal["published", "bounded"]
 
+PAPER = "[Outlier Weighed Layerwise Sparsity](https://arxiv.org/abs/2310.05175)"
+"""What the model card of whoever follows OWL says of it."""
+
 OWL_LAM = 0.08
 """OWL's default half range off a grid, and that of all its relatives but DLP."""
 

@@ -6,13 +6,14 @@ from math import isfinite
 from typing import Literal, TypedDict, Unpack, get_args
 
 from owl_compress.documents.units import (
-    NARROWEST_BITS,
-    WIDEST_BITS,
+    BIT_WIDTHS,
+    BIT_WIDTHS_SHOWN,
     BitsGrid,
     Grid,
     KeptOfGrid,
     Sublayer,
     Unit,
+    is_bit_width,
 )
 from owl_compress.errors import RequestError, nearest
 
@@ -105,9 +106,7 @@ class Target:
                 if self.unit is not Unit.DENSITY:
                     raise RequestError(f"an N:M grid is for density, not for {self.unit}")
             case BitsGrid(bits=bits):
-                wrong = [width for width in bits if not NARROWEST_BITS <= width <= WIDEST_BITS]
-                if wrong:
-                    raise RequestError(f"bit choice {wrong[0]} is outside {NARROWEST_BITS}..{WIDEST_BITS}")
+                _check_bit_choices(bits)
                 if self.unit is not Unit.BITS:
                     raise RequestError(f"a grid of bits is for bits, not for {self.unit}")
             case None:
@@ -241,18 +240,20 @@ class Target:
         Raises:
             RequestError: a choice outside 2..8, or an average outside the choices.
         """
-        wrong = [width for width in choices if not NARROWEST_BITS <= width <= WIDEST_BITS]
-        if wrong or not choices:
-            shown = f"bit choice {wrong[0]}" if wrong else "an empty list of bit choices"
-            raise RequestError(
-                f"{shown} is outside {NARROWEST_BITS}..{WIDEST_BITS}: choose from 2,3,4,5,6,7,8"
-            )
+        _check_bit_choices(choices)
         if not min(choices) <= bits <= max(choices):
             raise RequestError(
                 f"an average of {bits:g} bits is outside the choices {_listed(choices)}: "
                 f"ask for {min(choices)} to {max(choices)}, or widen the choices"
             )
         return cls(Unit.BITS, float(bits), grid=BitsGrid(bits=tuple(sorted(set(choices)))), **options)
+
+
+def _check_bit_choices(choices: tuple[int, ...]) -> None:
+    wrong = [width for width in choices if not is_bit_width(width)]
+    if wrong or not choices:
+        shown = f"bit choice {wrong[0]}" if wrong else "an empty list of bit choices"
+        raise RequestError(f"{shown} is outside {BIT_WIDTHS[0]}..{BIT_WIDTHS[-1]}: choose {BIT_WIDTHS_SHOWN}")
 
 
 def _kept_share(name: str, removed: float) -> float:

@@ -8,6 +8,9 @@ Structured removal has its own: `parts` and `unit_importance` (which heads and c
 
 from owl_compress.registry import Registry
 
+DEFAULT_BACKEND = "wanda"
+"""Who carries out a plan where nobody says."""
+
 BACKENDS = Registry(
     kind="backend",
     group="owl_compress.backends",

@@ -20,6 +20,7 @@ from owl_compress.backends.solver import (
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
+from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, Statistic
 
 
@@ -44,13 +45,18 @@ class Gptq:
     are, because other text may use them.
     """
 
-    group_size: int | None = 64
-    symmetric: bool = True
-    mse: bool = False
-    activation_order: bool = False
-    group_order: bool = True
-    damping: float = 0.01
+    group_size: int | None = option(
+        64, "Inputs that share a scale: 64, 128, or none for one scale per output.", stated=True, at_least=1
+    )
+    symmetric: bool = option(True, "Scales with a zero point.", name="asymmetric")
+    mse: bool = option(False, "Search scales of least squared error.")
+    activation_order: bool = option(False, "Largest inputs first.")
+    group_order: bool = option(
+        True, "Visit columns as they lie, as published, not the groups that matter most first."
+    )
+    damping: float = option(0.01, "Share of the mean diagonal that is added to the Hessian's.", at_least=0)
 
+    name: ClassVar[str] = "gptq"
     unit: ClassVar[Unit] = Unit.BITS
     statistic: ClassVar[type[Statistic]] = Gram
     survey: ClassVar[None] = None

@@ -12,8 +12,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
+from owl_compress.checkpoints.gptqmodel import WIDTHS, WORD_BITS, GptqModelCodes, read_codes
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
@@ -22,14 +22,11 @@ from owl_compress.documents.result import Fallback
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.forms.codes import CodeFormat, QuantizedWeight
+from owl_compress.forms.codes import CodeFormat
+from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, Statistic
 
 INSTALL = "pip install 'owl-compress[gptqmodel]' (it needs torch >= 2.14.1)"
-WIDTHS = (2, 3, 4, 8)
-"""The widths that the kernels of this format know."""
-
-_WORD_BITS = 32
 _FUSED = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
 
 
@@ -43,26 +40,23 @@ class GptqModel:
     most first (its `act_group_aware`, arXiv 2505.14638).
     """
 
-    group_size: int | None = 64
-    group_order: bool = True
-    damping: float = 0.01
+    group_size: int | None = option(
+        64, "Inputs that share a scale: 64, 128, or none for one scale per output.", stated=True, at_least=1
+    )
+    group_order: bool = option(
+        True, "Visit columns as they lie, as published, not the groups that matter most first."
+    )
+    damping: float = option(0.01, "Share of the mean diagonal that is added to the Hessian's.", at_least=0)
 
+    name: ClassVar[str] = "gptqmodel"
     unit: ClassVar[Unit] = Unit.BITS
     statistic: ClassVar[type[Statistic] | None] = Gram
     error_measure: ClassVar[str] = "squared weight error over squared weights, from the saved codes"
-    stored_format: ClassVar[StoredFormat] = StoredFormat(
-        tag="gptqmodel",
-        description="They are stored as packed integers in the format of GPTQModel (`gptq`), with the widths "
-        "of single linears under `dynamic` in config.json",
-        how_to_load="It takes `pip install gptqmodel`; transformers by itself does not know the mixed widths."
-        "\n\n```python\nfrom gptqmodel import GPTQModel\n\n"
-        'model = GPTQModel.load("path/to/this/folder")\n'
-        "tokenizer = model.tokenizer\n```",
-    )
+    stored_format: ClassVar[StoredFormat] = GptqModelCodes().describe()
 
     def __post_init__(self) -> None:
         """Refuse options that cannot be meant."""
-        if self.group_size is not None and self.group_size % _WORD_BITS:
+        if self.group_size is not None and self.group_size % WORD_BITS:
             raise ValueError(f"group_size {self.group_size} is no multiple of 32: give 32, 64, 128 or none")
         if not 0 < self.damping < 1:
             raise ValueError(f"damping {self.damping} is outside (0, 1)")
@@ -170,39 +164,6 @@ def dynamic_rules(plan: Plan) -> dict[str, dict[str, int]]:
 
 def _exactly(name: str) -> str:
     return f"^{re.escape(name)}$"
-
-
-def read_codes(folder: Path, name: str, group_size: int | None) -> QuantizedWeight:
-    """The codes and scales of the linear `name` in a folder of GPTQModel's, without that package.
-
-    Its `qweight` holds the codes of an output one after the other, without gaps, in words of 32 bits along
-    the inputs, raised by 2^(bits - 1); `g_idx` counts an input's group; scales are [groups, out].
-
-    Raises:
-        RequestError: a tensor is missing.
-        ValueError: sizes that do not fit each other, or an order of inputs.
-    """
-    words = tensor_from_checkpoint(folder, f"{name}.qweight")  # int32 [in * bits / 32, out]
-    groups = tensor_from_checkpoint(folder, f"{name}.g_idx").long()  # [in]
-    scales = tensor_from_checkpoint(folder, f"{name}.scales")  # [groups, out]
-    n_inputs = len(groups)
-    bits, rest = divmod(words.shape[0] * _WORD_BITS, n_inputs)
-    if rest or bits not in WIDTHS:
-        raise ValueError(f"{name}: {words.shape[0]} words for {n_inputs} inputs are no whole width")
-    if not torch.equal(groups, torch.arange(n_inputs) // (group_size or n_inputs)):
-        raise ValueError(f"{name}: groups are not {group_size} consecutive inputs")
-    codes = _unpacked(words, bits) - 2 ** (bits - 1)
-    return QuantizedWeight(
-        codes.t().contiguous().to(torch.int8), scales.t().contiguous(), None, bits, group_size
-    )
-
-
-def _unpacked(words: Tensor, bits: int) -> Tensor:
-    """Unsigned numbers of `bits` bits, [in, out], from words [in * bits / 32, out]; lowest bits first."""
-    places = torch.arange(_WORD_BITS, dtype=torch.int32)[None, :, None]
-    single = ((words[:, None, :] >> places) & 1).to(torch.int16)  # [words, 32, out]
-    single = single.reshape(-1, bits, words.shape[1])  # [in, bits, out]
-    return (single << torch.arange(bits, dtype=torch.int16)[None, :, None]).sum(dim=1, dtype=torch.int16)
 
 
 @contextmanager

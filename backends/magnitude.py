@@ -12,14 +12,16 @@ from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome
 from owl_compress.documents.units import Unit
+from owl_compress.options import option
 
 
 @dataclass(frozen=True)
 class Magnitude:
     """Score |W_ij|, compared within a linear unless told otherwise (Han et al., arXiv 1506.02626)."""
 
-    scope: Scope = Scope.LINEAR
+    scope: Scope = option(Scope.LINEAR, "Among which weights the least important are sought.")
 
+    name: ClassVar[str] = "magnitude"
     unit: ClassVar[Unit] = Unit.DENSITY
     statistic: ClassVar[None] = None
     error_measure: ClassVar[str] = "share of the squared weights removed"

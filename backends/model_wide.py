@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import floor, nextafter
+from math import nextafter
 from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from owl_compress.compression.contract import Surveyed
 from owl_compress.compression.tasks import BlockTask, GroupTask
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.units import kept_weights
 from owl_compress.models.structure import LinearSite
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.scores import ScoredWeight, ScorePool
@@ -43,16 +45,17 @@ class ModelWideSurvey:
             for linear in group.linears:
                 self._scales[linear.site.name] = linear.site, scale
 
-    def redistribute(self, plan: Plan) -> Plan:
+    def redistribute(self, plan: Plan) -> Surveyed:
         """Per-linear densities of one model-wide comparison, with as many weights kept as `plan` keeps."""
         sites = [self._scales[budget.name] for budget in plan.budgets]
         pool = ScorePool(tuple(ScoredWeight(s.weight, scale.to(s.weight.device)) for s, scale in sites))
-        n_kept = sum(floor(budget.value * budget.n_weights) for budget in plan.budgets)
+        n_kept = sum(kept_weights(budget.value, budget.n_weights) for budget in plan.budgets)
         budgets = [
             {**budget.model_dump(), "value": density_keeping(kept, budget.n_weights)}
             for budget, kept in zip(plan.budgets, _counts_of_highest(pool, n_kept), strict=True)
         ]
-        return Plan.model_validate({**plan.model_dump(), "low": 0.0, "high": 1.0, "budgets": budgets})
+        changed = {"low": 0.0, "high": 1.0, "budgets": budgets}
+        return Surveyed(Plan.model_validate({**plan.model_dump(), **changed}))
 
 
 def _counts_of_highest(pool: ScorePool, n_kept: int) -> Sequence[int]:
@@ -74,8 +77,8 @@ def _counts_of_highest(pool: ScorePool, n_kept: int) -> Sequence[int]:
 
 
 def density_keeping(n_kept: int, n_weights: int) -> float:
-    """The smallest density whose floor(density * n_weights) is `n_kept`."""
+    """The smallest density that keeps `n_kept` of `n_weights`."""
     value = n_kept / n_weights
-    while floor(value * n_weights) < n_kept:
+    while kept_weights(value, n_weights) < n_kept:
         value = nextafter(value, 1.0)
     return value

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, isclose
+from math import fsum
 
 from torch import Tensor
 
 from owl_compress.backends.unit_importance import LinearView, UnitScore
 from owl_compress.compression.tasks import BlockTask
-from owl_compress.documents.plan import ROUNDING
 from owl_compress.documents.units import Sublayer
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Attention, BlockAnatomy, FeedForward, Slot, find_anatomy
@@ -118,31 +117,6 @@ class PlannedBlock:
         return (
             score.of(attention.queries, self.linears, f"{name} heads"),
             score.of(attention.keys_values, self.linears, f"{name} kv_heads"),
-        )
-
-    def channels_to_keep(self, mlp: FeedForward) -> int:
-        """The number of channels that the budgets of the linears are shares of, as a survey has set them."""
-        n_channels = round(self.linears[mlp.output].task.budget * mlp.n_channels)
-        if not self._are_shares(self.mlp_units, channel_counts(n_channels)):
-            raise ValueError(f"the budgets of {self.task.site.name} are no shares of whole channels")
-        return n_channels
-
-    def heads_to_keep(self, attention: Attention) -> tuple[int, int]:
-        """The key-value heads, and the query heads for each, that the budgets are shares of; as above."""
-        n_heads = round(self.linears[attention.output].task.budget * attention.n_heads)
-        if not n_heads:
-            return 0, 0
-        for n_kv_heads in range(1, attention.n_kv_heads + 1):
-            n_per_group, rest = divmod(n_heads, n_kv_heads)
-            counts = head_counts(n_kv_heads, n_per_group)
-            if not rest and self._are_shares(self.attention_units, counts):
-                return n_kv_heads, n_per_group
-        raise ValueError(f"the budgets of {self.task.site.name} are no shares of whole heads")
-
-    def _are_shares(self, names: Mapping[str, LinearUnits], counts: Mapping[str, int]) -> bool:
-        return all(
-            isclose(self.linears[name].task.budget, units.share(counts), rel_tol=ROUNDING, abs_tol=ROUNDING)
-            for name, units in names.items()
         )
 
     def asked(self, names: Mapping[str, LinearUnits]) -> float:

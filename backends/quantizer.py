@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from owl_compress.compression.tasks import BlockTask, LinearTask
-from owl_compress.documents.units import NARROWEST_BITS, WIDEST_BITS
+from owl_compress.documents.units import BIT_WIDTHS_SHOWN, is_bit_width
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
 
@@ -115,10 +115,9 @@ def bits_of(task: LinearTask) -> int:
     Raises:
         RequestError: not a whole number of bits from 2 to 8.
     """
-    if not task.budget.is_integer() or not NARROWEST_BITS <= task.budget <= WIDEST_BITS:
+    if not is_bit_width(task.budget):
         raise RequestError(
-            f"{task.site.name} has {task.budget:g} bits in the plan: give it a whole number from "
-            f"{NARROWEST_BITS} to {WIDEST_BITS}"
+            f"{task.site.name} has {task.budget:g} bits in the plan: give it {BIT_WIDTHS_SHOWN}"
         )
     return int(task.budget)
 

@@ -9,6 +9,7 @@ from owl_compress.backends.quantizer import GridRule, bits_of, check_block, chec
 from owl_compress.compression.tasks import BlockTask, LinearOutcome, LinearTask
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat
+from owl_compress.options import option
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,13 @@ class Rtn:
     that reaches the largest weight.
     """
 
-    group_size: int | None = 64
-    symmetric: bool = True
-    mse: bool = False
+    group_size: int | None = option(
+        64, "Inputs that share a scale: 64, 128, or none for one scale per output.", stated=True, at_least=1
+    )
+    symmetric: bool = option(True, "Scales with a zero point.", name="asymmetric")
+    mse: bool = option(False, "Search scales of least squared error.")
 
+    name: ClassVar[str] = "rtn"
     unit: ClassVar[Unit] = Unit.BITS
     statistic: ClassVar[None] = None
     survey: ClassVar[None] = None

@@ -55,7 +55,7 @@ def kept_per_group(task: LinearTask, grid: KeptOfGrid) -> int:
             f"{task.site.name} has {n_inputs} inputs, which groups of {grid.kept_of} do not divide: "
             f"choose another M or --skip {task.site.name}"
         )
-    return round(task.budget * grid.kept_of)
+    return grid.kept(task.budget)
 
 
 def _keep_by_row(scores: Tensor, n_kept: int) -> Tensor:

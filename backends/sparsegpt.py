@@ -22,6 +22,7 @@ from owl_compress.backends.solver import (
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask, density
 from owl_compress.documents.units import Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
+from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, Statistic
 
 
@@ -34,9 +35,10 @@ class SparseGPT:
     their weights first, but keep them where the budget allows (the published code zeroes them beforehand).
     """
 
-    scope: Scope = Scope.LINEAR
-    damping: float = 0.01
+    scope: Scope = option(Scope.LINEAR, "Among which weights the least important are sought.")
+    damping: float = option(0.01, "Share of the mean diagonal that is added to the Hessian's.", at_least=0)
 
+    name: ClassVar[str] = "sparsegpt"
     unit: ClassVar[Unit] = Unit.DENSITY
     statistic: ClassVar[type[Statistic]] = Gram
     error_measure: ClassVar[str] = "squared output error over squared output, under the damped Hessian"

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from owl_compress.backends.block_widths import Rounding
+from owl_compress.backends.block_widths import BlockWidths, Rounding
 from owl_compress.backends.parts import PlannedBlock, find_parts
 from owl_compress.backends.repair import output_energy, repair_columns
 from owl_compress.backends.solver import check_damping, gram_of
@@ -21,6 +21,7 @@ from owl_compress.backends.unit_importance import (
     highest_heads,
 )
 from owl_compress.backends.width_survey import WidthSurvey
+from owl_compress.checkpoints.stock import to_stock_
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
@@ -29,7 +30,11 @@ from owl_compress.errors import RequestError
 from owl_compress.forms.narrowing import KeptUnits, keep_units_
 from owl_compress.models.anatomy import Attention, FeedForward, Slot
 from owl_compress.models.structure import ModelStructure
+from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, SecondMoments, Statistic
+
+_OF_GRADIENTS = ("taylor_variant", "gradient_samples")
+_GRADIENT_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class Structured:
             and was better than "taylor" in most pairs measured; "auto" is "taylor" where memory holds the
             gradients, else "wanda".
         taylor_variant: for importance "taylor".
-        gradient_samples: sequences that importance "taylor" takes gradients on; LLM-Pruner takes ten short
-            ones.
+        gradient_samples: sequences that importance "taylor" takes gradients on, 16 unless said otherwise;
+            LLM-Pruner takes ten short ones.
         round_to: channels stay in multiples of this, or all.
         repair: refit the output projections by least squares, see `repair`.
         damping: of the repair, as a share of the mean diagonal.
@@ -56,26 +61,48 @@ class Structured:
         seed: for importance "random".
     """
 
-    importance: Importance = Importance.WANDA
-    taylor_variant: TaylorVariant = TaylorVariant.ELEMENT
-    gradient_samples: int = 16
-    round_to: int = 64
-    repair: bool = False
-    damping: float = 0.01
-    allow_empty: bool = False
-    uniform_width: bool = False
-    seed: int = 0
+    importance: Importance = option(
+        Importance.WANDA,
+        "What ranks heads and channels; auto is taylor where memory holds its gradients, else wanda.",
+    )
+    taylor_variant: TaylorVariant | None = option(None, "With taylor: sums by element (the usual) or vector.")
+    gradient_samples: int | None = option(
+        None, "With taylor: calibration sequences to take gradients on; 16.", at_least=1
+    )
+    round_to: int = option(64, "FFN channels stay a multiple of this.", at_least=1)
+    repair: bool = option(False, "Refit output projections by least squares.")
+    damping: float = option(0.01, "Share of the mean diagonal that is added to the Hessian's.", at_least=0)
+    allow_empty: bool = option(False, "Let a sublayer go whole.")
+    uniform_width: bool = option(False, "Same widths in every block, saved as a stock checkpoint.")
+    seed: int = option(0, "With random: which draw.")
 
+    name: ClassVar[str] = "structured"
     unit: ClassVar[Unit] = Unit.WIDTH
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "importance", Importance(self.importance))  # options arrive as plain text
-        object.__setattr__(self, "taylor_variant", TaylorVariant(self.taylor_variant))
-        if self.gradient_samples < 1:
-            raise RequestError(f"gradient_samples {self.gradient_samples} is below 1: gradients need text")
+        object.__setattr__(self, "importance", Importance(self.importance))  # plain text will do
+        self._settle_gradients()
         if self.round_to < 1:
             raise RequestError(f"round_to {self.round_to} is below 1: channels stay in multiples of it")
         check_damping(self.damping)
+
+    def _settle_gradients(self) -> None:
+        """Give the options of gradients their values where gradients may be taken; refuse them elsewhere."""
+        given = {name: getattr(self, name) for name in _OF_GRADIENTS}
+        if self.importance not in {Importance.TAYLOR, Importance.AUTO}:
+            for name, value in given.items():
+                if value is not None:
+                    shown = name.replace("_", "-")
+                    raise RequestError(
+                        f"{shown} goes with importance taylor or auto: name one, or drop {shown}"
+                    )
+            return
+        variant, samples = given["taylor_variant"], given["gradient_samples"]
+        samples = _GRADIENT_SAMPLES if samples is None else samples
+        if samples < 1:
+            raise RequestError(f"gradient_samples {samples} is below 1: gradients need text")
+        object.__setattr__(self, "taylor_variant", TaylorVariant(variant or TaylorVariant.ELEMENT))
+        object.__setattr__(self, "gradient_samples", samples)
 
     @property
     def statistic(self) -> type[Statistic] | None:
@@ -97,8 +124,13 @@ class Structured:
 
     def settled(self, *, memory_holds_gradients: bool) -> tuple["Structured", str]:
         """With importance "taylor" where memory holds the gradients, else "wanda", which needs none."""
-        importance = Importance.TAYLOR if memory_holds_gradients else Importance.WANDA
-        return replace(self, importance=importance), f"importance auto ran as {importance}"
+        settled = self._with(Importance.TAYLOR if memory_holds_gradients else Importance.WANDA)
+        return settled, f"importance auto ran as {settled.importance}"
+
+    def _with(self, importance: Importance) -> "Structured":
+        """The same with another importance, and options of gradients only where it takes them."""
+        dropped: dict[str, Any] = {} if importance is Importance.TAYLOR else dict.fromkeys(_OF_GRADIENTS)
+        return replace(self, importance=importance, **dropped)
 
     @property
     def error_measure(self) -> str:
@@ -116,7 +148,12 @@ class Structured:
     @property
     def score(self) -> UnitScore:
         """How units are compared."""
-        return UnitScore(self.importance, self.taylor_variant, self.seed)
+        return UnitScore(self.importance, self.taylor_variant or TaylorVariant.ELEMENT, self.seed)
+
+    @property
+    def equal_shares_stand_for_all(self) -> bool:
+        """Not where a part may go whole: which of them go depends on the plan."""
+        return not self.allow_empty
 
     def check_plan(self, structure: ModelStructure, plan: Plan) -> None:
         """Refuse what the survey would refuse: it is the same one, with chance for importance.
@@ -127,7 +164,7 @@ class Structured:
         if self.uniform_width:
             _check_no_part_is_gone(structure)
         values = {budget.name: budget.value for budget in plan.budgets}
-        survey = replace(self, importance=Importance.RANDOM).survey
+        survey = self._with(Importance.RANDOM).survey
         for site in structure.blocks:
             tasks = (LinearTask(one, values[one.name]) for one in site.linears if one.name in values)
             groups = tuple(GroupTask((task,), None) for task in tasks)
@@ -135,19 +172,30 @@ class Structured:
                 survey.see(BlockTask(site, groups, plan.grid))
         survey.redistribute(plan)
 
+    def finish_(self, model: Any) -> None:
+        """With a uniform width, turn the narrowed model into an ordinary one.
+
+        Raises:
+            RequestError: widths that the stock model cannot have.
+        """
+        if self.uniform_width:
+            to_stock_(model)
+
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
         """Cut the block of `task` in place, to shares that are those of whole units."""
         start = perf_counter()
-        block = find_parts(task)
+        block, widths = find_parts(task), task.decision
+        if not isinstance(widths, BlockWidths):
+            raise TypeError(f"no survey has decided how many heads and channels {task.site.name} keeps")
         sizes = {name: view.task.site.n_weights for name, view in block.linears.items()}
         changes = dict.fromkeys(sizes, _Change(0.0))
         kept = KeptUnits()
         # Both parts are chosen before either is cut: the statistics are those of the block as it came.
-        if block.mlp and (channels := self._channels(block, block.mlp)) is not None:
+        if block.mlp and (channels := self._channels(block, block.mlp, widths)) is not None:
             kept = replace(kept, channels=channels)
             columns = _output_columns(block.mlp.channels, block.mlp.output, channels)
             changes |= self._change_(block, block.mlp_units, block.mlp.output, columns)
-        if block.attention and (choice := self._heads(block, block.attention)) is not None:
+        if block.attention and (choice := self._heads(block, block.attention, widths)) is not None:
             kept = replace(kept, heads=choice.heads, kv_heads=choice.kv_heads)
             columns = _output_columns(block.attention.queries, block.attention.output, choice.heads)
             changes |= self._change_(block, block.attention_units, block.attention.output, columns)
@@ -164,16 +212,18 @@ class Structured:
             for name, view in block.linears.items()
         ]
 
-    def _channels(self, block: PlannedBlock, mlp: FeedForward) -> Tensor | None:
+    def _channels(self, block: PlannedBlock, mlp: FeedForward, widths: BlockWidths) -> Tensor | None:
         """The channels that stay; None where all do."""
-        n_kept = block.channels_to_keep(mlp)
-        if n_kept == mlp.n_channels:
+        n_kept = widths.channels
+        if n_kept is None or n_kept == mlp.n_channels:
             return None
         return highest(block.channel_importance(mlp, self.score), n_kept)
 
-    def _heads(self, block: PlannedBlock, attention: Attention) -> HeadChoice | None:
+    def _heads(self, block: PlannedBlock, attention: Attention, widths: BlockWidths) -> HeadChoice | None:
         """The heads that stay; None where all do."""
-        n_kv_heads, n_per_group = block.heads_to_keep(attention)
+        if widths.level is None:
+            return None
+        n_kv_heads, n_per_group = widths.level.kv_heads, widths.level.queries_per_group
         if n_kv_heads * n_per_group == attention.n_heads:
             return None
         return highest_heads(*block.head_importance(attention, self.score), n_kv_heads, n_per_group)

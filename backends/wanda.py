@@ -11,6 +11,7 @@ from owl_compress.backends.model_wide import ModelWideSurvey
 from owl_compress.backends.selection import Scope
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome
 from owl_compress.documents.units import Unit
+from owl_compress.options import option
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 
 
@@ -22,8 +23,9 @@ class Wanda:
     floor(density * numel), so some rows keep one weight more than others.
     """
 
-    scope: Scope = Scope.ROW
+    scope: Scope = option(Scope.ROW, "Among which weights the least important are sought.")
 
+    name: ClassVar[str] = "wanda"
     unit: ClassVar[Unit] = Unit.DENSITY
     statistic: ClassVar[type[Statistic]] = SecondMoments
     error_measure: ClassVar[str] = "squared output error over squared output, as if inputs were uncorrelated"

@@ -22,6 +22,7 @@ from owl_compress.backends.parts import (
 )
 from owl_compress.backends.unit_importance import Importance, UnitScore, highest_heads
 from owl_compress.backends.widths import choose_widths
+from owl_compress.compression.contract import Surveyed
 from owl_compress.compression.tasks import BlockTask
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
@@ -83,8 +84,10 @@ class WidthSurvey:
         )
         self._blocks.append(_Noted(sizes, attention, mlp))
 
-    def redistribute(self, plan: Plan) -> Plan:
-        """The plan whose values are the exact shares of whole units: never above `plan`'s total.
+    def redistribute(self, plan: Plan) -> Surveyed:
+        """The plan whose values are the exact shares of whole units, and by block these `BlockWidths`.
+
+        It is never above the total of `plan`.
 
         Raises:
             RequestError: see `choose_widths`; or a uniform width with blocks that the plan skips.
@@ -96,7 +99,11 @@ class WidthSurvey:
         for block, chosen in zip(self._blocks, widths, strict=True):
             shares |= block.shares(chosen)
         budgets = [{**budget.model_dump(), "value": shares[budget.name]} for budget in plan.budgets]
-        return Plan.model_validate({**plan.model_dump(), "low": 0.0, "high": 1.0, "budgets": budgets})
+        changed = {"low": 0.0, "high": 1.0, "budgets": budgets}
+        return Surveyed(
+            Plan.model_validate({**plan.model_dump(), **changed}),
+            {block.sizes.name: chosen for block, chosen in zip(self._blocks, widths, strict=True)},
+        )
 
     def _check_no_block_is_skipped(self, plan: Plan) -> None:
         planned = {block.sizes.name for block in self._blocks}

@@ -84,7 +84,7 @@ class Bench:
         loaded = Line(any_case.recipe).load()
 
         def windows(source: str, part: Any, count: int | None = None) -> TokenWindows:
-            text = load_text(source, part=part)
+            text = load_text(source, purpose=part)
             return evaluation_windows(loaded.tokenizer, text, seq_len=SEQ_LEN, bos="first", max_windows=count)
 
         whole = windows(calib, "calibration")

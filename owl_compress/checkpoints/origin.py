@@ -1,6 +1,5 @@
 """Where a model descends from: its parent on the hub and its licence, from model cards, never guessed."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from owl_compress.checkpoints.hub import quiet_transformers
 from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model descends from: its id on the hub and its licence, each None where not known."""
-
-    base_model: str | None = None
-    license: str | None = None
+from owl_compress.documents.provenance import Origin
 
 
 def origin_of(loaded: LoadedModel) -> Origin:
@@ -27,13 +19,18 @@ def origin_of(loaded: LoadedModel) -> Origin:
     is one of ours, since a foreign card names the parent of the model that is compressed here.
     """
     if loaded.source == BUILTIN:
-        return Origin(BUILTIN_BASE_MODEL, BUILTIN_LICENSE)
+        return Origin(base_model=BUILTIN_BASE_MODEL, license=BUILTIN_LICENSE)
     if loaded.hub_id:
-        return Origin(loaded.hub_id, _text(_hub_card(loaded.hub_id, loaded.revision).get("license")))
+        return Origin(
+            base_model=loaded.hub_id,
+            license=_text(_hub_card(loaded.hub_id, loaded.revision).get("license")),
+        )
     folder = Path(loaded.source).expanduser()
     card = _front_matter(folder / "README.md")
     ours = (folder / "result.json").is_file()
-    return Origin(_text(card.get("base_model")) if ours else None, _text(card.get("license")))
+    return Origin(
+        base_model=_text(card.get("base_model")) if ours else None, license=_text(card.get("license"))
+    )
 
 
 def _text(value: object) -> str | None:

@@ -6,30 +6,31 @@ everything else in `ignore`, and never a `sparsity_config`, which servers refuse
 """
 
 import importlib.util
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from owl_compress.checkpoints.hub import quiet_bars
+from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
+from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
+from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.checkpoints.tensors import saved_dtypes
+from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
+from owl_compress.forms.narrowing import has_narrowed_blocks
+from owl_compress.models.structure import ModelStructure
 
 PACKAGE = "compressed-tensors"
 INSTALL = "pip install 'owl-compress[quant]'"
 _METHOD, _LAYOUT = "compressed-tensors", "pack-quantized"
 _DENSE = "use --format dense, which stores the dequantised weights"
-
-
-@dataclass(frozen=True)
-class PackedCheckpoint:
-    """What `save_pretrained` is to write: all tensors, and how config.json describes them."""
-
-    tensors: dict[str, Tensor]
-    quantization_config: dict[str, Any]
 
 
 def require_package() -> None:
@@ -128,15 +129,10 @@ def _description(model: nn.Module, coded: dict[str, QuantizedWeight]) -> dict[st
     return description
 
 
-def is_packed(config: Any) -> bool:
-    """Whether the configuration of a model describes weights that compressed-tensors stores."""
-    description = getattr(config, "quantization_config", None)
-    method = (
-        description.get("quant_method")
-        if isinstance(description, dict)
-        else getattr(description, "quant_method", None)
-    )
-    return str(getattr(method, "value", method)) == _METHOD
+def is_packed(described: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes weights that compressed-tensors stores."""
+    description = described.get("quantization_config")
+    return isinstance(description, dict) and description.get("quant_method") == _METHOD
 
 
 def check_saved_codes(folder: Path | str) -> None:
@@ -192,3 +188,72 @@ def _check_stored_shape(name: str, module: nn.Module) -> None:
             f"tensor {name + '.weight_shape'!r} says {found}, the model has {expected}: "
             "the checkpoint is broken or its config is another model's"
         )
+
+
+def check_packed_source(source: CheckpointSource) -> None:
+    """Refuse packed weights that cannot be read.
+
+    Raises:
+        RequestError: compressed-tensors is missing, or the codes in a folder are no integers.
+    """
+    require_package()
+    if source.is_local:
+        check_saved_codes(source.where)
+
+
+def load_packed(source: CheckpointSource, load: Callable[[], Any]) -> Any:
+    """The model that `load` reads, its packed linears turned into ordinary ones."""
+    with quiet_bars() if source.is_local else nullcontext():
+        model = load()
+    if unpack_(model):
+        forget_quantization_(model)
+    return model
+
+
+class Packed:
+    """Codes in the place of quantized weights, everything else as it is in memory."""
+
+    name: ClassVar[str] = "packed"
+    option_defaults: ClassVar[Mapping[str, Any]] = {}
+    is_asked_for: ClassVar[bool] = False
+
+    def recognise(self, source: CheckpointSource) -> bool:
+        """By the method that its configuration names."""
+        return is_packed(source.described)
+
+    def check_loadable(self, source: CheckpointSource) -> None:
+        """See `check_packed_source`."""
+        check_packed_source(source)
+
+    def load(self, source: CheckpointSource) -> Any:
+        """The model with ordinary linears, which hold what the codes stand for."""
+        return load_packed(source, source.from_pretrained)
+
+    def suits(self, model: Any, *, wants_codes: bool) -> bool:
+        """Where codes are to be kept, and blocks are as wide as they were."""
+        return wants_codes and not has_narrowed_blocks(model)
+
+    def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
+        """It holds all that makes codes."""
+
+    def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
+        """See `check_packable`."""
+        if code_format is not None:
+            check_packable(model, [linear.name for linear in structure.linears], code_format)
+
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+        """The tensors of `packed_checkpoint`."""
+        write_weights(model, folder, packed=packed_checkpoint(model), max_shard_size=max_shard_size)
+
+    def describe(self) -> StoredFormat:
+        """Tag, and what it takes to load."""
+        return StoredFormat(
+            tag="compressed-tensors",
+            description="They are stored as packed integers, in the format `pack-quantized` of "
+            "compressed-tensors",
+            how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{LOAD}",
+        )
+
+    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+        """There is nothing to count."""
+        raise no_zeros_to_count(folder)

@@ -3,77 +3,90 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig
 
-from owl_compress.checkpoints.decilm import check_decilm, describe_decilm
 from owl_compress.checkpoints.hub import quiet_transformers
-from owl_compress.checkpoints.narrow import check_savable, describe_narrowed, has_narrowed_blocks
-from owl_compress.checkpoints.packed import PackedCheckpoint
-from owl_compress.documents.recipe import Export
+from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 
 logger = logging.getLogger(__name__)
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
 
+@dataclass(frozen=True)
+class PackedCheckpoint:
+    """Tensors that stand for those of a model, all of them, and how config.json describes them."""
+
+    tensors: dict[str, Tensor]
+    quantization_config: dict[str, Any]
+
+
 def save_checkpoint(
     model: Any,
     tokenizer: Any | None,
     folder: Path,
+    form: StoredForm | None = None,
     *,
-    packed: PackedCheckpoint | None = None,
-    export: Export | None = None,
     max_shard_size: str = "50GB",
 ) -> tuple[str, ...]:
-    """Write safetensors, configuration, generation configuration and tokenizer into the existing `folder`.
+    """Write the model in a `form`, with generation configuration and tokenizer, into the existing `folder`.
 
-    With `packed` its tensors are written instead of the model's own. A model with narrowed blocks gets its
-    widths into the configuration and a modelling file beside it; with `export` it is written for other
-    software instead, see `owl_compress.checkpoints.decilm`.
-
-    `folder` is meant to be the temporary one of `files.output_folder`, which turns a full disk into one line
-    and leaves nothing behind; errors of the writer pass through here untouched. The configuration names the
-    dtype that the weights have. The same model gives the same bytes. Code of a model loaded with
+    By default it is the form that suits the model without codes. `folder` is meant to be the temporary one of
+    `disk.output_folder`, which turns a full disk into one line and leaves nothing behind; errors of the
+    writer pass through here untouched. The same model gives the same bytes. Code of a model loaded with
     trust_remote_code is copied along by transformers.
 
     Returns:
         Notes for the result: what was saved although transformers objects to it.
 
     Raises:
-        RequestError: a narrowed model or an export that cannot be described; nothing is written then.
+        RequestError: a model that the form cannot hold; nothing is written then.
     """
+    form = form or suiting(model, wants_codes=False)
     notes = []
-    narrow = has_narrowed_blocks(model) and export is None
-    if narrow:
-        check_savable(model)
-    if export is not None:
-        check_decilm(model, is_packed=packed is not None)
     with quiet_transformers():
-        generation = getattr(model, "generation_config", None) if model.can_generate() else None
-        with (
-            _plain_generation_config(model, generation),
-            _described(model.config, packed),
-            _left_alone(model.config),
-        ):
-            model.save_pretrained(
-                folder,
-                state_dict=packed.tensors if packed else None,
-                max_shard_size=max_shard_size,
-                # transformers renames the tensors of old checkpoints back only for classes of its own
-                save_original_format=not narrow,
-            )
-        if narrow:
-            describe_narrowed(model, folder)
-        if export is not None:
-            describe_decilm(model, folder)
+        form.save(model, folder, max_shard_size=max_shard_size)
+        generation = _generation_config(model)
         if generation is not None:
             notes += _save_generation_config(generation, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return tuple(notes)
+
+
+def write_weights(
+    model: Any,
+    folder: Path,
+    *,
+    max_shard_size: str,
+    packed: PackedCheckpoint | None = None,
+    original_names: bool = True,
+) -> None:
+    """Write safetensors and configuration; the configuration names the dtype that the weights have.
+
+    With `packed` its tensors are written instead of the model's own. transformers renames the tensors of old
+    checkpoints back to their `original_names`, but only for classes of its own.
+    """
+    with (
+        _plain_generation_config(model, _generation_config(model)),
+        _described(model.config, packed),
+        _left_alone(model.config),
+    ):
+        model.save_pretrained(
+            folder,
+            state_dict=packed.tensors if packed else None,
+            max_shard_size=max_shard_size,
+            save_original_format=original_names,
+        )
+
+
+def _generation_config(model: Any) -> Any | None:
+    return getattr(model, "generation_config", None) if model.can_generate() else None
 
 
 @contextmanager

@@ -2,22 +2,19 @@
 
 import re
 from dataclasses import asdict, dataclass
-from math import floor
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch import Tensor, nn
 
 from owl_compress.checkpoints.hub import quietly_explained
-from owl_compress.checkpoints.narrow import narrowed_class
-from owl_compress.checkpoints.packed import is_packed
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.stored_forms import StoredForm, recognised
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.documents.units import KeptOfGrid, Unit, kept_weights
 from owl_compress.errors import RequestError
-from owl_compress.models.structure import LinearSite, find_structure, in_rows
+from owl_compress.models.structure import find_structure, in_rows
 
 _PATTERN = re.compile(r"(\d+):(\d+)")
 
@@ -73,7 +70,22 @@ def verify(folder: Path, pattern: str = "plan") -> Verification:
         RequestError: no checkpoint, no plan, a plan that sparsity cannot be counted by, or M that does not
             divide the inputs of a linear.
     """
-    sites = _sites(folder)
+    if not (folder / "config.json").is_file():
+        raise RequestError(f"{folder} holds no checkpoint: verify takes a folder that compress or run wrote")
+    with quietly_explained(str(folder)):
+        form = recognised(CheckpointSource.of_folder(folder))
+        if not isinstance(form, StoredForm):
+            raise RequestError(f"{folder} holds a {form.name}: verify takes sparse checkpoints")
+        return form.verify(folder, pattern)
+
+
+def count_kept(folder: Path, model: nn.Module, pattern: str) -> Verification:
+    """Count the saved tensors that are the linears of `model`, whose own weights are not looked at.
+
+    Raises:
+        RequestError: see `verify`.
+    """
+    sites = {linear.name: linear for linear in find_structure(model).linears}
     limits = _plan_limits(folder) if pattern == "plan" else dict.fromkeys(sites, _fixed(pattern))
     violations = []
     n_groups = 0
@@ -89,22 +101,6 @@ def verify(folder: Path, pattern: str = "plan") -> Verification:
     return Verification(pattern, len(limits), n_groups, tuple(violations))
 
 
-def _sites(folder: Path) -> dict[str, LinearSite]:
-    """The linears of the model that the folder's configuration describes, without loading its weights."""
-    if not (folder / "config.json").is_file():
-        raise RequestError(f"{folder} holds no checkpoint: verify takes a folder that compress or run wrote")
-    with quietly_explained(str(folder)):
-        config = AutoConfig.from_pretrained(folder)
-        if is_packed(config):
-            raise RequestError(
-                f"{folder} holds packed codes and no zeros to count: verify takes sparse checkpoints"
-            )
-        narrow = narrowed_class(config, str(folder))
-        with torch.device("meta"):
-            model = narrow(config) if narrow else AutoModelForCausalLM.from_config(config)
-    return {linear.name: linear for linear in find_structure(model).linears}
-
-
 def _plan_limits(folder: Path) -> dict[str, tuple[int, int | None]]:
     """For each linear of the plan: how many may be kept, of how many inputs (None: of the whole linear)."""
     if not (folder / "plan.json").is_file():
@@ -118,8 +114,8 @@ def _plan_limits(folder: Path) -> dict[str, tuple[int, int | None]]:
         )
     if isinstance(plan.grid, KeptOfGrid):
         group = plan.grid.kept_of
-        return {budget.name: (round(budget.value * group), group) for budget in plan.budgets}
-    return {budget.name: (floor(budget.value * budget.n_weights), None) for budget in plan.budgets}
+        return {budget.name: (plan.grid.kept(budget.value), group) for budget in plan.budgets}
+    return {budget.name: (kept_weights(budget.value, budget.n_weights), None) for budget in plan.budgets}
 
 
 def _fixed(pattern: str) -> tuple[int, int]:
@@ -153,19 +149,3 @@ def _violation(name: str, groups: Tensor, allowed: int, n_inputs: int) -> Violat
         kept=int(kept[broken[0]]),
         allowed=allowed,
     )
-
-
-def check_two_of_four(folder: Path) -> None:
-    """Refuse a checkpoint that keeps more than 2 of 4 weights anywhere, counted from its tensors.
-
-    Raises:
-        RequestError: no folder, or the first linear that breaks the pattern.
-    """
-    found = verify(folder, "2:4")
-    if not found.ok:
-        first = found.violations[0]
-        raise RequestError(
-            f"kernel 'semi-structured' needs 2 of every 4 weights at most, and {first.linear} in {folder} "
-            f"keeps more in {first.violating} of {first.groups} groups ({len(found.violations)} such "
-            "linears): make it with --nm 2:4 --allocator uniform"
-        )

@@ -12,24 +12,8 @@ from contextlib import contextmanager
 import typer
 from typer.main import get_command
 
-from owl_compress.cli import demo, evaluate, run, stages
+from owl_compress.cli.application import application
 from owl_compress.errors import RequestError
-
-app = typer.Typer(
-    name="owl-compress",
-    help="Measure layer importance once, turn it into budgets, compress with any backend.",
-    no_args_is_help=True,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-)
-app.command("measure")(stages.measure)
-app.command("allocate")(stages.allocate)
-app.command("compress")(stages.compress)
-app.command("eval")(evaluate.evaluate)
-app.command("verify")(evaluate.verify)
-app.command("run")(run.run)
-app.command("demo")(demo.demo)
 
 _DONE, _DEFECT, _UNSATISFIABLE = 0, 1, 2
 
@@ -73,8 +57,8 @@ def _exit_code(arguments: list[str] | None) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Run one command. Not by calling app: that turns Ctrl-C and a closed pipe into silent exit codes."""
-    command = get_command(app)
+    """Run one command. Not by calling it: that turns Ctrl-C and a closed pipe into silent exit codes."""
+    command = get_command(application(arguments))
     try:
         with command.make_context("owl-compress", arguments) as context:
             command.invoke(context)

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -15,11 +14,6 @@ from owl_compress.cli.tables import new_table
 from owl_compress.documents.disk import check_output_folder
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
-
-if TYPE_CHECKING:  # --help must not wait for torch
-    from owl_compress.checkpoints.loading import LoadedModel
-    from owl_compress.data.windows import TokenWindows
-    from owl_compress.pipeline.line import Line, Run
 
 _SPARSITY = 0.6
 _METRIC, _LAM = "lod@10", 0.08
@@ -40,63 +34,46 @@ class _Row:
 def demo(
     out: options.Out = Path("demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Also save both checkpoints.")] = False,
-    device: options.Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Prune the embedded SmolLM2-135M to 60 % sparsity, uniformly and by OWL, and compare."""
     from owl_compress.documents.disk import output_folder
     from owl_compress.pages.chart import budget_chart
-    from owl_compress.pipeline.line import Line
-    from owl_compress.pipeline.stages import hold_out, save
+    from owl_compress.pipeline.execution import evaluate
+    from owl_compress.pipeline.folder import save
+    from owl_compress.pipeline.session import Session
+    from owl_compress.pipeline.trial import try_out
 
     output = Output(as_json=as_json, quiet=quiet)
     check_output_folder(out)
-    lines = {name: Line(_recipe(name, device), output.progress) for name in ("uniform", "owl")}
     output.say("loading the embedded SmolLM2-135M")
-    loaded = lines["owl"].load()
-    dense_weights = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    calibration = lines["owl"].windows(loaded)
-    held_out = hold_out(loaded, "builtin", seq_len=_SEQ_LEN, max_windows=_WINDOWS)
-    rows = [_Row("dense", 0.0, 0.0, lines["owl"].evaluate(loaded, held_out).perplexity, 0.0)]
+    dense = Session.open(_recipe("uniform", device), progress=output.progress)
+    rows = [_Row("dense", 0.0, 0.0, evaluate(dense).perplexity, 0.0)]
     with output_folder(out) as folder:
         plans: dict[str, Plan] = {}
-        for name, line in lines.items():
-            done, row = _prune_(name, line, loaded, calibration, held_out)
-            rows.append(row)
-            plans[name] = done.plan
-            done.result.write(folder / f"result-{name}.json")
-            done.plan.write(folder / f"plan-{name}.json")
+        for name in ("uniform", "owl"):
+            session = Session.open(
+                _recipe(name, device), dense.loaded, dense.calibration, progress=output.progress
+            )
+            trial = try_out(session, dense.held_out_windows)
+            totals, result = trial.result.totals, trial.result
+            rows.append(
+                _Row(name, 1 - totals.asked, 1 - totals.achieved, trial.perplexity.perplexity, trial.seconds)
+            )
+            result.write(folder / f"result-{name}.json")
+            trial.plan.write(folder / f"plan-{name}.json")
             if keep:
-                save(loaded, done.result, done.plan, folder / name, recipe=line.recipe)
-            loaded.model.load_state_dict(dense_weights)
-            if done.report is not None and name == "owl":
-                done.report.write(folder / "report.json")
-                others = {"uniform": plans["uniform"]}
-                budget_chart(done.report, done.plan, folder / "budgets.png", _METRIC, others=others)
+                save(trial.session.loaded, result, trial.plan, folder / name, recipe=session.recipe)
+            if trial.report is not None:
+                trial.report.write(folder / "report.json")
+                budget_chart(trial.report, trial.plan, folder / "budgets.png", _METRIC, others=plans)
+            plans[name] = trial.plan
     output.answer([row.__dict__ for row in rows], _table(rows))
     output.say(
         f"the chart of importance and budgets is {out / 'budgets.png'}; reports and plans lie beside it"
     )
-
-
-def _prune_(
-    name: str,
-    line: "Line",
-    loaded: "LoadedModel",
-    calibration: "TokenWindows | None",
-    held_out: "TokenWindows",
-) -> "tuple[Run, _Row]":
-    """Prune the dense model as `line` says, timed, and evaluate what is left."""
-    from owl_compress.pipeline.line import Run
-
-    start = perf_counter()
-    report, plan = line.plan(loaded, calibration)
-    result = line.compress_(loaded, plan, calibration)
-    seconds = perf_counter() - start
-    perplexity = line.evaluate(loaded, held_out).perplexity
-    row = _Row(name, 1 - result.totals.asked, 1 - result.totals.achieved, perplexity, seconds)
-    return Run(report, plan, result), row
 
 
 def _table(rows: Sequence[_Row]) -> Table:

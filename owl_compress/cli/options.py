@@ -1,12 +1,17 @@
-"""Options that several commands share, each written once."""
+"""Options of the commands: a recipe's and its methods' from where they are declared, others here."""
 
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
-_BUDGET, _ALLOCATOR, _TEXT, _MACHINE = "Budget (exactly one)", "Allocator", "Text", "Machine"
-_QUANTIZATION, _STRUCTURE, _LATENCY = "Quantization", "Structured removal", "Latency"
+from owl_compress.documents.recipe import Recipe, Topic, option_name
+from owl_compress.options import Option
+
+_LATENCY = "Latency"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
@@ -17,182 +22,6 @@ OptionalOut = Annotated[
 ]
 OptionalOutFile = Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")]
 OutFile = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
-
-Sparsity = Annotated[
-    float | None, typer.Option(help="Share of weights removed, 0.7 = 70 %.", rich_help_panel=_BUDGET)
-]
-Nm = Annotated[
-    str | None,
-    typer.Option(help="N:M, N weights KEPT on average of every M: 3:8, 2.5:8.", rich_help_panel=_BUDGET),
-]
-PruneRatio = Annotated[
-    float | None,
-    typer.Option(help="Share of block parameters removed (structured).", rich_help_panel=_BUDGET),
-]
-Bits = Annotated[float | None, typer.Option(help="Average bits per weight.", rich_help_panel=_BUDGET)]
-BitChoices = Annotated[
-    str | None, typer.Option(help="Widths to mix, for --bits: 2,3,4.", rich_help_panel=_BUDGET)
-]
-
-AllocatorName = Annotated[
-    str,
-    typer.Option(
-        "--allocator",
-        help="Who divides the budget: uniform, owl, owl-inverse, linear-depth, er, er-plus, global, random, "
-        "weight-l1, dlp.",
-        rich_help_panel=_ALLOCATOR,
-    ),
-]
-Metric = Annotated[
-    str | None,
-    typer.Option(help="Metric the allocator ranks by, such as lod@5.", rich_help_panel=_ALLOCATOR),
-]
-Lam = Annotated[
-    float | None,
-    typer.Option(
-        help="How far budgets may move from the average; owl's default is 0.08.", rich_help_panel=_ALLOCATOR
-    ),
-]
-OwlLaw = Annotated[
-    str | None,
-    typer.Option(help="'published' (range 2 lam) or 'bounded' (within lam).", rich_help_panel=_ALLOCATOR),
-]
-Granularity = Annotated[
-    str | None,
-    typer.Option(help="'block' or 'linear': what gets a budget of its own.", rich_help_panel=_ALLOCATOR),
-]
-SolverName = Annotated[
-    str | None,
-    typer.Option("--solver", help="On a grid: 'proportional' or 'optimal'.", rich_help_panel=_ALLOCATOR),
-]
-Low = Annotated[
-    float | None, typer.Option(help="No budget below this (what is kept).", rich_help_panel=_ALLOCATOR)
-]
-High = Annotated[
-    float | None, typer.Option(help="No budget above this (what is kept).", rich_help_panel=_ALLOCATOR)
-]
-Pins = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="NAME=VALUE: pin a block or linear (or a pattern).", rich_help_panel=_ALLOCATOR
-    ),
-]
-Skips = Annotated[
-    list[str] | None,
-    typer.Option("--skip", help="Leave a block or linear (or a pattern) alone.", rich_help_panel=_ALLOCATOR),
-]
-
-NoTie = Annotated[
-    bool,
-    typer.Option(
-        "--no-tie",
-        help="Let q/k/v and gate/up differ in bits; servers that fuse them refuse that.",
-        rich_help_panel=_ALLOCATOR,
-    ),
-]
-
-BackendName = Annotated[
-    str,
-    typer.Option(
-        "--backend",
-        help="Who carries the plan out: magnitude, wanda, sparsegpt; for widths structured; for bits rtn, "
-        "gptq, gptqmodel.",
-    ),
-]
-Scope = Annotated[
-    str | None, typer.Option(help="Comparison group of the pruning scores: row, linear or model.")
-]
-
-GroupSize = Annotated[
-    str | None,
-    typer.Option(
-        help="Inputs that share a scale: 64, 128, or none (one scale per output).",
-        rich_help_panel=_QUANTIZATION,
-    ),
-]
-Asymmetric = Annotated[
-    bool, typer.Option("--asymmetric", help="Scales with a zero point.", rich_help_panel=_QUANTIZATION)
-]
-Mse = Annotated[
-    bool,
-    typer.Option("--mse", help="Search scales of least squared error.", rich_help_panel=_QUANTIZATION),
-]
-ActivationOrder = Annotated[
-    bool,
-    typer.Option("--activation-order", help="gptq: largest inputs first.", rich_help_panel=_QUANTIZATION),
-]
-NoGroupOrder = Annotated[
-    bool,
-    typer.Option(
-        "--no-group-order",
-        help="gptq: visit columns as they lie, as published, not the groups that matter most first.",
-        rich_help_panel=_QUANTIZATION,
-    ),
-]
-Format = Annotated[
-    str | None,
-    typer.Option(
-        "--format",
-        help="'packed' integers (default) or 'dense' dequantised weights.",
-        rich_help_panel=_QUANTIZATION,
-    ),
-]
-
-Parts = Annotated[
-    str,
-    typer.Option(
-        help="Sublayers that are compressed: attention,mlp or one of them.", rich_help_panel=_ALLOCATOR
-    ),
-]
-ProtectFirst = Annotated[
-    int, typer.Option(help="Leave this many blocks at the start alone.", rich_help_panel=_ALLOCATOR)
-]
-ProtectLast = Annotated[
-    int, typer.Option(help="Leave this many blocks at the end alone.", rich_help_panel=_ALLOCATOR)
-]
-
-Importance = Annotated[
-    str | None,
-    typer.Option(
-        help="What ranks heads and channels: wanda (default, better than taylor in most pairs measured), "
-        "taylor, magnitude, random; auto is taylor where memory holds its gradients, else wanda.",
-        rich_help_panel=_STRUCTURE,
-    ),
-]
-TaylorVariant = Annotated[
-    str | None,
-    typer.Option(help="With taylor: 'element' (default) or 'vector'.", rich_help_panel=_STRUCTURE),
-]
-GradientSamples = Annotated[
-    int | None,
-    typer.Option(
-        help="With taylor: calibration sequences to take gradients on; default 16.",
-        rich_help_panel=_STRUCTURE,
-    ),
-]
-RoundTo = Annotated[
-    int | None,
-    typer.Option(help="FFN channels stay a multiple of this; default 64.", rich_help_panel=_STRUCTURE),
-]
-Repair = Annotated[
-    bool,
-    typer.Option("--repair", help="Refit output projections by least squares.", rich_help_panel=_STRUCTURE),
-]
-AllowEmpty = Annotated[
-    bool, typer.Option("--allow-empty", help="Let a sublayer go whole.", rich_help_panel=_STRUCTURE)
-]
-UniformWidth = Annotated[
-    bool,
-    typer.Option(
-        "--uniform-width",
-        help="Same widths in every block, saved as a stock checkpoint.",
-        rich_help_panel=_STRUCTURE,
-    ),
-]
-Export = Annotated[
-    str | None,
-    typer.Option(help="Write another format: decilm (Llama-like).", rich_help_panel=_STRUCTURE),
-]
 
 Latency = Annotated[
     bool, typer.Option("--latency", help="Also time prefill and decode.", rich_help_panel=_LATENCY)
@@ -213,6 +42,14 @@ Compile = Annotated[
         rich_help_panel=_LATENCY,
     ),
 ]
+Against = Annotated[
+    str | None,
+    typer.Option(
+        help="With --latency: a dense model to time in turn with MODEL. For a folder of ours with heads or "
+        "channels removed, by default the model it was made from.",
+        rich_help_panel=_LATENCY,
+    ),
+]
 PromptLen = Annotated[
     int, typer.Option(min=1, help="With --latency: tokens of each prompt.", rich_help_panel=_LATENCY)
 ]
@@ -220,70 +57,120 @@ NewTokens = Annotated[
     int, typer.Option(min=1, help="With --latency: tokens decoded after it.", rich_help_panel=_LATENCY)
 ]
 
-Calib = Annotated[
-    str,
-    typer.Option(
-        help="Calibration text: .txt, .jsonl, .parquet, 'wikitext2', 'ptb', 'c4', 'builtin', or a hub set.",
-        rich_help_panel=_TEXT,
-    ),
-]
-Data = Annotated[str, typer.Option(help="Evaluation text, named like --calib.", rich_help_panel=_TEXT)]
-OptionalData = Annotated[
-    str | None,
-    typer.Option("--data", help="Evaluation text; perplexity before and after.", rich_help_panel=_TEXT),
-]
-TextField = Annotated[
-    str, typer.Option(help="Field with the text in .jsonl, .json and .parquet.", rich_help_panel=_TEXT)
-]
-Samples = Annotated[int, typer.Option(help="Calibration sequences.", rich_help_panel=_TEXT)]
-MeasureSamples = Annotated[
-    int | None,
-    typer.Option(help="How many of --samples to measure importance on; default 16.", rich_help_panel=_TEXT),
-]
-SeqLen = Annotated[
-    int | None,
-    typer.Option(help="Tokens per sequence; default 2048 or the model's maximum.", rich_help_panel=_TEXT),
-]
-Sampling = Annotated[
-    str, typer.Option(help="'first' (consecutive) or 'random' windows.", rich_help_panel=_TEXT)
-]
-Seed = Annotated[
-    int, typer.Option(help="Seed of the sampling, and of the allocator random.", rich_help_panel=_TEXT)
-]
-Bos = Annotated[
-    str,
-    typer.Option(help="BOS token: auto, every (window), first (of the text), never.", rich_help_panel=_TEXT),
-]
-MaxWindows = Annotated[
-    int | None, typer.Option(help="Evaluate on the first K windows only.", rich_help_panel=_TEXT)
-]
-
-BatchSize = Annotated[int, typer.Option(help="Sequences per forward pass.", rich_help_panel=_MACHINE)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MACHINE)]
-Dtype = Annotated[
-    str,
-    typer.Option(help="auto (the checkpoint's), bfloat16, float16, float32.", rich_help_panel=_MACHINE),
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=_MACHINE)
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run code from the model's repository.", rich_help_panel=_MACHINE
-    ),
-]
-AllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--allow-pickle", help="Load pickled weights, which can run code.", rich_help_panel=_MACHINE
-    ),
-]
-
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON, alone on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Treat any fallback as an error.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show budgets, predicted size and memory; write nothing.")
 ]
 DryRunOfPlan = Annotated[bool, typer.Option("--dry-run", help="Show the budgets; write nothing.")]
+
+PREFIX = "recipe_"
+"""Of the parameters that stand for options of a recipe or a method: their names may be words of Python."""
+
+
+def with_options(
+    command: Callable[..., None], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., None]:
+    """`command`, which takes `**given`, with a parameter for each of these options in its signature.
+
+    What the user did not type is not handed over: defaults are left to whoever reads the options.
+    """
+    own = inspect.signature(command).parameters.values()
+    named = [one for one in own if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    signature = inspect.Signature([*named, *parameters])
+
+    def wrapped(context: typer.Context, **values: Any) -> None:
+        typed = {
+            name.removeprefix(PREFIX): value
+            for name, value in values.items()
+            if name.startswith(PREFIX) and _is_typed(context, name)
+        }
+        plain = {name: value for name, value in values.items() if not name.startswith(PREFIX)}
+        command(**plain, **typed)
+
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()]
+    described: Any = wrapped
+    described.__signature__ = inspect.Signature([context, *keyword])
+    described.__annotations__ = {one.name: one.annotation for one in (context, *keyword)}
+    described.__doc__ = command.__doc__
+    return wrapped
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def of_recipe(*topics: Topic, without: Sequence[str] = ()) -> list[inspect.Parameter]:
+    """Parameters for the fields of a recipe that are about these topics."""
+    found = []
+    for name, field in Recipe.model_fields.items():
+        extra = field.json_schema_extra
+        topic = extra.get("topic") if isinstance(extra, dict) else None
+        if topic in {one.value for one in topics} and name not in without:
+            found.append(_parameter_of_field(field.alias or name, field, str(topic)))
+    return found
+
+
+def _parameter_of_field(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    kind, default = _simple_type(field.annotation), field.get_default(call_default_factory=True)
+    if kind == list[str] or field.is_required():
+        default = None
+    elif kind == (str | None) and isinstance(default, tuple):
+        default = ",".join(default)
+    return _parameter(name, kind, default, field.description or "", panel)
+
+
+def _simple_type(annotation: Any) -> Any:
+    """What the parser has to know of a field's type: the recipe itself checks the rest."""
+    if annotation is bool:
+        return bool
+    inner = [kind for kind in get_args(annotation) if kind is not type(None)] or [annotation]
+    first = inner[0] if get_origin(annotation) is not Literal else str
+    if get_origin(first) is Annotated:
+        first = get_args(first)[0]
+    if get_origin(annotation) is dict or annotation == tuple[str, ...]:
+        return list[str]
+    return (first if first in {int, float} and get_origin(annotation) is not tuple else str) | None
+
+
+def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]:
+    """Parameters for the options of methods, each given with the method that has it.
+
+    An option that several methods have is one parameter, and its help says who has it; one that every recipe
+    has is left out here.
+    """
+    texts: dict[str, dict[str, list[str]]] = {}
+    first: dict[str, Option] = {}
+    for method, option in options:
+        if option.name not in Recipe.model_fields:
+            first.setdefault(option.name, option)
+            texts.setdefault(option.name, {}).setdefault(_text(option), []).append(method)
+    return [
+        _parameter(
+            name,
+            bool if option.is_switch else (str | None),
+            False if option.is_switch else None,
+            " ".join(f"{text} For {', '.join(methods)}." for text, methods in texts[name].items()),
+            "Options of allocators and backends",
+        )
+        for name, option in first.items()
+    ]
+
+
+def _text(option: Option) -> str:
+    choices = f" One of {', '.join(option.choices)}." if option.choices else ""
+    is_open = option.is_switch or option.default is None
+    default = "" if is_open else f" Default {option.given_for(option.default)}."
+    return f"{option.help}{choices}{default}".strip()
+
+
+def _parameter(name: str, kind: Any, default: Any, text: str, panel: str) -> inspect.Parameter:
+    described = typer.Option(f"--{option_name(name)}", help=text, rich_help_panel=panel)
+    return inspect.Parameter(
+        f"{PREFIX}{name}",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, described],
+    )

@@ -87,6 +87,6 @@ class Account:
         )
 
 
-def method_record(name: str, backend: AnyBackend) -> MethodRecord:
+def method_record(backend: AnyBackend) -> MethodRecord:
     """The backend with all its options."""
-    return MethodRecord(name=name, parameters=asdict(backend))  # type: ignore[call-overload]
+    return MethodRecord(name=backend.name, parameters=asdict(backend))

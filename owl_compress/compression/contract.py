@@ -3,9 +3,10 @@
 The backends themselves lie in `owl_compress.backends`; what they are given and hand back is in `tasks`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +18,14 @@ from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat
 from owl_compress.models.structure import ModelStructure
 from owl_compress.walk.input_statistics import Statistic
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a survey came to: the plan to carry out, and by block what the backend will want to know of it."""
+
+    plan: Plan
+    decisions: Mapping[str, object] = field(default_factory=dict)
 
 
 class Survey(Protocol):
@@ -38,7 +47,7 @@ class Survey(Protocol):
         """Take notes of one dense block."""
         ...
 
-    def redistribute(self, plan: Plan) -> Plan:
+    def redistribute(self, plan: Plan) -> Surveyed:
         """The plan that follows from the notes, with the same total, or as near below it as can be."""
         ...
 
@@ -46,11 +55,16 @@ class Survey(Protocol):
 class Backend(Protocol):
     """A way to carry out a plan, block by block.
 
-    `unit` is the plan's unit that it understands, `statistic` what it must know of a linear's inputs,
-    `error_measure` what its `relative_error` figures mean, `survey` a first look at the whole model, if it
-    needs one. A backend is a frozen dataclass; its fields are its options and are recorded in the result.
+    `name` is what it is registered as, `unit` the plan's unit that it understands, `statistic` what it must
+    know of a linear's inputs, `error_measure` what its `relative_error` figures mean, `survey` a first look
+    at the whole model, if it needs one. A backend is a frozen dataclass; its fields are its options (see
+    `owl_compress.options`) and are recorded in the result. What only some backends need is in the further
+    protocols below: the driver asks for each by its methods.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    name: ClassVar[str]
     unit: ClassVar[Unit]
 
     @property
@@ -83,8 +97,8 @@ class GradientReader(Protocol):
         ...
 
     @property
-    def gradient_samples(self) -> int:
-        """On how many of the calibration sequences, at most."""
+    def gradient_samples(self) -> int | None:
+        """On how many of the calibration sequences, at most; None where it reads no gradients."""
         ...
 
 
@@ -106,8 +120,22 @@ class GradientChooser(GradientReader, Protocol):
 class PlanChecker(Protocol):
     """A backend that can tell from shapes alone whether a plan can be carried out."""
 
+    @property
+    def equal_shares_stand_for_all(self) -> bool:
+        """Whether a budget that it can meet with equal shares can be met by every plan."""
+        ...
+
     def check_plan(self, structure: ModelStructure, plan: Plan) -> None:
         """Refuse a plan that cannot; nothing is run and nothing changed."""
+        ...
+
+
+@runtime_checkable
+class ModelFinisher(Protocol):
+    """A backend that has something left to do when all blocks are compressed."""
+
+    def finish_(self, model: Any) -> None:
+        """Do it, in place."""
         ...
 
 
@@ -125,10 +153,13 @@ class Quantizer(Protocol):
 class CheckpointBackend(Protocol):
     """A way to carry out a plan on a whole checkpoint folder, by a package with its own walk and format.
 
-    `unit`, `statistic` and `error_measure` as in `Backend`; `stored_format` describes what it writes. A
-    frozen dataclass, too.
+    `name`, `unit`, `statistic` and `error_measure` as in `Backend`; `stored_format` describes what it writes.
+    A frozen dataclass, too.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    name: ClassVar[str]
     unit: ClassVar[Unit]
     statistic: ClassVar[type[Statistic] | None]
     error_measure: ClassVar[str]

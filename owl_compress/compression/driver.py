@@ -2,15 +2,15 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 from torch import nn
 
 from owl_compress.compression.account import Account, Stored, method_record
-from owl_compress.compression.contract import Backend, GradientReader
-from owl_compress.compression.gradient_memory import settled_backend
+from owl_compress.compression.contract import Backend, GradientReader, ModelFinisher, Surveyed
+from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import Footprint, FootprintChange
@@ -43,9 +43,10 @@ def compress_with_(
     model: nn.Module,
     plan: Plan,
     backend: Backend,
-    name: str,
-    calibration: TokenWindows | None,
+    calibration: TokenWindows | None = None,
     options: WalkOptions | None = None,
+    *,
+    structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
 ) -> Result:
     """Compress `model` in place, each block on the outputs of the compressed blocks before it.
@@ -54,36 +55,39 @@ def compress_with_(
         model: a causal language model on the host or on a device; its weights stay there.
         plan: budgets in the unit of the backend, for exactly this model's linears.
         backend: see `contract.Backend`; what it leaves to the memory there is, is settled first.
-        name: the backend's name, for the record.
         calibration: token windows, shape [sequences, seq_len]; not needed by backends without statistics.
         options: how the walk runs.
+        structure: of the model, where it was found already.
         identity: what the result says about the model; by default read from its config.
 
     Raises:
         RequestError: plan of another model or unit, calibration missing, NaN or Inf in the activations.
     """
     start = perf_counter()
-    structure = find_structure(model)
+    structure = structure or find_structure(model)
     options = options or WalkOptions()
     device = options.device or parameter_device(model)
-    _check_request(plan, backend, name, calibration, structure)
+    _check_request(plan, backend, calibration, structure)
     backend, chosen = settled_backend(backend, model, structure, calibration, options.batch_size, device)
     notes = (*structure.notes, *chosen)
     account = Account(plan, identity or identify(model, structure), notes, calibration, device, start)
-    before, n_params_before = _footprint(model, plan), n_parameters(model)
+    before, n_params_before = _footprint(model, structure, plan), n_parameters(model)
     salience = _salience(model, structure, backend, calibration, options, device)
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
-    asked, executed = driver.survey(plan)
-    outcomes = driver.compress_(executed)
+    surveyed = driver.survey(plan)
+    asked = surveyed.plan if backend.survey and backend.survey.restates else plan
+    outcomes = driver.compress_(surveyed)
+    if isinstance(backend, ModelFinisher):
+        backend.finish_(model)
     n_params_after = n_parameters(model)
     stored = Stored(stored_bits(model) / n_params_after, None, n_params_before, n_params_after)
-    result = account.result(method_record(name, backend), backend.error_measure, asked, outcomes, stored)
-    return result.model_copy(update={"footprint": _change(before, _footprint(model, plan))})
+    result = account.result(method_record(backend), backend.error_measure, asked, outcomes, stored)
+    return result.model_copy(update={"footprint": _change(before, _footprint(model, structure, plan))})
 
 
-def _footprint(model: nn.Module, plan: Plan) -> Footprint | None:
+def _footprint(model: nn.Module, structure: ModelStructure, plan: Plan) -> Footprint | None:
     """What the model costs as it is now, where the plan may change that."""
-    return footprint(model, find_structure(model)) if plan.unit is Unit.WIDTH else None
+    return footprint(model, structure) if plan.unit is Unit.WIDTH else None
 
 
 def _change(before: Footprint | None, after: Footprint | None) -> FootprintChange | None:
@@ -91,8 +95,9 @@ def _change(before: Footprint | None, after: Footprint | None) -> FootprintChang
 
 
 def _check_request(
-    plan: Plan, backend: Backend, name: str, calibration: TokenWindows | None, structure: ModelStructure
+    plan: Plan, backend: Backend, calibration: TokenWindows | None, structure: ModelStructure
 ) -> None:
+    name = backend.name
     plan.check_fits(structure.linear_sizes)
     if plan.unit is not backend.unit:
         raise RequestError(
@@ -130,7 +135,7 @@ def _salience(
     return measure_salience(
         model,
         structure,
-        calibration.first(backend.gradient_samples),
+        windows_of_gradients(backend, calibration),
         device=device,
         batch_size=options.batch_size,
         progress=options.progress,
@@ -149,26 +154,29 @@ class _Driver:
     device: torch.device
     salience: Mapping[str, Salience]
 
-    def survey(self, plan: Plan) -> tuple[Plan, Plan]:
-        """What the linears are asked for and what is carried out: `plan`, or what a survey makes of it."""
+    def survey(self, plan: Plan) -> Surveyed:
+        """What is carried out: `plan`, or what a survey makes of it."""
         survey = self.backend.survey
         if survey is None:
-            return plan, plan
+            return Surveyed(plan)
         with closing(self._visits(plan, survey.statistic, "surveying blocks")) as visits:
             for visit, budgets in visits:
                 survey.see(self._task(visit, budgets, plan, survey.statistic, advance=True))
-        executed = survey.redistribute(plan)
-        return executed if survey.restates else plan, executed
+        return survey.redistribute(plan)
 
-    def compress_(self, plan: Plan) -> list[LinearOutcome]:
+    def compress_(self, surveyed: Surveyed) -> list[LinearOutcome]:
         """Compress every block; the outcomes in the order of the plan."""
+        plan = surveyed.plan
         outcomes: dict[str, LinearOutcome] = {}
         statistic = self.backend.statistic
         with closing(self._visits(plan, statistic, "compressing blocks")) as visits:
             for visit, budgets in visits:
                 # No name holds the task: its statistics must be gone before the next block's are gathered.
                 done = self.backend.compress_block_(
-                    self._task(visit, budgets, plan, statistic, advance=False)
+                    replace(
+                        self._task(visit, budgets, plan, statistic, advance=False),
+                        decision=surveyed.decisions.get(visit.site.name),
+                    )
                 )
                 outcomes |= {outcome.name: outcome for outcome in done}
                 for site in visit.site.linears:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from owl_compress.compression.contract import AnyBackend, Backend, GradientChooser
+from owl_compress.compression.contract import AnyBackend, Backend, GradientChooser, GradientReader
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import free_device_bytes
 from owl_compress.memory import free_host_bytes
+from owl_compress.models.limits import hidden_size
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import ModelStructure
 
@@ -134,7 +135,7 @@ def settled_backend(
     """
     if not isinstance(backend, GradientChooser) or not backend.leaves_gradients_open or calibration is None:
         return backend, ()
-    windows = calibration.first(backend.gradient_samples)
+    windows = windows_of_gradients(backend, calibration)
     sizes = gradient_sizes(model, structure, windows, batch_size)
     needed = memory_for_gradients(
         sizes,
@@ -149,6 +150,12 @@ def settled_backend(
     return settled, (
         f"{what}: gradients need {_shown(needed)}, {verdict} {USABLE_SHARE:.0%} of what was free",
     )
+
+
+def windows_of_gradients(backend: GradientReader, calibration: TokenWindows) -> TokenWindows:
+    """The calibration windows that `backend` wants gradients of."""
+    samples = backend.gradient_samples
+    return calibration if samples is None else calibration.first(samples)
 
 
 def gradient_sizes(
@@ -170,7 +177,7 @@ def gradient_sizes(
         n_weights=block.n_weights,
         n_weights_largest=max((linear.n_weights for linear in block.linears), default=0),
         n_features=sum(sum(linear.shape) for linear in block.linears),
-        hidden=int(getattr(text, "hidden_size", 0)) or embeddings.shape[1],
+        hidden=hidden_size(model),
         vocabulary=embeddings.shape[0],
         n_tokens=sequences * seq_len,
         batch_tokens=batch * seq_len,

@@ -1,16 +1,16 @@
 """What a compression will need and leave, told before it is done."""
 
 from dataclasses import asdict, dataclass
-from math import floor
 
 from torch import nn
 
 from owl_compress.compression.contract import AnyBackend, GradientReader, Quantizer
-from owl_compress.compression.gradient_memory import gradient_sizes
+from owl_compress.compression.gradient_memory import gradient_sizes, windows_of_gradients
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import LinearBudget, Plan
-from owl_compress.documents.units import Unit
-from owl_compress.models.structure import BlockSite, ModelStructure, find_structure
+from owl_compress.documents.units import Unit, kept_weights
+from owl_compress.models.limits import hidden_size
+from owl_compress.models.structure import BlockSite, ModelStructure
 from owl_compress.walk.input_statistics import Gram
 
 _FLOAT32, _FLOAT64 = 4, 8
@@ -38,6 +38,7 @@ class Prediction:
 
 def predict(
     model: nn.Module,
+    structure: ModelStructure,
     plan: Plan,
     backend: AnyBackend,
     calibration: TokenWindows | None,
@@ -49,7 +50,6 @@ def predict(
 
     Widths are rounded to whole heads and channels later, never above what is said here.
     """
-    structure = find_structure(model)
     plan.check_fits(structure.linear_sizes)
     element = next(model.parameters()).element_size()
     n_weights_kept = sum(_n_kept(budget, plan.unit) for budget in plan.budgets)
@@ -61,7 +61,7 @@ def predict(
     working_bytes, activation_bytes = _walk_bytes(model, structure, backend, calibration, batch_size)
     if calibration is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
         # Gradients are taken first, and what they needed is given back before the walk begins.
-        windows = calibration.first(backend.gradient_samples)
+        windows = windows_of_gradients(backend, calibration)
         sizes = gradient_sizes(model, structure, windows, batch_size)
         working_bytes = max(working_bytes, sizes.weight_bytes + sizes.block_bytes, sizes.tail_bytes)
         activation_bytes = max(activation_bytes, sizes.kept_bytes)
@@ -101,8 +101,7 @@ def _walk_bytes(
     matrices = max(linear.n_weights for linear in largest.linears) * _FLOAT32 * _WORKING_COPIES
     batch = batch_tokens * sum(sum(linear.shape) for linear in largest.linears) * element
     working_bytes = largest.n_weights * element + matrices + _statistics_bytes(backend, largest) + batch
-    hidden = int(getattr(getattr(model, "config", None), "hidden_size", 0))
-    return working_bytes, tokens * hidden * element
+    return working_bytes, tokens * hidden_size(model) * element
 
 
 def _statistics_bytes(backend: AnyBackend, block: BlockSite) -> int:
@@ -120,4 +119,4 @@ def _inputs(block: BlockSite) -> list[int]:
 
 def _n_kept(budget: LinearBudget, unit: Unit) -> int:
     """Weights of one linear that are left; bits leave all of them."""
-    return budget.n_weights if unit is Unit.BITS else floor(budget.value * budget.n_weights)
+    return budget.n_weights if unit is Unit.BITS else kept_weights(budget.value, budget.n_weights)

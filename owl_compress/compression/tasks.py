@@ -1,13 +1,12 @@
 """What a backend is given, and what it hands back: tasks of blocks and linears, and their outcomes."""
 
 from dataclasses import dataclass
-from math import floor
 
 import torch
 from torch import Tensor
 
 from owl_compress.documents.result import Fallback
-from owl_compress.documents.units import Grid
+from owl_compress.documents.units import Grid, kept_weights
 from owl_compress.forms.codes import QuantizedWeight
 from owl_compress.models.structure import BlockSite, LinearSite
 from owl_compress.walk.gradients import Salience
@@ -24,8 +23,8 @@ class LinearTask:
 
     @property
     def n_kept(self) -> int:
-        """Number of weights that a density budget keeps: floor(density * numel)."""
-        return floor(self.budget * self.site.n_weights)
+        """Number of weights that a density budget keeps."""
+        return kept_weights(self.budget, self.site.n_weights)
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,15 @@ class GroupTask:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """Everything a backend needs to compress one block in place."""
+    """Everything a backend needs to compress one block in place.
+
+    `decision` is what the backend's own survey has decided for this block, in the survey's words.
+    """
 
     site: BlockSite
     groups: tuple[GroupTask, ...]
     grid: Grid | None
+    decision: object = None
 
 
 @dataclass(frozen=True)

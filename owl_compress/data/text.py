@@ -113,8 +113,8 @@ _NAMED: Mapping[str, Mapping[Purpose, _HubSet]] = {
 }
 
 
-def load_text(source: str, *, text_field: str = "text", part: Purpose) -> Text:
-    """Load the text that `source` names; `part` chooses the split of sources that have several.
+def load_text(source: str, *, text_field: str = "text", purpose: Purpose) -> Text:
+    """Load the text that `source` names; `purpose` chooses the split of sources that have several.
 
     `source` is, in this order: `builtin`; a named set (`wikitext2`, `ptb`, `c4`); the path of an existing
     file (.jsonl/.json and .parquet are read by `text_field`, anything else as plain text, verbatim); or a hub
@@ -124,18 +124,18 @@ def load_text(source: str, *, text_field: str = "text", part: Purpose) -> Text:
     Raises:
         RequestError: nothing is there, it is not text, it is empty, or the hub cannot be reached.
     """
-    if part not in get_args(Purpose):
-        raise RequestError(f"unknown part {part!r}: {nearest(part, get_args(Purpose))}")
+    if purpose not in get_args(Purpose):
+        raise RequestError(f"unknown purpose {purpose!r}: {nearest(purpose, get_args(Purpose))}")
     if source == BUILTIN:
-        return Text(source, _builtin_halves()[part])
+        return Text(source, _builtin_halves()[purpose])
     if source in _NAMED:
-        return _from_hub(source, _NAMED[source][part])
+        return _from_hub(source, _NAMED[source][purpose])
     path = Path(source).expanduser()
     if _exists(path):
         return Text(source, read_documents(path, text_field))
     named = _HUB_ID.fullmatch(source)
     if named and not _FILE_SUFFIX.search(named["path"]) and not Path(source).parent.is_dir():
-        split = named["split"] or {"calibration": "train", "evaluation": "test"}[part]
+        split = named["split"] or {"calibration": "train", "evaluation": "test"}[purpose]
         wanted = _HubSet(
             named["path"], split, config=named["config"] or None, field=text_field, streaming=True
         )

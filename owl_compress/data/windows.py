@@ -10,6 +10,7 @@ from torch import Tensor
 
 from owl_compress.data.text import Text
 from owl_compress.documents.provenance import CalibrationRecord
+from owl_compress.documents.recipe import DEFAULT_SAMPLES
 from owl_compress.errors import RequestError, nearest
 
 Sampling = Literal["first", "random"]
@@ -17,6 +18,43 @@ Bos = Literal["every", "first", "never"]
 
 # A tokenizer puts at most a handful of tokens around a text that stand for none of its bytes.
 _MAX_SPECIAL_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Which windows of which text to calibrate on: what `sample_windows` takes, refused at birth.
+
+    `source` is a path, a named set, or "builtin". A `seq_len` of None is the default of the model, a `bos` of
+    "auto" that of its family.
+    """
+
+    source: str
+    samples: int = DEFAULT_SAMPLES
+    seq_len: int | None = None
+    sampling: Sampling = "random"
+    seed: int = 0
+    bos: Bos | Literal["auto"] = "auto"
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        _check_choice("sampling", self.sampling, get_args(Sampling))
+        _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
+        _check_samples(self.samples, self.seed)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Which windows of which text to evaluate on: consecutive ones, the first `max_windows` of them."""
+
+    source: str
+    seq_len: int | None = None
+    bos: Bos | Literal["auto"] = "auto"
+    max_windows: int | None = None
+    text_field: str = "text"
+
+    def __post_init__(self) -> None:
+        _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
+        _check_max_windows(self.max_windows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +93,7 @@ def sample_windows(
     tokenizer: Any,
     text: Text,
     *,
-    samples: int = 128,
+    samples: int = DEFAULT_SAMPLES,
     seq_len: int,
     sampling: Sampling = "random",
     seed: int = 0,
@@ -79,10 +117,7 @@ def sample_windows(
     """
     _check_choice("sampling", sampling, get_args(Sampling))
     _check_window(seq_len, bos)
-    if samples < 1:
-        raise RequestError(f"{samples} samples are too few: set --samples to at least 1")
-    if seed < 0:
-        raise RequestError(f"seed {seed} is negative: set --seed to 0 or more")
+    _check_samples(samples, seed)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
     generator = np.random.default_rng(seed)
@@ -109,8 +144,7 @@ def evaluation_windows(
         RequestError: the text is shorter than one window, no BOS token, or a number out of range.
     """
     _check_window(seq_len, bos)
-    if max_windows is not None and max_windows < 1:
-        raise RequestError(f"{max_windows} windows are too few: set --max-windows to at least 1")
+    _check_max_windows(max_windows)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
     ids = tokenise(tokenizer, text.joined, bos)
@@ -159,6 +193,18 @@ def token_ids_sha256(ids: Tensor) -> str:
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise RequestError(f"unknown {what} {value!r}: {nearest(value, choices)}")
+
+
+def _check_samples(samples: int, seed: int) -> None:
+    if samples < 1:
+        raise RequestError(f"{samples} samples are too few: set --samples to at least 1")
+    if seed < 0:
+        raise RequestError(f"seed {seed} is negative: set --seed to 0 or more")
+
+
+def _check_max_windows(max_windows: int | None) -> None:
+    if max_windows is not None and max_windows < 1:
+        raise RequestError(f"{max_windows} windows are too few: set --max-windows to at least 1")
 
 
 def _check_window(seq_len: int, bos: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from owl_compress.documents.disk import write_text
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, first_problem
 
 # Only the layout of JSON has line breaks, never a string in it: what a string says stays as it is.
 _NUMBER_LIST = re.compile(r"\[\n\s*(-?\d[-\d.eE+,\s]*?)\n\s*\]")
@@ -80,13 +80,3 @@ class Document(Frozen):
         raise RequestError(
             f"{path} has schema {found!r}, expected {cls.SCHEMA!r}: this is another kind of file"
         )
-
-
-def first_problem(error: ValidationError) -> str:
-    """One line for the first thing pydantic found wrong: where, what, and the value."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    value = first.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float) else ""
-    return f"{where}: {message}{shown}" if where else message

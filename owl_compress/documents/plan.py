@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
 from owl_compress.documents.document import Document, Frozen
-from owl_compress.documents.units import NARROWEST_BITS, WIDEST_BITS, Grid, Unit
+from owl_compress.documents.units import BIT_WIDTHS_SHOWN, Grid, Unit, is_bit_width
 from owl_compress.errors import RequestError
 
 ROUNDING = 1e-9
@@ -45,10 +45,6 @@ class AllocatorRecord(Frozen):
 def weighted_mean(budgets: tuple[LinearBudget, ...]) -> float:
     """Mean value over the weights of all `budgets`."""
     return fsum(b.n_weights * b.value for b in budgets) / sum(b.n_weights for b in budgets)
-
-
-def _is_width(bits: float) -> bool:
-    return bits.is_integer() and NARROWEST_BITS <= bits <= WIDEST_BITS
 
 
 class Plan(Document):
@@ -97,11 +93,8 @@ class Plan(Document):
                 )
             if on_grid is not None and budget.value not in on_grid:
                 raise ValueError(f"{budget.name} has {budget.value}, off the grid {sorted(on_grid)}")
-            if self.unit is Unit.BITS and not _is_width(budget.value):
-                raise ValueError(
-                    f"{budget.name} has {budget.value} bits: give it a whole number from {NARROWEST_BITS} "
-                    f"to {WIDEST_BITS}"
-                )
+            if self.unit is Unit.BITS and not is_bit_width(budget.value):
+                raise ValueError(f"{budget.name} has {budget.value} bits: give it {BIT_WIDTHS_SHOWN}")
         if self.achieved > self.target + ROUNDING * max(1.0, abs(self.target)):
             raise ValueError(
                 f"budget exceeded: the budgets average {self.achieved:.6f} {self.unit} per weight, "

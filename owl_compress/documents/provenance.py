@@ -33,3 +33,10 @@ class Provenance(Frozen):
 
     calibration: CalibrationRecord | None
     versions: dict[str, str]
+
+
+class Origin(Frozen):
+    """Where a model descends from: its id on the hub and its licence, each None where not known."""
+
+    base_model: str | None = None
+    license: str | None = None

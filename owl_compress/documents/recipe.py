@@ -2,19 +2,31 @@
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from owl_compress.documents.document import Frozen, first_problem
+from owl_compress.documents.document import Frozen
 from owl_compress.documents.units import Sublayer
 from owl_compress.documents.yaml12 import Dumper, Loader
-from owl_compress.errors import RequestError, nearest
+from owl_compress.errors import RequestError, first_problem
 
 BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""
+
+DEFAULT_SAMPLES = 128
+"""Calibration sequences, as in the published tables."""
 
 _ALWAYS_WRITTEN = {
     "model", "allocator", "plan", "backend", "dtype",
@@ -22,92 +34,112 @@ _ALWAYS_WRITTEN = {
 }  # fmt: skip
 """What shapes the checkpoint is written even at its default, which another version may choose otherwise."""
 
-Storage = Literal["packed", "dense"]
-"""How quantized weights are stored: as integer codes, or dequantised like any other weight."""
-
-Export = Literal["decilm"]
-"""A foreign format with a width of its own for every block."""
-
-DECILM_STEP = 256
-"""DeciLM holds FFN widths that are a multiple of this."""
-
-_OF_GRADIENTS = ("taylor_variant", "gradient_samples")
 _NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
+
+
+class Topic(StrEnum):
+    """What an option of a recipe is about: help shows them so, and a command takes some of these topics."""
+
+    MODEL = "Model"
+    BUDGET = "Budget (exactly one)"
+    ALLOCATOR = "Allocator"
+    SHAPE = "Which linears, within what bounds"
+    PLAN = "Plan"
+    BACKEND = "Backend"
+    STORAGE = "Storage"
+    TEXT = "Calibration text"
+    MEASURING = "Measuring"
+    EVALUATION = "Evaluation text"
+    SEED = "Seed"
+    MACHINE = "Machine"
+
+
+def _on(topic: Topic, default: Any, text: str, **more: Any) -> Any:
+    """A field of a recipe, with its topic and its help."""
+    return Field(default=default, description=text, json_schema_extra={"topic": topic.value}, **more)
 
 
 class Recipe(Frozen):
     """The options of `run`, under the names they have on the command line.
 
-    None means that the allocator, the backend or the model decides. Fractions, never percent.
+    None means that the allocator, the backend or the model decides. Fractions, never percent. Options of
+    allocator and backend are in `options`, under the names that these give them; in a file they stand beside
+    all others. Here they are taken as they are: who carries them out says whether they can be meant.
     """
 
-    model: str
-    revision: str | None = None
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
+    model: str = _on(Topic.MODEL, ..., "Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
 
-    sparsity: float | None = None
-    nm: str | None = Field(default=None, description="N:M, N weights kept on average of every M")
-    prune_ratio: float | None = None
-    bits: float | None = None
-    bit_choices: tuple[int, ...] | None = None
+    sparsity: float | None = _on(Topic.BUDGET, None, "Share of weights removed, 0.7 = 70 %.")
+    nm: str | None = _on(Topic.BUDGET, None, "N:M, N weights KEPT on average of every M: 3:8, 2.5:8.")
+    prune_ratio: float | None = _on(Topic.BUDGET, None, "Share of block parameters removed (structured).")
+    bits: float | None = _on(Topic.BUDGET, None, "Average bits per weight.")
+    bit_choices: tuple[int, ...] | None = _on(Topic.BUDGET, None, "Widths to mix, for --bits: 2,3,4.")
 
-    allocator: str | None = None
-    plan: str | None = Field(default=None, description="a plan to carry out, instead of allocating one")
-    metric: str | None = None
-    lam: float | None = None
-    owl_law: Literal["published", "bounded"] | None = None
-    solver: Literal["proportional", "optimal"] | None = None
-    granularity: Literal["block", "linear"] | None = None
-    low: float | None = None
-    high: float | None = None
-    set_: dict[str, float] = Field(default={}, alias="set", description="budgets pinned by hand")
-    skip: tuple[str, ...] = ()
-    no_tie: bool = Field(default=False, description="let q/k/v and gate/up differ in bits")
-    parts: tuple[Sublayer, ...] = Field(
-        default=tuple(Sublayer), min_length=1, description="sublayers that are compressed"
+    allocator: str | None = _on(Topic.ALLOCATOR, None, "Who divides the budget.")
+    plan: str | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
+    solver: Literal["proportional", "optimal"] | None = _on(
+        Topic.ALLOCATOR, None, "On a grid: 'proportional' (default) or 'optimal'."
     )
-    protect_first: NonNegativeInt = Field(default=0, description="blocks at the start that keep all")
-    protect_last: NonNegativeInt = Field(default=0, description="blocks at the end that keep all")
-
-    backend: str
-    scope: Literal["row", "linear", "model"] | None = None
-    group_size: PositiveInt | Literal["none"] | None = Field(
-        default=None, description="inputs that share a scale; none: one scale for each output"
+    granularity: Literal["block", "linear"] | None = _on(
+        Topic.ALLOCATOR, None, "'block' or 'linear': what gets a budget of its own."
     )
-    asymmetric: bool = False
-    mse: bool = Field(default=False, description="search the scale of least squared error")
-    activation_order: bool = False
-    no_group_order: bool = Field(default=False, description="gptq: visit columns as they lie, as published")
-    format_: Storage | None = Field(default=None, alias="format")
-    importance: Literal["auto", "taylor", "wanda", "magnitude", "random"] | None = Field(
-        default=None, description="what ranks the heads and channels of a block"
+    low: float | None = _on(Topic.SHAPE, None, "No budget below this (what is kept).")
+    high: float | None = _on(Topic.SHAPE, None, "No budget above this (what is kept).")
+    set_: dict[str, float] = _on(
+        Topic.SHAPE, {}, "NAME=VALUE: pin a block or linear (or a pattern).", alias="set"
     )
-    taylor_variant: Literal["element", "vector"] | None = None
-    gradient_samples: PositiveInt | None = Field(
-        default=None, description="calibration sequences that taylor takes gradients on"
+    skip: tuple[str, ...] = _on(Topic.SHAPE, (), "Leave a block or linear (or a pattern) alone.")
+    no_tie: bool = _on(
+        Topic.SHAPE, False, "Let q/k/v and gate/up differ in bits; servers that fuse them refuse that."
     )
-    round_to: PositiveInt | None = Field(default=None, description="FFN channels stay a multiple of this")
-    repair: bool = Field(default=False, description="refit the output projections by least squares")
-    allow_empty: bool = Field(default=False, description="a sublayer may go whole")
-    uniform_width: bool = Field(default=False, description="the same widths in every block, stock format")
-    export: Export | None = None
+    parts: tuple[Sublayer, ...] = _on(
+        Topic.SHAPE,
+        tuple(Sublayer),
+        "Sublayers that are compressed: attention,mlp or one of them.",
+        min_length=1,
+    )
+    protect_first: NonNegativeInt = _on(Topic.SHAPE, 0, "Leave this many blocks at the start alone.")
+    protect_last: NonNegativeInt = _on(Topic.SHAPE, 0, "Leave this many blocks at the end alone.")
 
-    calib: str = "c4"
-    text_field: str = "text"
-    samples: PositiveInt = 128
-    measure_samples: PositiveInt | None = None
-    seq_len: PositiveInt | None = None
-    sampling: Literal["first", "random"] = "random"
-    seed: int = 0
-    bos: Literal["auto", "every", "first", "never"] = "auto"
-    batch_size: PositiveInt = 1
-    device: str = "auto"
-    strict: bool = False
+    backend: str = _on(Topic.BACKEND, ..., "Who carries the plan out.")
+    options: dict[str, JsonValue] = Field(default={}, description="of allocator and backend")
+    format_: str | None = _on(
+        Topic.STORAGE, None, "'packed' integers (default of codes) or 'dense' weights.", alias="format"
+    )
+    export: str | None = _on(Topic.STORAGE, None, "Write the format of other software: decilm (Llama-like).")
 
-    data: str | None = None
-    max_windows: PositiveInt | None = None
+    calib: str = _on(
+        Topic.TEXT,
+        "c4",
+        "Calibration text: .txt, .jsonl, .parquet, 'wikitext2', 'ptb', 'c4', 'builtin', or a hub set.",
+    )
+    text_field: str = _on(Topic.TEXT, "text", "Field with the text in .jsonl, .json and .parquet.")
+    samples: PositiveInt = _on(Topic.TEXT, DEFAULT_SAMPLES, "Calibration sequences.")
+    measure_samples: PositiveInt | None = _on(
+        Topic.MEASURING, None, "How many of --samples to measure importance on; default 16."
+    )
+    seq_len: PositiveInt | None = _on(
+        Topic.TEXT, None, "Tokens per sequence; default 2048 or the model's maximum."
+    )
+    sampling: Literal["first", "random"] = _on(
+        Topic.TEXT, "random", "'first' (consecutive) or 'random' windows."
+    )
+    seed: int = _on(Topic.SEED, 0, "Seed of the sampling, and of methods that draw.")
+    bos: Literal["auto", "every", "first", "never"] = _on(
+        Topic.TEXT, "auto", "BOS token: auto, every (window), first (of the text), never."
+    )
+    data: str | None = _on(Topic.EVALUATION, None, "Evaluation text; perplexity before and after.")
+    max_windows: PositiveInt | None = _on(Topic.EVALUATION, None, "Evaluate on the first K windows only.")
+
+    batch_size: PositiveInt = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
+    device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _on(
+        Topic.MACHINE, "auto", "auto (the checkpoint's), bfloat16, float16, float32."
+    )
+    revision: str | None = _on(Topic.MACHINE, None, "Branch, tag or commit on the hub.")
+    trust_remote_code: bool = _on(Topic.MACHINE, False, "Run code from the model's repository.")
+    allow_pickle: bool = _on(Topic.MACHINE, False, "Load pickled weights, which can run code.")
+    strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
 
     @field_validator("sparsity", "prune_ratio")
     @classmethod
@@ -167,32 +199,6 @@ class Recipe(Frozen):
         self._check_bits()
         return self
 
-    @model_validator(mode="after")
-    def _fits_its_export(self) -> Self:
-        if self.export != "decilm":
-            return self
-        if self.plan is None and self.prune_ratio is None:
-            raise ValueError("export decilm is for blocks of several widths: give prune-ratio, or drop it")
-        if self.plan is None and self.parts != (Sublayer.MLP,):
-            raise ValueError(
-                "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"
-            )
-        if self.round_to is not None and self.round_to % DECILM_STEP:
-            raise ValueError(f"export decilm holds multiples of {DECILM_STEP}: round-to is {self.round_to}")
-        return self
-
-    @model_validator(mode="after")
-    def _fits_its_importance(self) -> Self:
-        for option in _OF_GRADIENTS:
-            if getattr(self, option) is not None and self.importance not in {"taylor", "auto"}:
-                name = option_name(option)
-                raise ValueError(f"{name} goes with importance taylor or auto: name one, or drop {name}")
-        if self.gradient_samples is not None and self.gradient_samples > self.samples:
-            raise ValueError(
-                f"gradient-samples {self.gradient_samples} is more than the {self.samples} samples there are"
-            )
-        return self
-
     def _check_bits(self) -> None:
         if self.no_tie and self.bits is None:
             raise ValueError("no-tie goes with the budget bits: name bits, or drop no-tie")
@@ -200,37 +206,29 @@ class Recipe(Frozen):
             return
         if self.bits is None:
             raise ValueError("bit-choices goes with the budget bits: name bits, or drop bit-choices")
-        if not self.bit_choices or not all(2 <= width <= 8 for width in self.bit_choices):
-            raise ValueError(f"bit-choices are whole numbers from 2 to 8, not {list(self.bit_choices)}")
-        if not min(self.bit_choices) <= self.bits <= max(self.bit_choices):
-            raise ValueError(f"bits {self.bits:g} is outside its bit-choices {list(self.bit_choices)}")
-
-    @property
-    def kept_of(self) -> tuple[float, int] | None:
-        """`nm` as numbers: weights kept on average, and out of how many."""
-        if self.nm is None:
-            return None
-        kept, _, of = self.nm.partition(":")
-        return float(kept), int(of)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], where: str = "recipe") -> Self:
         """Build a recipe from options named as on the command line, with hyphens or underscores.
 
         Raises:
-            RequestError: an unknown option (the nearest is offered), one given twice, or a bad value.
+            RequestError: an option that is given twice, or a bad value. What is no option of every recipe is
+                taken for one of its methods, and left for them to refuse.
         """
         known = {field.alias or name: name for name, field in cls.model_fields.items()}
         content: dict[str, Any] = {}
+        methods: dict[str, Any] = {}
         for key, value in options.items():
-            name = str(key).removeprefix("--").replace("-", "_").removesuffix("_")
-            if name not in known:
-                raise RequestError(
-                    f"{where}: unknown key {key!r}: {nearest(str(key), map(option_name, known))}"
-                )
-            if name in content:
+            name = plain_name(key)
+            if name in content or name in methods:
                 raise RequestError(f"{where}: {option_name(name)} is given twice")
-            content[name] = value
+            if name == "options" and isinstance(value, Mapping):  # a recipe's own, handed on
+                methods |= value
+            elif name in known:
+                content[name] = value
+            elif value is not None:
+                methods[name] = value
+        content["options"] = methods
         try:
             return cls.model_validate(content)
         except ValidationError as error:
@@ -247,19 +245,15 @@ class Recipe(Frozen):
         Raises:
             RequestError: see `from_options`.
         """
-        given = {str(key).replace("-", "_"): value for key, value in options.items() if value is not None}
-        old = self.model_dump(exclude_unset=True)
+        given = {plain_name(key): value for key, value in options.items() if value is not None}
+        old = self.model_dump(exclude_unset=True, exclude={"options"})
+        if "options" not in given:
+            old |= {name: value for name, value in self.options.items() if name not in given}
         if given.keys() & set(BUDGETS):
             dropped = {*BUDGETS, "bit_choices"} if "bits" not in given else set(BUDGETS)
             old = {key: value for key, value in old.items() if key not in dropped}
-        return type(self).from_options(old | given, "options")
-
-    def with_importance(self, importance: str) -> Self:
-        """The same recipe with this importance, and options of gradients only where it takes them."""
-        given = self.model_dump(exclude_unset=True) | {"importance": importance}
-        if importance != "taylor":
-            given = {key: value for key, value in given.items() if key not in _OF_GRADIENTS}
-        return type(self).from_options(given, "options")
+        kept = {plain_name(name): value for name, value in old.items()}
+        return type(self).from_options(kept | given, "options")
 
     def beside(self, folder: Path) -> Self:
         """The same recipe, with the path of its plan seen from where `folder` is."""
@@ -287,12 +281,19 @@ class Recipe(Frozen):
 
     def to_yaml(self) -> str:
         """The recipe as YAML: what differs from the defaults, and whatever shapes the checkpoint."""
-        content = self.model_dump(mode="json", exclude_defaults=True)
+        content = self.model_dump(mode="json", exclude_defaults=True, exclude={"options"})
         content |= {name: getattr(self, name) for name in _ALWAYS_WRITTEN}
         order = [field.alias or name for name, field in type(self).model_fields.items()]
+        order[order.index("options") : order.index("options") + 1] = sorted(self.options)
+        content |= self.options
         lines = {option_name(name): content[name] for name in order if content.get(name) is not None}
         body = yaml.dump(lines, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
         return "# owl-compress run recipe.yaml -o OUT\n" + body
+
+
+def plain_name(option: object) -> str:
+    """Name of an option with underscores, however it was written."""
+    return str(option).removeprefix("--").replace("-", "_").removesuffix("_")
 
 
 def option_name(field: str) -> str:

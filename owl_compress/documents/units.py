@@ -1,13 +1,17 @@
-"""What a budget counts, and the values that it may have."""
+"""What a budget counts, the values that it may have, and the whole numbers that it stands for."""
 
 from enum import StrEnum
+from math import floor
 
 from pydantic import Field, PositiveInt
 
 from owl_compress.documents.document import Frozen
 
-NARROWEST_BITS, WIDEST_BITS = 2, 8
-"""The widths that a weight can be quantized to."""
+BIT_WIDTHS = range(2, 9)
+"""The widths that a weight can be quantized to, in bits."""
+
+BIT_WIDTHS_SHOWN = f"a whole number from {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}"
+"""The same in words."""
 
 
 class Sublayer(StrEnum):
@@ -34,6 +38,10 @@ class KeptOfGrid(Frozen):
         """All densities on the grid, rising."""
         return tuple(kept / self.kept_of for kept in range(self.kept_of + 1))
 
+    def kept(self, density: float) -> int:
+        """N of the N:M that a density on the grid stands for."""
+        return round(density * self.kept_of)
+
 
 class BitsGrid(Frozen):
     """Quantization: a budget is one of these widths."""
@@ -46,3 +54,13 @@ class BitsGrid(Frozen):
 
 
 Grid = KeptOfGrid | BitsGrid
+
+
+def kept_weights(density: float, n_weights: int) -> int:
+    """Weights that a density off a grid keeps: never more than their share."""
+    return floor(density * n_weights)
+
+
+def is_bit_width(bits: float) -> bool:
+    """Whether a weight can be quantized to so many bits."""
+    return float(bits).is_integer() and int(bits) in BIT_WIDTHS

@@ -39,6 +39,11 @@ class KeptUnits:
     kv_heads: Tensor | None = None
 
 
+def has_narrowed_blocks(model: nn.Module) -> bool:
+    """Whether any block of `model` has lost heads or channels."""
+    return any(hasattr(module, "narrow_widths") for module in model.modules())
+
+
 def keep_units_(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> None:
     """Remove everything but `kept` from the block, in place: weights, biases, and the head counts it uses.
 

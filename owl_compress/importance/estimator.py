@@ -15,7 +15,7 @@ from owl_compress.errors import RequestError
 from owl_compress.importance.metrics import DEFAULT_METRICS, Metric, find_metric
 from owl_compress.models.anatomy import find_roles
 from owl_compress.models.state import identify, parameter_device
-from owl_compress.models.structure import LinearSite, check_compressible, find_structure
+from owl_compress.models.structure import LinearSite, ModelStructure, check_compressible, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.input_statistics import SecondMoments
@@ -29,6 +29,7 @@ def measure(
     metrics: Sequence[str] = DEFAULT_METRICS,
     device: torch.device | None = None,
     batch_size: int = 1,
+    structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
     progress: Progress = SILENT,
 ) -> ImportanceReport:
@@ -45,13 +46,14 @@ def measure(
         metrics: names such as "lod@5"; see `owl_compress.importance.metrics`.
         device: where blocks are run; by default where the model is.
         batch_size: sequences per forward pass; changes nothing but speed, up to rounding.
+        structure: of the model, where it was found already.
         identity: what the report says about the model; by default read from its config.
         progress: told about every block.
 
     Raises:
         RequestError: unknown metric or architecture, or activations with NaN or Inf.
     """
-    structure = find_structure(model)
+    structure = structure or find_structure(model)
     check_compressible(structure)
     chosen, roles = {name: find_metric(name) for name in metrics}, find_roles(structure)
     walk = BlockWalk(
@@ -71,9 +73,11 @@ def measure(
     )
 
 
-def outline(model: nn.Module, identity: ModelIdentity | None = None) -> ImportanceReport:
+def outline(
+    model: nn.Module, identity: ModelIdentity | None = None, structure: ModelStructure | None = None
+) -> ImportanceReport:
     """The report of a model that nobody measured: names and sizes, for allocators that look at no more."""
-    structure = find_structure(model)
+    structure = structure or find_structure(model)
     check_compressible(structure)
     roles = find_roles(structure)
     blocks = [

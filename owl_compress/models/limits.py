@@ -1,4 +1,4 @@
-"""What the configuration of a model says it can take: positions, and the width of its hidden states."""
+"""How much a model takes and passes on: positions, and values of a token between its blocks."""
 
 from typing import Any
 
@@ -30,6 +30,14 @@ def resolve_seq_len(requested: int | None, model_config: Any) -> int:
             f"set --seq-len {maximum} or less"
         )
     return requested
+
+
+def hidden_size(model: Any) -> int:
+    """Values of a token between the blocks; multimodal configurations keep it in a part of theirs."""
+    config = model.config
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    stated = getattr(text, "hidden_size", 0)
+    return int(stated) or int(model.get_input_embeddings().weight.shape[1])
 
 
 def _maximum_seq_len(model_config: Any) -> int | None:

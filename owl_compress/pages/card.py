@@ -6,13 +6,11 @@ from typing import Any
 
 import yaml
 
-from owl_compress.checkpoints.origin import Origin
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.provenance import Origin
 from owl_compress.documents.result import LinearResult, Result
-from owl_compress.documents.stored_format import DENSE, PACKED, StoredFormat
+from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
-
-OWL_PAPER = "https://arxiv.org/abs/2310.05175"
 
 # The hub knows adapter, merge, quantized and finetune. A pruned model is none of them to the letter;
 # "finetune" stands for whole weights that differ from the base model's, and is where the hub lists a
@@ -31,17 +29,15 @@ def model_card(
     recipe_yaml: str | None = None,
     origin: Origin | None = None,
     *,
-    is_packed: bool = False,
-    stored: StoredFormat | None = None,
+    stored: StoredFormat,
+    credit: str | None = None,
 ) -> str:
     """README.md for an output folder: the same result, plan and recipe give the same text.
 
-    `is_packed` says that quantized weights are stored as integer codes; `stored`, that they are stored in a
-    format of the backend's own.
+    `stored` says how the weights lie in the folder, `credit` what the allocator follows.
     Durations and peak memory differ from run to run and stay in result.json.
     """
     origin = origin or Origin()
-    stored = stored or (PACKED if is_packed else DENSE)
     sections = [
         _metadata(plan, result, origin, stored),
         f"# {_short(result.model.id)}, compressed with owl-compress",
@@ -55,7 +51,7 @@ def model_card(
         _how_to_load(plan, stored),
         _blocks(result, plan),
         *_recipe(recipe_yaml),
-        _versions(result, plan),
+        _versions(result, credit),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -258,11 +254,11 @@ def _recipe(recipe_yaml: str | None) -> list[str]:
     ]
 
 
-def _versions(result: Result, plan: Plan) -> str:
+def _versions(result: Result, credit: str | None) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in sorted(result.versions.items()))
     text = f"{versions}. Fingerprints: report `{result.report[:16]}…`, plan `{result.plan[:16]}…`."
-    if plan.allocator.name.startswith("owl"):
-        text += f"\nThe allocator follows [Outlier Weighed Layerwise Sparsity]({OWL_PAPER})."
+    if credit:
+        text += f"\nThe allocator follows {credit}."
     return f"## Versions\n\n{text}"
 
 

@@ -1,34 +1,68 @@
-"""What no choice can meet, told from shapes alone before anything is measured."""
+"""What cannot be met, and what it will take: told from shapes alone before anything is compressed."""
+
+from dataclasses import dataclass
 
 from owl_compress.allocators import allocate
-from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.compression.contract import PlanChecker
+from owl_compress.compression.gradient_memory import settled_backend
+from owl_compress.compression.prediction import Prediction, predict
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import Recipe
 from owl_compress.importance.estimator import outline
-from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.request import backend_of, target_of
+from owl_compress.pipeline.session import Session
 
 
-def check_request(loaded: LoadedModel, recipe: Recipe) -> None:
-    """Refuse a budget that the backend of `recipe` cannot meet on this model, whoever divides it.
+def check_request(session: Session) -> None:
+    """Refuse a budget that the backend of the request cannot meet on this model, whoever divides it.
 
-    Every allocator spends the same budget, so an equal share for every block stands for all of them. Where
-    parts may go whole it does not: which of them go depends on the plan.
+    Every allocator spends the same budget, so an equal share for every block stands for all of them, as far
+    as the backend says that it does.
 
     Raises:
-        RequestError: what the backend, or the target itself, refuses.
+        RequestError: what the backend refuses, or the target itself.
     """
-    if isinstance(backend_of(recipe), PlanChecker) and not recipe.allow_empty:
-        check_plan(loaded, recipe, allocate(outline(loaded.model), "uniform", target_of(recipe)))
+    backend, target = session.request.backend, session.request.target
+    if target and isinstance(backend, PlanChecker) and backend.equal_shares_stand_for_all:
+        report = outline(session.loaded.model, session.identity, session.structure)
+        check_plan(session, allocate(report, "uniform", target))
 
 
-def check_plan(loaded: LoadedModel, recipe: Recipe, plan: Plan) -> None:
-    """Refuse a plan that the backend of `recipe` cannot carry out on this model.
+def check_plan(session: Session, plan: Plan) -> None:
+    """Refuse a plan that the backend of the request cannot carry out on this model.
 
     Raises:
         RequestError: what the backend refuses.
     """
-    backend = backend_of(recipe)
+    backend = session.request.backend
     if isinstance(backend, PlanChecker):
-        backend.check_plan(find_structure(loaded.model), plan)
+        backend.check_plan(session.structure, plan)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a compression will need and leave; `notes` say what the backend settled by the memory there is."""
+
+    prediction: Prediction
+    notes: tuple[str, ...]
+
+
+def forecast(session: Session, plan: Plan) -> Forecast:
+    """Predict the size of the checkpoint and the memory that carrying out `plan` takes.
+
+    Raises:
+        RequestError: a plan of another model.
+    """
+    request, model = session.request, session.loaded.model
+    batch_size = session.recipe.batch_size
+    backend, notes = settled_backend(
+        request.backend, model, session.structure, session.calibration, batch_size, request.device
+    )
+    prediction = predict(
+        model,
+        session.structure,
+        plan,
+        backend,
+        session.calibration,
+        batch_size,
+        is_packed=request.keeps_codes,
+    )
+    return Forecast(prediction, notes)

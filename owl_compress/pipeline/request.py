@@ -1,82 +1,212 @@
-"""From the names and numbers of a request to allocators, targets and backends."""
+"""A recipe resolved as far as it goes without a model: allocator, backend, target, stored form, device."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from owl_compress.allocators import Allocator, Target, create_allocator
+from owl_compress.allocators import ALLOCATORS, Allocator, Target, allocate
 from owl_compress.backends import BACKENDS
-from owl_compress.documents.recipe import BUDGETS, DECILM_STEP, Recipe
+from owl_compress.device import resolve_device
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import BUDGETS, Recipe, option_name
+from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import Unit
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, nearest
+from owl_compress.options import Option, options_of
+from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # a plan is made without loading torch
+    import torch
+
+    from owl_compress.checkpoints.stored_forms import StoredForm
     from owl_compress.compression.contract import AnyBackend
+
+_CODES, _FORMATS = "packed", ("packed", "dense")
+"""How quantized weights are stored: as integer codes, or dequantised like any other weight."""
 
 _SHAPE = (
     "low", "high", "pins", "skips", "granularity", "solver", "tie", "parts", "protect_first", "protect_last",
 )  # fmt: skip
 
 
-def create_backend(name: str, options: Mapping[str, Any] | None = None) -> "AnyBackend":
-    """The backend registered as `name`, with the options that were given.
+@dataclass(frozen=True)
+class Request:
+    """What a recipe asks for, each thing made once.
 
-    None counts as not given; the word "none" stands for None itself.
+    Attributes:
+        recipe: the request as it was given.
+        backend: who carries the plan out, with its options.
+        export: the form for other software to store the checkpoint in; None for one of ours.
+        keeps_codes: whether integer codes are to be stored as such.
+        device: where blocks are run.
+        plan: to be carried out, or None: then `allocator` makes one that meets `target`.
+        allocator, target: None where there is a plan.
+    """
+
+    recipe: Recipe
+    backend: "AnyBackend"
+    export: "StoredForm | None"
+    keeps_codes: bool
+    device: "torch.device"
+    plan: Plan | None
+    allocator: Allocator | None
+    target: Target | None
+
+    @property
+    def unit(self) -> Unit:
+        """What the budgets count."""
+        return self.target.unit if self.target else self.backend.unit
+
+    @classmethod
+    def of(cls, recipe: Recipe, where: str = "options") -> "Request":
+        """Resolve `recipe`, which came from `where`; whatever can be refused without a model is.
+
+        Raises:
+            RequestError: names and options that do not exist or do not go together, values that cannot be
+                meant, a device or package that is not there.
+        """
+        plan = Plan.read(recipe.plan) if recipe.plan is not None else None
+        allocator, target = None, None
+        if plan is None:
+            allocator, target = allocator_of(recipe), target_of(recipe)
+            allocator.settled(target)
+        check_options(recipe, where)
+        unit = plan.unit if plan else target.unit if target else None
+        check_unit(recipe.backend, unit)
+        export = _export_of(recipe)
+        if export and unit is not None:
+            # The parts of a plan are what its linears are; those of a request, what it names.
+            export.check_request(unit, recipe.parts if target else (), recipe.options)
+        backend = backend_of(recipe, export.option_defaults if export else {})
+        _check_gradient_samples(recipe, backend)
+        device = resolve_device(recipe.device)
+        keeps_codes = _keeps_codes(recipe, backend)
+        return cls(recipe, backend, export, keeps_codes, device, plan, allocator, target)
+
+
+def _export_of(recipe: Recipe) -> "StoredForm | None":
+    from owl_compress.checkpoints.stored_forms import exports, form_named  # noqa: PLC0415 - loads torch
+
+    if recipe.export is None:
+        return None
+    if recipe.export not in exports():
+        raise RequestError(f"unknown export {recipe.export!r}: {nearest(recipe.export, exports())}")
+    return form_named(recipe.export)
+
+
+def _keeps_codes(recipe: Recipe, backend: "AnyBackend") -> bool:
+    """Codes are kept unless told otherwise.
 
     Raises:
-        RequestError: unknown name, or an option the backend does not take.
+        RequestError: "packed" is asked for and the backend makes no codes, or it has a format of its own.
     """
-    kind = BACKENDS.load(name)
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    known = [field.name for field in fields(kind)]
-    for option in given.keys() - set(known):
-        takes = ", ".join(map(_as_typed, known)) or "no options"
-        raise RequestError(f"backend {name!r} takes no {_as_typed(option)}; it takes: {takes}")
-    try:
-        backend: AnyBackend = kind(
-            **{key: None if value == "none" else value for key, value in given.items()}
-        )
-    except ValueError as error:
-        raise RequestError(f"backend {name!r}: {error}") from error
-    return backend
+    from owl_compress.compression.contract import CheckpointBackend, Quantizer  # noqa: PLC0415 - loads torch
+
+    if recipe.format_ not in {None, *_FORMATS}:
+        raise RequestError(f"unknown format {recipe.format_!r}: {nearest(recipe.format_ or '', _FORMATS)}")
+    if recipe.format_ and isinstance(backend, CheckpointBackend):
+        raise RequestError(f"backend {recipe.backend!r} writes a format of its own: drop --format")
+    if not isinstance(backend, Quantizer) or isinstance(backend, CheckpointBackend):
+        if recipe.format_ == _CODES:
+            raise RequestError(
+                f"--format packed stores integer codes, and backend {recipe.backend!r} makes none: drop it"
+            )
+        return False
+    return recipe.format_ in {None, _CODES}
 
 
-def _as_typed(option: str) -> str:
-    """The name that an option of a backend has on the command line."""
-    turned = {"symmetric": "asymmetric", "group_order": "no-group-order"}
-    return turned.get(option, option.replace("_", "-"))
+def _check_gradient_samples(recipe: Recipe, backend: "AnyBackend") -> None:
+    from owl_compress.compression.contract import GradientReader  # noqa: PLC0415 - loads torch
+
+    wanted = backend.gradient_samples if isinstance(backend, GradientReader) else None
+    asked = recipe.options.get("gradient_samples")
+    if wanted is not None and asked is not None and wanted > recipe.samples:
+        raise RequestError(f"gradient-samples {wanted} is more than the {recipe.samples} samples there are")
 
 
 def allocator_of(recipe: Recipe) -> Allocator:
-    """The allocator of the recipe, with its options."""
-    given: dict[str, Any] = {"metric": recipe.metric, "lam": recipe.lam, "law": recipe.owl_law}
-    if recipe.allocator == "random":
-        given["seed"] = recipe.seed
-    return create_allocator(recipe.allocator or "", given)
+    """The allocator of the recipe, with its options.
+
+    Raises:
+        RequestError: unknown name, or a value that it refuses.
+    """
+    allocator: Allocator = _created(ALLOCATORS, recipe.allocator or "", recipe, {})
+    return allocator
 
 
-def backend_of(recipe: Recipe) -> "AnyBackend":
-    """The backend of the recipe, with its options."""
-    options = {
-        "scope": recipe.scope,
-        "group_size": recipe.group_size,
-        "symmetric": False if recipe.asymmetric else None,
-        "mse": recipe.mse or None,
-        "activation_order": recipe.activation_order or None,
-        "group_order": False if recipe.no_group_order else None,
-        "importance": recipe.importance,
-        "taylor_variant": recipe.taylor_variant,
-        "gradient_samples": recipe.gradient_samples,
-        "round_to": recipe.round_to or (DECILM_STEP if recipe.export == "decilm" else None),
-        "repair": recipe.repair or None,
-        "allow_empty": recipe.allow_empty or None,
-        "uniform_width": recipe.uniform_width or None,
-        "seed": recipe.seed if recipe.importance == "random" else None,
+def backend_of(recipe: Recipe, defaults: Mapping[str, Any] | None = None) -> "AnyBackend":
+    """The backend of the recipe, with its options; `defaults` stand where the recipe gives none.
+
+    Raises:
+        RequestError: unknown name, or a value that it refuses.
+    """
+    backend: AnyBackend = _created(BACKENDS, recipe.backend, recipe, defaults or {})
+    return backend
+
+
+def _created(registry: Registry, name: str, recipe: Recipe, defaults: Mapping[str, Any]) -> Any:
+    """The method with those options of the recipe that it takes, be they its own or every recipe's."""
+    known = {one.name for one in options_of(registry.load(name))}
+    given = {**defaults, **recipe.options}
+    shared = {one: getattr(recipe, one) for one in known & type(recipe).model_fields.keys()}
+    return registry.create(name, {one: value for one, value in given.items() if one in known} | shared)
+
+
+def check_options(recipe: Recipe, where: str = "options") -> None:
+    """Refuse an option that neither the allocator nor the backend of `recipe` takes.
+
+    Raises:
+        RequestError: naming what they take, or the option that was probably meant.
+    """
+    methods = [
+        (registry, name)
+        for registry, name in ((ALLOCATORS, recipe.allocator), (BACKENDS, recipe.backend))
+        if name is not None
+    ]
+    taken = {
+        f"{registry.kind} {name!r}": options_of(registry.load(name))
+        for registry, name in methods
+        if name in registry.names()
     }
-    return create_backend(recipe.backend, options)
+    all_taken = {one.name for options in taken.values() for one in options}
+    for option in recipe.options:
+        if option not in all_taken:
+            raise RequestError(f"{where}: {_not_taken(option, taken)}")
 
 
-def check_unit(backend: str, unit: Unit) -> None:
+def _not_taken(option: str, taken: Mapping[str, tuple[Option, ...]]) -> str:
+    shown = option_name(option)
+    everything = (*options_of_all(ALLOCATORS), *options_of_all(BACKENDS))
+    if any(option == one.name for _, one in everything):
+        listed = (
+            f"{what} takes {', '.join(one.shown_name for one in options) or 'no options'}"
+            for what, options in taken.items()
+        )
+        return f"{' and '.join(taken)} take{'s' * (len(taken) == 1)} no {shown}: {'; '.join(listed)}"
+    known = [option_name(field.alias or name) for name, field in Recipe.model_fields.items()]
+    known += [one.shown_name for options in taken.values() for one in options]
+    return f"unknown key {shown!r}: {nearest(shown, set(known) - {'options'})}"
+
+
+def options_of_all(registry: Registry) -> tuple[tuple[str, Option], ...]:
+    """The options of all methods in a table, each with the name of the method.
+
+    A method of another package that cannot be imported is left out: it is refused when it is asked for.
+    """
+    return tuple((name, one) for name, method in registry.loadable() for one in options_of(method))
+
+
+def plan_for(report: ImportanceReport, recipe: Recipe) -> Plan:
+    """Divide the budget of `recipe` over the linears of a report.
+
+    Raises:
+        RequestError: the request cannot be satisfied.
+    """
+    check_options(recipe)
+    return allocate(report, allocator_of(recipe), target_of(recipe))
+
+
+def check_unit(backend: str, unit: Unit | None) -> None:
     """Refuse a backend that does not carry out budgets in `unit`; those that do are named.
 
     Raises:
@@ -91,7 +221,11 @@ def check_unit(backend: str, unit: Unit) -> None:
 
 
 def target_of(recipe: Recipe) -> Target:
-    """The target of the recipe, in the unit of its budget."""
+    """The target of the recipe, in the unit of its budget.
+
+    Raises:
+        RequestError: a target that no plan can meet.
+    """
     shape: dict[str, Any] = {
         "low": recipe.low,
         "high": recipe.high,

@@ -1,158 +1,41 @@
-"""The stages by name: what the Python interface offers."""
+"""The stages one by one: what the Python interface offers."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from owl_compress.allocators import Allocator, Target
+from owl_compress.allocators import DEFAULT_ALLOCATOR, Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
+from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.loading import LoadedModel, load_model
-from owl_compress.checkpoints.narrow import has_narrowed_blocks
-from owl_compress.checkpoints.origin import origin_of
-from owl_compress.checkpoints.packed import packed_checkpoint
-from owl_compress.checkpoints.saving import save_checkpoint
-from owl_compress.checkpoints.tensors import bytes_on_disk
+from owl_compress.checkpoints.verification import Verification
+from owl_compress.checkpoints.verification import verify as verify_folder
 from owl_compress.compression.contract import AnyBackend, CheckpointBackend
 from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.data.text import load_text
-from owl_compress.data.windows import TokenWindows, evaluation_windows, resolve_bos, sample_windows
+from owl_compress.data.windows import (
+    CalibrationOptions,
+    EvaluationOptions,
+    TokenWindows,
+    evaluation_windows,
+    resolve_bos,
+    sample_windows,
+)
 from owl_compress.device import find_dtype
-from owl_compress.documents.disk import output_folder
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
-from owl_compress.documents.recipe import Export, Recipe, Storage
 from owl_compress.documents.report import ImportanceReport
-from owl_compress.documents.result import EarlierStep, Result
-from owl_compress.documents.stored_format import DECILM, DENSE, NARROW, PACKED, PACKED_NARROW, StoredFormat
+from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
-from owl_compress.forms.codes import coded_modules
 from owl_compress.models.limits import resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
-from owl_compress.models.structure import find_structure
-from owl_compress.pages.card import model_card
-from owl_compress.pipeline.request import create_backend, split_target
+from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.pipeline.request import split_target
 from owl_compress.progress import SILENT, Progress
-
-logger = logging.getLogger(__name__)
-
-
-def allocate(
-    report: ImportanceReport,
-    allocator: str | Allocator = "owl",
-    *,
-    target: Target | None = None,
-    **options: Any,
-) -> Plan:
-    """Divide a budget over the linears of `report`.
-
-    Give a `target`, or one of `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`)
-    and the options of a target (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is
-    an option of the allocator, such as `metric="lod@5"` or `lam=0.08`.
-
-    Raises:
-        RequestError: the request cannot be satisfied.
-    """
-    if target is None:
-        target, options = split_target(options)
-    return allocate_to_target(report, allocator, target, options)
-
-
-def compress_(
-    model: nn.Module,
-    plan: Plan,
-    backend: str | AnyBackend,
-    calibration: TokenWindows | None = None,
-    *,
-    device: torch.device | None = None,
-    batch_size: int = 1,
-    keep_on: torch.device | None = None,
-    progress: Progress = SILENT,
-) -> Result:
-    """Compress `model` in place as `plan` says; see `owl_compress.compression.driver.compress_with_`.
-
-    `backend` is a registered name, or a backend that has its options already.
-    """
-    if isinstance(backend, str):
-        name, backend = backend, create_backend(backend)
-    else:
-        name = type(backend).__name__.lower()
-    if isinstance(backend, CheckpointBackend):
-        raise RequestError(
-            f"backend {name!r} writes a checkpoint of its own and compresses no model in memory: "
-            "use owl_compress.Line(recipe).run(folder), or the command line"
-        )
-    options = WalkOptions(device=device, batch_size=batch_size, keep_on=keep_on, progress=progress)
-    return compress_with_(model, plan, backend, name, calibration, options)
-
-
-def calibrate(
-    loaded: LoadedModel,
-    source: str,
-    *,
-    samples: int = 128,
-    seq_len: int | None = None,
-    sampling: str = "random",
-    seed: int = 0,
-    bos: str = "auto",
-    text_field: str = "text",
-) -> TokenWindows:
-    """Token windows to measure or compress `loaded` with, cut out of the text `source`.
-
-    `source` is a path, a named set, or "builtin"; see `owl_compress.data.text.load_text`. The windows have
-    shape [samples, seq_len].
-    """
-    return sample_windows(
-        loaded.tokenizer,
-        load_text(source, text_field=text_field, part="calibration"),
-        samples=samples,
-        seq_len=resolve_seq_len(seq_len, loaded.model.config),
-        sampling=sampling,  # type: ignore[arg-type]  # checked where it is used
-        seed=seed,
-        bos=resolve_bos(bos, find_structure(loaded.model).bos),
-    )
-
-
-def hold_out(
-    loaded: LoadedModel,
-    source: str,
-    *,
-    seq_len: int | None = None,
-    bos: str = "auto",
-    max_windows: int | None = None,
-    text_field: str = "text",
-) -> TokenWindows:
-    """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows."""
-    return evaluation_windows(
-        loaded.tokenizer,
-        load_text(source, text_field=text_field, part="evaluation"),
-        seq_len=resolve_seq_len(seq_len, loaded.model.config),
-        bos=resolve_bos(bos, find_structure(loaded.model).bos),
-        max_windows=max_windows,
-    )
-
-
-def evaluate(
-    loaded: LoadedModel,
-    source: str,
-    *,
-    seq_len: int | None = None,
-    bos: str = "auto",
-    max_windows: int | None = None,
-    text_field: str = "text",
-    batch_size: int = 1,
-    device: torch.device | None = None,
-    progress: Progress = SILENT,
-) -> PerplexityRecord:
-    """Perplexity of `loaded` on the text `source`, in consecutive windows of `seq_len` tokens."""
-    windows = hold_out(
-        loaded, source, seq_len=seq_len, bos=bos, max_windows=max_windows, text_field=text_field
-    )
-    return perplexity(loaded.model, windows, batch_size=batch_size, device=device, progress=progress)
 
 
 def load(
@@ -185,92 +68,134 @@ def load(
     return loaded
 
 
-def identity_of(loaded: LoadedModel) -> ModelIdentity:
+def identity_of(loaded: LoadedModel, structure: ModelStructure | None = None) -> ModelIdentity:
     """What report and result say about `loaded`."""
-    identity = identify(loaded.model, find_structure(loaded.model), source=loaded.id)
+    identity = identify(loaded.model, structure or find_structure(loaded.model), source=loaded.id)
     return identity.model_copy(update={"revision": loaded.revision})
 
 
-def earlier_steps(loaded: LoadedModel) -> tuple[EarlierStep, ...]:
-    """The compressions that `loaded` has behind it, from the result.json of ours beside its weights."""
-    path = Path(loaded.source).expanduser() / "result.json"
-    if not path.is_file():
-        return ()
-    try:
-        return Result.read(path).as_earlier
-    except RequestError as error:
-        logger.warning("what was done to the model before is not known: %s", error)
-        return ()
+def calibrate(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
+    """Token windows to measure or compress `loaded` with, cut out of the text `source`.
 
-
-def save(
-    loaded: LoadedModel,
-    result: Result,
-    plan: Plan,
-    folder: Path | str,
-    *,
-    report: ImportanceReport | None = None,
-    recipe: Recipe | None = None,
-    storage: Storage | None = None,
-    export: Export | None = None,
-) -> Result:
-    """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
-
-    `storage` says how quantized weights are stored: "packed" (integer codes) or "dense" (dequantised like any
-    other weight). By default they are packed. `export` names a format of other software.
+    Args:
+        loaded: the model, whose tokenizer and maximum length count.
+        source: a path, a named set, or "builtin"; see `owl_compress.data.text.load_text`.
+        options: those of `owl_compress.data.windows.CalibrationOptions`: samples, seq_len, sampling, seed,
+            bos, text_field.
 
     Returns:
-        The result as written, with the bytes on disk. Bits per weight are those of the files; those of a
-        quantized model that is stored dense stay those of its codes, scales and other tensors.
+        Windows of shape [samples, seq_len].
 
     Raises:
-        RequestError: the folder is not empty, the disk is full, or the model cannot be packed or exported.
+        RequestError: too little text, or a value that cannot be meant.
     """
-    is_quantized = any(coded_modules(loaded.model))
-    is_packed = storage == "packed" or (storage is None and is_quantized)
-    with output_folder(Path(folder)) as temporary:
-        packed = packed_checkpoint(loaded.model) if is_packed else None
-        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, packed=packed, export=export)
-        counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
-        if is_packed or not is_quantized:
-            counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
-        totals = result.totals.model_copy(update=counted)
-        # Whoever compressed knowing where the model came from has looked already, though there may be none.
-        has_looked = "earlier" in result.model_fields_set
-        earlier = result.earlier if has_looked else earlier_steps(loaded)
-        result = result.model_copy(
-            update={"totals": totals, "notes": (*result.notes, *notes), "earlier": earlier}
-        )
-        stored = _stored_format(loaded, is_packed=is_packed, export=export)
-        write_documents(temporary, loaded, result, plan, stored, report=report, recipe=recipe)
-    return result
+    return calibration_windows(loaded, find_structure(loaded.model), CalibrationOptions(source, **options))
 
 
-def _stored_format(loaded: LoadedModel, *, is_packed: bool, export: Export | None) -> StoredFormat:
-    if export == "decilm":
-        return DECILM
-    if has_narrowed_blocks(loaded.model):
-        return PACKED_NARROW if is_packed else NARROW
-    return PACKED if is_packed else DENSE
+def calibration_windows(
+    loaded: LoadedModel, structure: ModelStructure, options: CalibrationOptions
+) -> TokenWindows:
+    """The windows that `options` ask for, for a model whose blocks are known."""
+    return sample_windows(
+        loaded.tokenizer,
+        load_text(options.source, text_field=options.text_field, purpose="calibration"),
+        samples=options.samples,
+        seq_len=resolve_seq_len(options.seq_len, loaded.model.config),
+        sampling=options.sampling,
+        seed=options.seed,
+        bos=resolve_bos(options.bos, structure.bos),
+    )
 
 
-def write_documents(
-    folder: Path,
+def hold_out(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
+    """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows.
+
+    `options` are those of `owl_compress.data.windows.EvaluationOptions`: seq_len, bos, max_windows,
+    text_field.
+    """
+    return held_out_windows(loaded, find_structure(loaded.model), EvaluationOptions(source, **options))
+
+
+def held_out_windows(
+    loaded: LoadedModel, structure: ModelStructure, options: EvaluationOptions
+) -> TokenWindows:
+    """The windows that `options` ask for, for a model whose blocks are known."""
+    return evaluation_windows(
+        loaded.tokenizer,
+        load_text(options.source, text_field=options.text_field, purpose="evaluation"),
+        seq_len=resolve_seq_len(options.seq_len, loaded.model.config),
+        bos=resolve_bos(options.bos, structure.bos),
+        max_windows=options.max_windows,
+    )
+
+
+def evaluate(
     loaded: LoadedModel,
-    result: Result,
-    plan: Plan,
-    stored: StoredFormat,
+    source: str,
     *,
-    report: ImportanceReport | None = None,
-    recipe: Recipe | None = None,
-) -> None:
-    """Put result, plan, report, recipe and model card beside the weights in `folder`."""
-    recipe_yaml = recipe.to_yaml() if recipe else None
-    result.write(folder / "result.json")
-    plan.write(folder / "plan.json")
-    if report:
-        report.write(folder / "report.json")
-    if recipe_yaml:
-        (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
-    card = model_card(result, plan, recipe_yaml, origin_of(loaded), stored=stored)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    batch_size: int = 1,
+    device: torch.device | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> PerplexityRecord:
+    """Perplexity of `loaded` on the text `source`, in consecutive windows; `options` as for `hold_out`."""
+    windows = hold_out(loaded, source, **options)
+    return perplexity(loaded.model, windows, batch_size=batch_size, device=device, progress=progress)
+
+
+def allocate(
+    report: ImportanceReport,
+    allocator: str | Allocator = DEFAULT_ALLOCATOR,
+    *,
+    target: Target | None = None,
+    **options: Any,
+) -> Plan:
+    """Divide a budget over the linears of `report`.
+
+    Give a `target`, or one of `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`)
+    and the options of a target (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is
+    an option of the allocator, such as `metric="lod@5"` or `lam=0.08`.
+
+    Raises:
+        RequestError: the request cannot be satisfied.
+    """
+    if target is None:
+        target, options = split_target(options)
+    return allocate_to_target(report, allocator, target, options)
+
+
+def verify(folder: Path | str, pattern: str = "plan") -> Verification:
+    """Count the saved tensors of a folder; see `owl_compress.checkpoints.verification.verify`."""
+    return verify_folder(Path(folder), pattern)
+
+
+def compress_(
+    model: nn.Module,
+    plan: Plan,
+    backend: str | AnyBackend,
+    calibration: TokenWindows | None = None,
+    *,
+    device: torch.device | None = None,
+    batch_size: int = 1,
+    keep_on: torch.device | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Result:
+    """Compress `model` in place as `plan` says; see `owl_compress.compression.driver.compress_with_`.
+
+    `backend` is a registered name, with `options` for it such as `group_size=128`, or a backend that has its
+    options already.
+
+    Raises:
+        RequestError: the request cannot be satisfied.
+    """
+    if options and not isinstance(backend, str):
+        raise RequestError(f"options {sorted(options)} are for a backend given by name, not for {backend!r}")
+    method: AnyBackend = BACKENDS.create(backend, options) if isinstance(backend, str) else backend
+    if isinstance(method, CheckpointBackend):
+        raise RequestError(
+            f"backend {method.name!r} writes a checkpoint of its own and compresses no model in memory: "
+            "use owl_compress.run(recipe, folder), or the command line"
+        )
+    walk = WalkOptions(device=device, batch_size=batch_size, keep_on=keep_on, progress=progress)
+    return compress_with_(model, plan, method, calibration, walk)

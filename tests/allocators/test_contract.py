@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from owl_compress.allocators import ALLOCATORS, Target, allocate, create_allocator
+from owl_compress.allocators import ALLOCATORS, Target, allocate
 from owl_compress.allocators.groups import build_groups, partition
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
@@ -102,7 +102,7 @@ def test_a_grid_budget_is_never_exceeded_and_leaves_the_least_over(
 def test_more_important_never_gets_less(name, report, density, granularity, make_report):
     report = make_report(*report)
     target = Target(Unit.DENSITY, density, low=0.0, high=1.0, granularity=granularity)
-    allocator = create_allocator(name)
+    allocator = ALLOCATORS.create(name)
     if allocator.importance(_group_values_free(report, target, granularity)) is None:
         pytest.skip("makes no such claim")
     plan = allocate(report, allocator, target)
@@ -131,7 +131,7 @@ def test_on_a_grid_more_important_of_equal_size_never_gets_less(
 ):
     report = make_report(*report)
     target = _grid_target(kind, average, granularity="block", solver=solver)
-    allocator = create_allocator(name)
+    allocator = ALLOCATORS.create(name)
     groups = _group_values_free(report, target, "block")
     importance = allocator.importance(groups)
     if importance is None:
@@ -228,4 +228,4 @@ def test_the_plan_records_how_it_was_made(name, make_report):
 
 @every_allocator
 def test_the_allocator_knows_the_name_it_is_registered_under(name):
-    assert create_allocator(name).name == name
+    assert ALLOCATORS.create(name).name == name

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from owl_compress.allocators import Target, allocate, create_allocator
+from owl_compress.allocators import ALLOCATORS, Target, allocate
 from owl_compress.allocators.owl import Owl
 from owl_compress.errors import RequestError
 
@@ -211,16 +211,16 @@ def test_optimal_refuses_what_it_would_ignore(make_report):
 
 def test_options_are_checked_by_name_and_kind(make_report):
     with pytest.raises(RequestError, match="linear-depth takes no metric; it takes: lam"):
-        create_allocator("linear-depth", {"metric": "lod@5"})
+        ALLOCATORS.create("linear-depth", {"metric": "lod@5"})
     with pytest.raises(RequestError, match="uniform takes no lam; it takes no options"):
-        create_allocator("uniform", {"lam": 0.1})
+        ALLOCATORS.create("uniform", {"lam": 0.1})
     with pytest.raises(RequestError, match="owl: law: Input should be 'published' or 'bounded'"):
-        create_allocator("owl", {"law": "publisht"})
+        ALLOCATORS.create("owl", {"law": "publisht"})
     with pytest.raises(RequestError, match=r"owl: lam: .*valid number"):
-        create_allocator("owl", {"lam": "much"})
+        ALLOCATORS.create("owl", {"lam": "much"})
     with pytest.raises(RequestError, match="unknown allocator 'owl-invers': did you mean 'owl-inverse'"):
-        create_allocator("owl-invers")
-    assert create_allocator("owl", {"lam": None, "metric": "lod@3"}) == Owl(metric="lod@3")
+        ALLOCATORS.create("owl-invers")
+    assert ALLOCATORS.create("owl", {"lam": None, "metric": "lod@3"}) == Owl(metric="lod@3")
 
 
 def test_an_allocator_can_be_given_ready_made(make_report):

@@ -16,11 +16,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from owl_compress.checkpoints.decilm import check_decilm, inner_width
 from owl_compress.checkpoints.loading import load_model
-from owl_compress.checkpoints.narrow import has_narrowed_blocks
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stock import to_stock_
 from owl_compress.errors import RequestError
-from owl_compress.forms.narrowing import KeptUnits, keep_units_
+from owl_compress.forms.narrowing import KeptUnits, has_narrowed_blocks, keep_units_
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.structure import find_structure
 

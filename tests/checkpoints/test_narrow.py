@@ -18,13 +18,13 @@ from owl_compress.allocators import Target, allocate
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.rtn import Rtn
 from owl_compress.checkpoints.loading import load_model
-from owl_compress.checkpoints.narrow import has_narrowed_blocks, modelling_file
+from owl_compress.checkpoints.narrow import modelling_file
 from owl_compress.checkpoints.packed import packed_checkpoint
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.compression.driver import compress_with_
 from owl_compress.errors import RequestError
 from owl_compress.forms.modeling_narrow import CONFIG_KEY
-from owl_compress.forms.narrowing import KeptUnits, keep_units_
+from owl_compress.forms.narrowing import KeptUnits, has_narrowed_blocks, keep_units_
 from owl_compress.importance.estimator import outline
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.structure import find_structure

@@ -88,7 +88,7 @@ def test_four_fifths_of_what_is_free_may_be_taken(device: int, host: int, expect
 def bench() -> Iterator[Any]:
     """The benchmark of memory, for its count of tensors."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
         yield importlib.import_module("structured_memory")
 
 

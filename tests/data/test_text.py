@@ -35,7 +35,7 @@ def refused(source: str, **options: Any) -> str:
 def test_a_text_file_is_taken_verbatim(tmp_path: Path) -> None:
     content = "  first line\r\n\r\nzweite Zeile: äöü \u2028 end\n\n"
     (tmp_path / "a.txt").write_bytes(content.encode())
-    text = load_text(str(tmp_path / "a.txt"), part="evaluation")
+    text = load_text(str(tmp_path / "a.txt"), purpose="evaluation")
     assert text.joined == content
     assert text.documents == (content,)
     assert text.source == str(tmp_path / "a.txt")
@@ -43,28 +43,28 @@ def test_a_text_file_is_taken_verbatim(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
-    assert load_text(str(tmp_path / "a.txt"), part="evaluation").joined == "hello"
+    assert load_text(str(tmp_path / "a.txt"), purpose="evaluation").joined == "hello"
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json"])
 def test_json_lines_give_one_document_each(tmp_path: Path, suffix: str) -> None:
     source = write_jsonl(tmp_path / f"a.{suffix}", {"text": "one\u2028two"}, {"text": "three", "id": 3})
-    assert load_text(source, part="evaluation").documents == ("one\u2028two", "three")
+    assert load_text(source, purpose="evaluation").documents == ("one\u2028two", "three")
 
 
 def test_a_json_list_or_object_is_read_too(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=2))
-    assert load_text(str(path), part="evaluation").joined == "one\n\ntwo"
+    assert load_text(str(path), purpose="evaluation").joined == "one\n\ntwo"
     path.write_text(json.dumps({"text": "alone"}, indent=2))
-    assert load_text(str(path), part="evaluation").joined == "alone"
+    assert load_text(str(path), purpose="evaluation").joined == "alone"
 
 
 def test_parquet_and_jsonl_read_the_named_field(tmp_path: Path) -> None:
     pq.write_table(pa.table({"n": [1, 2], "body": ["one", "two"]}), tmp_path / "a.parquet")
     source = write_jsonl(tmp_path / "a.jsonl", {"body": "one"}, {"body": "two"})
     for path in (str(tmp_path / "a.parquet"), source):
-        assert load_text(path, text_field="body", part="evaluation").documents == ("one", "two")
+        assert load_text(path, text_field="body", purpose="evaluation").documents == ("one", "two")
 
 
 def test_a_missing_field_names_the_near_one(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[
 
 
 def test_wikitext2_is_joined_as_published(hub: list[tuple[str, dict[str, Any]]]) -> None:
-    text = load_text("wikitext2", part="calibration")
+    text = load_text("wikitext2", purpose="calibration")
     assert text.joined == "\n\n".join(f"document {i}" for i in range(1, 31))
     assert not text.by_document
-    load_text("wikitext2", part="evaluation")
+    load_text("wikitext2", purpose="evaluation")
     same = {"name": "wikitext-2-raw-v1", "streaming": False}
     assert hub == [
         ("Salesforce/wikitext", same | {"split": "train"}),
@@ -177,7 +177,7 @@ def test_wikitext2_is_joined_as_published(hub: list[tuple[str, dict[str, Any]]])
 
 
 def test_ptb_reads_sentences_and_runs_no_code(hub: list[tuple[str, dict[str, Any]]]) -> None:
-    text = load_text("ptb", part="evaluation", text_field="anything")
+    text = load_text("ptb", purpose="evaluation", text_field="anything")
     assert text.joined.startswith("sentence 1 sentence 2 ")
     assert hub[0][1]["revision"] == "refs/convert/parquet"
     assert "trust_remote_code" not in hub[0][1]
@@ -186,7 +186,7 @@ def test_ptb_reads_sentences_and_runs_no_code(hub: list[tuple[str, dict[str, Any
 def test_c4_is_streamed_and_sampled_by_document(
     hub: list[tuple[str, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibration = load_text("c4", part="calibration")
+    calibration = load_text("c4", purpose="calibration")
     assert calibration.by_document
     assert calibration.documents[:2] == ("document 1", "document 2")
     assert hub[0][1] == {
@@ -194,16 +194,16 @@ def test_c4_is_streamed_and_sampled_by_document(
         "streaming": True,
         "data_files": {"train": "en/c4-train.00000-of-01024.json.gz"},
     }
-    evaluation = load_text("c4", part="evaluation")
+    evaluation = load_text("c4", purpose="evaluation")
     assert not evaluation.by_document
     assert hub[1][1]["data_files"] == {"validation": "en/c4-validation.00000-of-00008.json.gz"}
     assert evaluation.joined.startswith("document 1 document 2 ")
 
 
 def test_a_hub_set_takes_config_and_split_from_its_name(hub: list[tuple[str, dict[str, Any]]]) -> None:
-    load_text("owner/name.v2:english:dev", part="evaluation")
-    load_text("owner/name", part="evaluation")
-    load_text("owner/name", part="calibration", text_field="sentence")
+    load_text("owner/name.v2:english:dev", purpose="evaluation")
+    load_text("owner/name", purpose="evaluation")
+    load_text("owner/name", purpose="calibration", text_field="sentence")
     assert hub == [
         ("owner/name.v2", {"split": "dev", "streaming": True, "name": "english"}),
         ("owner/name", {"split": "test", "streaming": True}),
@@ -217,7 +217,7 @@ def test_a_huge_hub_set_is_cut_with_a_warning(
 ) -> None:
     monkeypatch.setattr(text_module, "MAX_HUB_CHARACTERS", 25)
     with caplog.at_level(logging.WARNING):
-        assert len(load_text("owner/name", part="calibration").documents) == 3
+        assert len(load_text("owner/name", purpose="calibration").documents) == 3
     assert "only its first 3 documents" in caplog.text
 
 
@@ -255,8 +255,8 @@ def paragraphs(text: Text) -> list[str]:
 
 
 def test_the_builtin_halves_share_no_paragraph_and_are_alike_in_size() -> None:
-    calibration = load_text("builtin", part="calibration")
-    evaluation = load_text("builtin", part="evaluation")
+    calibration = load_text("builtin", purpose="calibration")
+    evaluation = load_text("builtin", purpose="evaluation")
     assert not set(paragraphs(calibration)) & set(paragraphs(evaluation))
     for half in (calibration, evaluation):
         assert len(paragraphs(half)) == len(set(paragraphs(half)))
@@ -268,12 +268,12 @@ def test_the_builtin_halves_share_no_paragraph_and_are_alike_in_size() -> None:
 def test_the_builtin_text_is_what_cpython_carries_and_always_the_same() -> None:
     from pydoc_data.topics import topics
 
-    first = load_text("builtin", part="calibration")
-    assert first == load_text("builtin", part="calibration")
+    first = load_text("builtin", purpose="calibration")
+    assert first == load_text("builtin", purpose="calibration")
     carried = {" ".join(piece.split()) for topic in topics.values() for piece in re.split(r"\n\s*\n", topic)}
-    both = set(paragraphs(first)) | set(paragraphs(load_text("builtin", part="evaluation")))
+    both = set(paragraphs(first)) | set(paragraphs(load_text("builtin", purpose="evaluation")))
     assert both == carried - {""}
 
 
 def test_an_unknown_part_is_refused() -> None:
-    assert "unknown part" in refused("builtin", part="test")
+    assert "unknown purpose" in refused("builtin", purpose="test")

@@ -15,11 +15,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from owl_compress.checkpoints.narrow import has_narrowed_blocks
 from owl_compress.errors import RequestError
 from owl_compress.forms import modeling_narrow
 from owl_compress.forms.modeling_narrow import narrowed, set_widths_
-from owl_compress.forms.narrowing import KeptUnits, keep_units_
+from owl_compress.forms.narrowing import KeptUnits, has_narrowed_blocks, keep_units_
 from owl_compress.models.anatomy import Attention, BlockAnatomy, FeedForward, find_anatomy
 from owl_compress.models.state import cache_name
 from owl_compress.models.structure import BlockSite, find_structure, in_rows

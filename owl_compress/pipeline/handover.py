@@ -14,25 +14,15 @@ from owl_compress.compression.contract import CheckpointBackend
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_
 from owl_compress.models.state import n_parameters
-from owl_compress.models.structure import find_structure
+from owl_compress.pipeline.session import Session
 
 
-def compress_checkpoint_(
-    loaded: LoadedModel,
-    plan: Plan,
-    backend: CheckpointBackend,
-    name: str,
-    calibration: TokenWindows | None,
-    folder: Path,
-    device: torch.device,
-    identity: ModelIdentity,
-) -> Result:
-    """Have `backend` write its checkpoint of `loaded` into `folder`, and give `loaded` the weights in it.
+def compress_checkpoint_(session: Session, backend: CheckpointBackend, plan: Plan, folder: Path) -> Result:
+    """Have `backend` write its checkpoint of the session's model into `folder`.
 
     The model in memory becomes what the saved codes stand for, so that it can be evaluated like any other.
 
@@ -40,12 +30,13 @@ def compress_checkpoint_(
         RequestError: a plan of another model or unit, no calibration text, or what the backend refuses.
     """
     start = perf_counter()
-    structure = find_structure(loaded.model)
+    loaded, structure, device = session.loaded, session.structure, session.request.device
     plan.check_fits(structure.linear_sizes)
+    calibration = session.calibration
     if calibration is None:
-        raise RequestError(f"backend {name!r} needs calibration text: give --calib")
+        raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
     backend.check_ready(plan)
-    account = Account(plan, identity, structure.notes, calibration, device, start)
+    account = Account(plan, session.identity, structure.notes, calibration, device, start)
     n_params = n_parameters(loaded.model)
     outcomes = _carry_out(loaded, plan, backend, calibration, folder, device)
     sites = {linear.name: linear for linear in structure.linears}
@@ -57,7 +48,7 @@ def compress_checkpoint_(
             keep_codes_(site.module, codes)
     on_disk = bytes_on_disk(folder)
     stored = Stored(8 * on_disk / n_params, on_disk, n_params, n_params)
-    return account.result(method_record(name, backend), backend.error_measure, plan, outcomes, stored)
+    return account.result(method_record(backend), backend.error_measure, plan, outcomes, stored)
 
 
 def _carry_out(

@@ -1,0 +1,65 @@
+"""Plain weights under their own names: what every other form is measured against."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.saving import write_weights
+from owl_compress.checkpoints.verification import Verification, count_kept
+from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.units import Unit
+from owl_compress.forms.codes import CodeFormat
+from owl_compress.forms.narrowing import has_narrowed_blocks
+from owl_compress.models.structure import ModelStructure
+
+
+class Dense:
+    """Safetensors as transformers writes them. It takes whatever no other form does."""
+
+    name: ClassVar[str] = "dense"
+    option_defaults: ClassVar[Mapping[str, Any]] = {}
+    is_asked_for: ClassVar[bool] = False
+
+    def recognise(self, source: CheckpointSource) -> bool:  # noqa: ARG002 - the protocol's signature
+        """Always."""
+        return True
+
+    def check_loadable(self, source: CheckpointSource) -> None:
+        """Nothing can be told beforehand."""
+
+    def load(self, source: CheckpointSource) -> Any:
+        """The model as transformers loads it."""
+        return source.from_pretrained()
+
+    def suits(self, model: Any, *, wants_codes: bool) -> bool:
+        """Where neither codes nor widths of single blocks are to be kept."""
+        return not wants_codes and not has_narrowed_blocks(model)
+
+    def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
+        """It holds everything."""
+
+    def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
+        """It holds everything."""
+
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+        """All tensors as they are in memory."""
+        write_weights(model, folder, max_shard_size=max_shard_size)
+
+    def describe(self) -> StoredFormat:
+        """What matters of it to those who expect codes."""
+        return StoredFormat(
+            tag="",
+            description="They are stored dequantised, like any other weight: the files are no smaller than "
+            "before, and the bits per weight above are those of the codes, scales and all other tensors",
+            how_to_load=LOAD,
+        )
+
+    def verify(self, folder: Path, pattern: str) -> Verification:
+        """Count the zeros of every linear of the stock model."""
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(CheckpointSource.of_folder(folder).config)
+        return count_kept(folder, model, pattern)

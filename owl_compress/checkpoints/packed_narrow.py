@@ -1,0 +1,68 @@
+"""Blocks of different widths whose weights are stored as codes: both of `narrow` and `packed`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from owl_compress.checkpoints.narrow import LOAD_NARROW, is_narrow, load_narrow, save_narrow
+from owl_compress.checkpoints.packed import (
+    Packed,
+    check_packed_source,
+    is_packed,
+    load_packed,
+    packed_checkpoint,
+)
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.stored_forms import no_zeros_to_count
+from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.units import Unit
+from owl_compress.forms.codes import CodeFormat
+from owl_compress.forms.narrowing import has_narrowed_blocks
+from owl_compress.models.structure import ModelStructure
+
+
+class PackedNarrow:
+    """A modelling file that builds the blocks, and codes for their weights."""
+
+    name: ClassVar[str] = "packed-narrow"
+    option_defaults: ClassVar[Mapping[str, Any]] = {}
+    is_asked_for: ClassVar[bool] = False
+
+    def recognise(self, source: CheckpointSource) -> bool:
+        """By both marks in its configuration."""
+        return is_narrow(source.described) and is_packed(source.described)
+
+    def check_loadable(self, source: CheckpointSource) -> None:
+        """See `check_packed_source`."""
+        check_packed_source(source)
+
+    def load(self, source: CheckpointSource) -> Any:
+        """The model as it was cut in memory, with ordinary linears."""
+        return load_packed(source, partial(load_narrow, source))
+
+    def suits(self, model: Any, *, wants_codes: bool) -> bool:
+        """Where blocks have lost heads or channels, and codes are to be kept."""
+        return wants_codes and has_narrowed_blocks(model)
+
+    def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
+        """It holds all that makes codes."""
+
+    def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
+        """As of packed weights."""
+        Packed().check_holds(model, structure, code_format)
+
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+        """See `save_narrow`."""
+        save_narrow(model, folder, packed=packed_checkpoint(model), max_shard_size=max_shard_size)
+
+    def describe(self) -> StoredFormat:
+        """As of packed weights, loaded as narrow ones are."""
+        packed = Packed().describe()
+        return replace(packed, how_to_load=packed.how_to_load.replace(LOAD, LOAD_NARROW))
+
+    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+        """There is nothing to count."""
+        raise no_zeros_to_count(folder)

@@ -1,0 +1,130 @@
+"""The forms in which weights lie on disk, each with all that is particular to it, in one table.
+
+Adding one: a file with a class that follows the protocol `StoredForm`, and a line in the table here. Forms
+that are more particular than others stand before them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.documents.units import Unit
+from owl_compress.errors import RequestError
+from owl_compress.registry import Registry
+
+if TYPE_CHECKING:  # the table loads no torch
+    from owl_compress.checkpoints.reading import CheckpointSource
+    from owl_compress.checkpoints.verification import Verification
+    from owl_compress.forms.codes import CodeFormat
+    from owl_compress.models.structure import ModelStructure
+
+
+class ReadableForm(Protocol):
+    """A form in which checkpoints are found; `name` is what it is registered as."""
+
+    name: ClassVar[str]
+
+    def recognise(self, source: "CheckpointSource") -> bool:
+        """Whether the checkpoint is of this form, told from its configuration alone."""
+        ...
+
+    def check_loadable(self, source: "CheckpointSource") -> None:
+        """Refuse what can be refused before tensors are read."""
+        ...
+
+    def load(self, source: "CheckpointSource") -> Any:
+        """The model, as it was in memory before it was saved."""
+        ...
+
+
+@runtime_checkable
+class StoredForm(ReadableForm, Protocol):
+    """A form in which models are stored too.
+
+    `option_defaults` are options of a backend without which it could not hold what that makes. `is_asked_for`
+    says that it is only taken where a user names it, being for other software.
+    """
+
+    option_defaults: ClassVar[Mapping[str, Any]]
+    is_asked_for: ClassVar[bool]
+
+    def suits(self, model: Any, *, wants_codes: bool) -> bool:
+        """Whether it is the natural form for the model; with `wants_codes`, one that keeps integer codes."""
+        ...
+
+    def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
+        """Refuse a request whose outcome it could not hold, whatever the model."""
+        ...
+
+    def check_holds(self, model: Any, structure: "ModelStructure", code_format: "CodeFormat | None") -> None:
+        """Refuse a model whose compression it could not hold, before that is done."""
+        ...
+
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+        """Write tensors and configuration into the existing `folder`; refuse a model that it cannot hold."""
+        ...
+
+    def describe(self) -> StoredFormat:
+        """What the model card says of it."""
+        ...
+
+    def verify(self, folder: Path, pattern: str) -> "Verification":
+        """Count what the saved tensors keep, see `verification.verify`."""
+        ...
+
+
+STORED_FORMS = Registry(
+    kind="stored form",
+    group="owl_compress.stored_forms",
+    builtin={
+        "gguf": "owl_compress.checkpoints.gguf:Gguf",
+        "decilm": "owl_compress.checkpoints.decilm:DeciLM",
+        "gptqmodel": "owl_compress.checkpoints.gptqmodel:GptqModelCodes",
+        "packed-narrow": "owl_compress.checkpoints.packed_narrow:PackedNarrow",
+        "narrow": "owl_compress.checkpoints.narrow:Narrow",
+        "packed": "owl_compress.checkpoints.packed:Packed",
+        "dense": "owl_compress.checkpoints.dense:Dense",
+    },
+)
+
+
+def form_named(name: str) -> StoredForm:
+    """The form registered as `name`.
+
+    Raises:
+        RequestError: unknown name.
+    """
+    form: StoredForm = STORED_FORMS.load(name)()
+    return form
+
+
+def recognised(source: "CheckpointSource") -> ReadableForm:
+    """The form of a checkpoint, the first in the table that knows it."""
+    return next(form for form in _all_forms() if form.recognise(source))
+
+
+def suiting(model: Any, *, wants_codes: bool) -> StoredForm:
+    """The form that a model is saved in where nobody asks for another."""
+    return next(form for form in _storing_forms() if form.suits(model, wants_codes=wants_codes))
+
+
+def exports() -> tuple[str, ...]:
+    """Names of the forms for other software."""
+    return tuple(form.name for form in _storing_forms() if form.is_asked_for)
+
+
+def no_zeros_to_count(folder: Path) -> RequestError:
+    """The refusal to verify a form that holds codes."""
+    return RequestError(f"{folder} holds packed codes and no zeros to count: verify takes sparse checkpoints")
+
+
+def _storing_forms() -> list[StoredForm]:
+    return [form for form in _all_forms() if isinstance(form, StoredForm)]
+
+
+def _all_forms() -> list[ReadableForm]:
+    """Third-party ones first: they know something that ours do not."""
+    ours = list(STORED_FORMS.builtin)
+    others = [name for name in STORED_FORMS.names() if name not in STORED_FORMS.builtin]
+    return [STORED_FORMS.load(name)() for name in (*others, *ours)]

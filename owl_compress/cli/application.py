@@ -1,0 +1,85 @@
+"""The commands, each with the options that it takes: its own, those of a recipe, those of all methods."""
+
+from collections.abc import Callable, Sequence
+from inspect import Parameter
+from typing import Any
+
+import typer
+
+from owl_compress.cli import demo, evaluate, planning, run
+from owl_compress.cli.options import of_methods, of_recipe, with_options
+
+_HELP = ("-h", "--help")
+
+
+def application(arguments: Sequence[str]) -> typer.Typer:
+    """The command line that `arguments` are for.
+
+    The options of backends are asked of the backends themselves, which load torch: only a help text names
+    them, and an option that nobody else knows.
+    """
+    app = typer.Typer(
+        name="owl-compress",
+        help="Measure layer importance once, turn it into budgets, compress with any backend.",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": list(_HELP)},
+        pretty_exceptions_enable=False,
+    )
+    for name, (command, parameters) in _commands().items():
+        is_meant = name in arguments[:1]
+        app.command(name)(with_options(command, parameters(arguments) if is_meant else []))
+    app.command("verify")(evaluate.verify)
+    app.command("demo")(demo.demo)
+    return app
+
+
+Parameters = Callable[[Sequence[str]], list[Parameter]]
+
+
+def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
+    """Command, and the options that it has besides its own, by name."""
+    return {
+        "measure": (planning.measure, lambda _: of_recipe(*planning.MEASURE_TOPICS, without=("strict",))),
+        "allocate": (planning.allocate, _of_allocate),
+        "compress": (run.compress, lambda arguments: _with_backends(_of_compress(), arguments)),
+        "eval": (
+            evaluate.evaluate,
+            lambda _: of_recipe(*evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION),
+        ),
+        "run": (run.run, lambda arguments: _with_backends(_of_run(), arguments)),
+    }
+
+
+def _of_allocate(_: Sequence[str]) -> list[Parameter]:
+    return [*of_recipe(*planning.ALLOCATE_TOPICS), *_of_allocators()]
+
+
+def _of_compress() -> list[Parameter]:
+    return of_recipe(*run.COMPRESS_TOPICS)
+
+
+def _of_run() -> list[Parameter]:
+    return [*of_recipe(*run.RUN_TOPICS), *_of_allocators()]
+
+
+def _of_allocators() -> list[Parameter]:
+    from owl_compress.allocators import ALLOCATORS
+    from owl_compress.pipeline.request import options_of_all
+
+    return of_methods(options_of_all(ALLOCATORS))
+
+
+def _with_backends(parameters: list[Parameter], arguments: Sequence[str]) -> list[Parameter]:
+    """`parameters` and those of backends, where the arguments want them."""
+    known = {f"--{one.name.removeprefix('recipe_').replace('_', '-')}" for one in parameters}
+    own = {"--out", "--plan", "--dry-run", "--json", "--quiet"}
+    words = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    if not words - known - own and not set(_HELP) & set(arguments):
+        return parameters
+    from owl_compress.backends import BACKENDS
+    from owl_compress.pipeline.request import options_of_all
+
+    further = of_methods(options_of_all(BACKENDS))
+    taken = {one.name for one in parameters}
+    return [*parameters, *(one for one in further if one.name not in taken)]

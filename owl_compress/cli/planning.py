@@ -1,0 +1,68 @@
+"""From a model to a plan: measure, and allocate."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from owl_compress.allocators import DEFAULT_ALLOCATOR
+from owl_compress.cli import options
+from owl_compress.cli.console import Output
+from owl_compress.cli.tables import plan_table, report_table
+from owl_compress.documents.disk import check_output_file
+from owl_compress.documents.recipe import Recipe, Topic
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.errors import RequestError
+
+MEASURE_TOPICS = (Topic.TEXT, Topic.SEED, Topic.MACHINE)
+ALLOCATE_TOPICS = (Topic.BUDGET, Topic.ALLOCATOR, Topic.SHAPE, Topic.SEED)
+
+
+def measure(
+    model: options.Model,
+    out: options.OutFile,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric besides the default ones; repeatable.")
+    ] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    **given: Any,
+) -> None:
+    """Measure the importance of every block and linear, and write the report."""
+    from owl_compress.pipeline.measuring import Measurement
+
+    output = Output(as_json=as_json, quiet=quiet)
+    check_output_file(out)
+    measurement = Measurement.of(model, given, metric or ())
+    output.say(f"loading {model}")
+    report = measurement.run(output.progress)
+    report.write(out)
+    output.answer(report.model_dump(mode="json"), report_table(report))
+    output.say(f"wrote {out}")
+
+
+def allocate(
+    report: Annotated[Path, typer.Argument(help="The report that `measure` wrote.")],
+    out: options.OptionalOutFile = None,
+    dry_run: options.DryRunOfPlan = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    **given: Any,
+) -> None:
+    """Divide a budget over the blocks of a report, and write the plan."""
+    from owl_compress.pipeline.request import plan_for
+
+    if out is None and not dry_run:
+        raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
+    if out is not None and not dry_run:
+        check_output_file(out)
+    # The request of a run, whose model is measured already and whose backend is still open.
+    defaults = {"model": str(report), "backend": "any", "allocator": DEFAULT_ALLOCATOR}
+    recipe = Recipe.from_options(defaults | given, "options")
+    output = Output(as_json=as_json, quiet=quiet)
+    plan = plan_for(ImportanceReport.read(report), recipe)
+    if out is not None and not dry_run:
+        plan.write(out)
+    output.answer(plan.model_dump(mode="json"), plan_table(plan))
+    if out is not None and not dry_run:
+        output.say(f"wrote {out}")

@@ -1,0 +1,181 @@
+"""The options of a method: the fields of its frozen dataclass, as recipes, commands and help see them.
+
+A field may say more of itself through `option`: what a user is told, what range it has, and what users call
+it. Other packages need nothing from here for that: the same keys in the metadata of an ordinary field do.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from functools import cached_property
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from owl_compress.errors import RequestError, first_problem, nearest
+
+NONE = "none"
+"""How a user writes None, where an option has it for a value of its own."""
+
+
+def option(default: Any, text: str, *, name: str | None = None, stated: bool = False, **bounds: float) -> Any:
+    """A field of a method's dataclass, with what the user interfaces need to know of it.
+
+    Args:
+        default: its value where nothing is given; None may stand for "left open".
+        text: one sentence for help.
+        name: what users call it, where that is not the field's own name. A field that is True by default is a
+            switch to turn it off, and is called "no_" and its name unless said otherwise.
+        stated: the recipe that is written beside a result names it even at its default.
+        bounds: `at_least`, `at_most`, `above` or `below` of a number.
+    """
+    return field(default=default, metadata={"help": text, "name": name, "stated": stated, **bounds})
+
+
+@dataclass(frozen=True)
+class Option:
+    """One field of a method, seen from outside.
+
+    Attributes:
+        field: its name in the dataclass.
+        name: what users call it, with underscores.
+        help: what they are told.
+        default: of the field.
+        annotation: its type.
+        stated: see `option`.
+        bounds: by the names that `option` takes.
+    """
+
+    field: str
+    name: str
+    help: str
+    default: Any
+    annotation: Any
+    stated: bool
+    bounds: Mapping[str, float]
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is given by being named, without a value."""
+        return self.annotation is bool
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether naming it makes the field false."""
+        return self.is_switch and self.default is True
+
+    @cached_property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it may be; empty where it is no choice between words."""
+        kinds = get_args(self.annotation) if NoneType in get_args(self.annotation) else (self.annotation,)
+        words: list[str] = []
+        for kind in kinds:
+            if get_origin(kind) is Literal:
+                words += map(str, get_args(kind))
+            elif isinstance(kind, type) and issubclass(kind, Enum):
+                words += (str(member.value) for member in kind)
+        return tuple(words)
+
+    def parsed(self, given: Any) -> Any:
+        """The value of the field for what a user gave under the option's name, text as well as numbers.
+
+        Raises:
+            RequestError: of another type, outside its range, or none of its choices.
+        """
+        value = self.typed(given)
+        return not value if self.is_turned else value
+
+    def typed(self, given: Any) -> Any:
+        """The value of the field for what was given as that; see `parsed`."""
+        if given == NONE and NoneType in get_args(self.annotation):
+            return None
+        if self.choices and str(given) not in self.choices:
+            raise RequestError(f"unknown {self.shown_name} {given!r}: {nearest(str(given), self.choices)}")
+        try:
+            value = TypeAdapter(self.annotation).validate_python(given)
+        except ValidationError as error:
+            raise RequestError(f"{self.shown_name}: {first_problem(error)}") from error
+        self._check_range(value)
+        return value
+
+    def given_for(self, value: Any) -> Any:
+        """What a user gives for that `value` of the field, as plain data; None for a switch left alone."""
+        if self.is_switch:
+            return True if value is not self.default else None
+        return NONE if value is None else getattr(value, "value", value)
+
+    @property
+    def shown_name(self) -> str:
+        """Its name on the command line, without the leading hyphens."""
+        return self.name.replace("_", "-")
+
+    def _check_range(self, value: Any) -> None:
+        if not isinstance(value, int | float):
+            return
+        fits = {
+            "at_least": lambda bound: value >= bound,
+            "at_most": lambda bound: value <= bound,
+            "above": lambda bound: value > bound,
+            "below": lambda bound: value < bound,
+        }
+        for name, bound in self.bounds.items():
+            if not fits[name](bound):
+                raise RequestError(f"{self.shown_name} {value:g} must be {name.replace('_', ' ')} {bound:g}")
+
+
+def options_of(method: type) -> tuple[Option, ...]:
+    """The options of a method, in the order of its fields."""
+    annotations = get_type_hints(method)
+    return tuple(
+        Option(
+            field=one.name,
+            name=one.metadata.get("name") or _usual_name(one.name, one.default),
+            help=one.metadata.get("help", ""),
+            default=one.default,
+            annotation=annotations[one.name],
+            stated=bool(one.metadata.get("stated")),
+            bounds={
+                key: one.metadata[key]
+                for key in ("at_least", "at_most", "above", "below")
+                if key in one.metadata
+            },
+        )
+        for one in fields(method)
+        if one.init
+    )
+
+
+def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
+    """A `method` with the options that were given, each under the name that users or its field have for it.
+
+    None counts as not given. `what` names the method in messages.
+
+    Raises:
+        RequestError: an option that it does not take, or a value that it refuses.
+    """
+    known = {one.name: one for one in options_of(method)}
+    by_field = {one.field: one for one in known.values()}
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in known and name not in by_field:
+            takes = ", ".join(one.shown_name for one in known.values())
+            listed = f"it takes: {takes}" if takes else "it takes no options"
+            raise RequestError(f"{what} takes no {name.replace('_', '-')}; {listed}")
+        try:
+            if name in known:
+                values[known[name].field] = known[name].parsed(value)
+            else:
+                values[name] = by_field[name].typed(value)
+        except RequestError as error:
+            raise RequestError(f"{what}: {error}") from error
+    try:
+        return method(**values)
+    except ValueError as error:
+        raise RequestError(f"{what}: {error}") from error
+
+
+def _usual_name(name: str, default: Any) -> str:
+    return f"no_{name}" if default is True else name

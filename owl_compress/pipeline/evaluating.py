@@ -1,0 +1,87 @@
+"""The last stage by itself: what a model or a folder is worth, and how fast it runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from owl_compress.data.windows import EvaluationOptions
+from owl_compress.device import resolve_device
+from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
+from owl_compress.documents.recipe import Recipe
+from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.models.structure import find_structure
+from owl_compress.pipeline.measuring import LOADING, taken
+from owl_compress.pipeline.stages import held_out_windows, load
+from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
+from owl_compress.progress import SILENT, Progress
+
+_TEXT = ("seq_len", "bos", "max_windows", "text_field")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What was measured; `latency` is empty where nothing was timed."""
+
+    perplexity: PerplexityRecord
+    latency: list[LatencyRecord]
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What is to be evaluated, checked before the model is loaded.
+
+    Attributes:
+        model: as for `owl_compress.load`.
+        text: the windows to evaluate on.
+        device: where the model runs.
+        batch_size: sequences per forward pass.
+        loading: options of `owl_compress.load`.
+        timing: what is timed; None times nothing.
+    """
+
+    model: str
+    text: EvaluationOptions
+    device: torch.device
+    batch_size: int
+    loading: Mapping[str, Any]
+    timing: TimingOptions | None
+
+    @classmethod
+    def of(
+        cls, model: str, data: str, given: Mapping[str, Any], timing: TimingOptions | None = None
+    ) -> "EvaluationRequest":
+        """The evaluation that options ask for, under their names in a recipe.
+
+        Raises:
+            RequestError: an unknown device, a number that cannot be meant, or a model that cannot be timed
+            so.
+        """
+        if timing:
+            timing.check_model(model)
+        fields = Recipe.model_fields
+        return cls(
+            model,
+            EvaluationOptions(data, **taken(given, _TEXT)),
+            resolve_device(given.get("device", fields["device"].default)),
+            given.get("batch_size", fields["batch_size"].default),
+            taken(given, LOADING),
+            timing,
+        )
+
+    def run(self, progress: Progress = SILENT, say: Say = lambda _: None) -> Evaluated:
+        """Load the model, evaluate it, time it.
+
+        Raises:
+            RequestError: see `owl_compress.load`, `perplexity` and `prepare_timing`.
+        """
+        loaded = load(self.model, **self.loading)
+        # What cannot be loaded beside it is told before the long evaluation.
+        of_others = taken(self.loading, ("trust_remote_code", "allow_pickle"))
+        timing = prepare_timing(loaded, self.timing, say, **of_others) if self.timing else None
+        windows = held_out_windows(loaded, find_structure(loaded.model), self.text)
+        found = perplexity(
+            loaded.model, windows, batch_size=self.batch_size, device=self.device, progress=progress
+        )
+        return Evaluated(found, timing.run(progress) if timing else [])

@@ -1,0 +1,218 @@
+"""A session carried out: measure, allocate, compress, evaluate, save."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from owl_compress.allocators import allocate
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.packed import require_package
+from owl_compress.compression.contract import CheckpointBackend
+from owl_compress.compression.driver import WalkOptions, compress_with_
+from owl_compress.documents.disk import check_output_folder, output_folder
+from owl_compress.documents.measurements import Evaluation, PerplexityRecord
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
+from owl_compress.errors import RequestError
+from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.importance.estimator import measure, outline
+from owl_compress.memory import memory_errors
+from owl_compress.options import options_of
+from owl_compress.pipeline.feasibility import check_plan, check_request
+from owl_compress.pipeline.folder import earlier_steps, save, write_documents
+from owl_compress.pipeline.handover import compress_checkpoint_
+from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session
+from owl_compress.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made: everything but the model, which was compressed in place."""
+
+    report: ImportanceReport | None
+    plan: Plan
+    result: Result
+
+
+def run(
+    recipe: Recipe, out: Path | str | None, loaded: LoadedModel | None = None, progress: Progress = SILENT
+) -> Outcome:
+    """Do all that `recipe` asks for, and write the folder `out` unless it is None.
+
+    A `loaded` model is used, and compressed in place, instead of loading one.
+
+    Raises:
+        RequestError: see everything this calls; with `strict` also any fallback.
+    """
+    out = None if out is None else Path(out)
+    request = Request.of(recipe)
+    check_output(request, out)
+    with memory_errors("running the recipe"):
+        return execute(Session.open(request, loaded, progress=progress), out)
+
+
+def check_output(request: Request, out: Path | None) -> None:
+    """Refuse an output that could not be written, before a model is loaded.
+
+    Raises:
+        RequestError: a folder that holds something, or a package that is missing.
+    """
+    if out is None:
+        return
+    check_output_folder(out)
+    if isinstance(request.backend, CheckpointBackend):
+        request.backend.check_ready()
+    elif request.keeps_codes:
+        require_package()
+
+
+def execute(session: Session, out: Path | None) -> Outcome:
+    """Carry out a session whose output was checked.
+
+    Raises:
+        RequestError: see `run`.
+    """
+    loaded = session.loaded
+    with memory_errors("running the recipe"):
+        if out:
+            session.check_storage()
+        held_out = session.held_out  # a text that is missing is told before the long work
+        report, plan = make_plan(session)
+        dense = evaluate(session) if held_out else None
+        with _own_folder(session, out) as folder:
+            result = compress_(session, plan, folder)
+            if dense:
+                evaluation = Evaluation(dense=dense, compressed=evaluate(session))
+                result = result.model_copy(update={"evaluation": evaluation})
+            recipe, backend = settled_recipe(session, result), session.request.backend
+            if folder and isinstance(backend, CheckpointBackend):
+                stored = backend.stored_format
+                write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
+            elif out:
+                result = save(loaded, result, plan, out, report=report, recipe=recipe, form=session.form)
+    return Outcome(report, plan, result)
+
+
+def _own_folder(session: Session, out: Path | None) -> AbstractContextManager[Path | None]:
+    """The folder that a backend writes its own checkpoint into; None for all others, which do not."""
+    return output_folder(out) if out and session.writes_by_itself else nullcontext()
+
+
+def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
+    """The request's own plan; or else measure the model, if the allocator asks for it, and allocate.
+
+    Returns:
+        The report, None if nothing was measured, and the plan.
+
+    Raises:
+        RequestError: a budget that cannot be met.
+    """
+    request, loaded = session.request, session.loaded
+    if request.plan is not None:
+        request.plan.check_fits(session.structure.linear_sizes)
+        check_plan(session, request.plan)
+        return None, request.plan
+    if request.allocator is None or request.target is None:
+        raise TypeError("a request has a plan, or an allocator and a target")
+    check_request(session)
+    windows = session.measuring
+    if windows is None:
+        dense = outline(loaded.model, session.identity, session.structure)
+        return None, allocate(dense, request.allocator, request.target)
+    report = measure(
+        loaded.model,
+        windows,
+        metrics=session.metrics,
+        device=request.device,
+        batch_size=session.recipe.batch_size,
+        structure=session.structure,
+        identity=session.identity,
+        progress=session.progress,
+    )
+    return report, allocate(report, request.allocator, request.target)
+
+
+def evaluate(session: Session) -> PerplexityRecord:
+    """Perplexity of the model as it is now, on the request's evaluation text.
+
+    Raises:
+        RequestError: the request names no such text.
+    """
+    return perplexity(
+        session.loaded.model,
+        session.held_out_windows,
+        batch_size=session.recipe.batch_size,
+        device=session.request.device,
+        progress=session.progress,
+    )
+
+
+def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Result:
+    """Compress the model in place with the request's backend; one with its own format writes `folder`.
+
+    Raises:
+        RequestError: what the backend refuses; with `strict` also any fallback.
+    """
+    backend, recipe = session.request.backend, session.recipe
+    if isinstance(backend, CheckpointBackend):
+        if folder is None:
+            raise RequestError(f"backend {backend.name!r} writes its own checkpoint: name a folder")
+        result = compress_checkpoint_(session, backend, plan, folder)
+    else:
+        result = compress_with_(
+            session.loaded.model,
+            plan,
+            backend,
+            session.calibration,
+            WalkOptions(session.request.device, recipe.batch_size, progress=session.progress),
+            structure=session.structure,
+            identity=session.identity,
+        )
+    _refuse_fallbacks(result, strict=recipe.strict)
+    return result.model_copy(update={"earlier": earlier_steps(session.loaded)})
+
+
+def settled_recipe(session: Session, result: Result) -> Recipe:
+    """The recipe with what was left open filled in as it was done; a plan is the one beside it."""
+    recipe, calibration = session.recipe, session.calibration
+    filled: dict[str, object] = {}
+    if calibration is not None:
+        filled = {"seq_len": calibration.record.seq_len, "bos": calibration.record.bos}
+    if recipe.plan is not None:
+        filled["plan"] = "plan.json"
+    elif calibration is not None:
+        filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
+    if session.request.keeps_codes or recipe.format_:
+        filled["format"] = "packed" if session.request.keeps_codes else recipe.format_
+    return recipe.with_options(filled | {"options": _settled_options(session, result)})
+
+
+def _settled_options(session: Session, result: Result) -> dict[str, object]:
+    """The options of the methods; those of the backend as they were in the end."""
+    settled: dict[str, object] = dict(session.recipe.options)
+    for option in options_of(type(session.request.backend)):
+        if option.name in settled or option.stated:
+            final = result.backend.parameters[option.field]
+            # What is empty in the end, and was given, had no part in what was done.
+            is_idle = final is None and option.default is None
+            value = None if is_idle else option.given_for(final)
+            settled.pop(option.name, None)
+            if value is not None:
+                settled[option.name] = value
+    return settled
+
+
+def _refuse_fallbacks(result: Result, *, strict: bool) -> None:
+    """With `strict`, refuse a result that did not go the first way.
+
+    Raises:
+        RequestError: there is a fallback.
+    """
+    if strict and result.fallbacks:
+        first = result.fallbacks[0]
+        raise RequestError(
+            f"--strict: {first.what} at {first.where} ({len(result.fallbacks)} fallbacks in all)"
+        )

@@ -1,0 +1,106 @@
+"""The folder of a compressed model: weights in some form, and beside them all that says how it was made."""
+
+import logging
+from pathlib import Path
+
+from owl_compress.allocators import ALLOCATORS
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.origin import origin_of
+from owl_compress.checkpoints.saving import save_checkpoint
+from owl_compress.checkpoints.stored_forms import StoredForm, suiting
+from owl_compress.checkpoints.tensors import bytes_on_disk
+from owl_compress.documents.disk import output_folder
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import EarlierStep, Result
+from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.errors import RequestError
+from owl_compress.forms.codes import coded_modules
+from owl_compress.pages.card import model_card
+
+logger = logging.getLogger(__name__)
+
+
+def save(
+    loaded: LoadedModel,
+    result: Result,
+    plan: Plan,
+    folder: Path | str,
+    *,
+    report: ImportanceReport | None = None,
+    recipe: Recipe | None = None,
+    form: StoredForm | None = None,
+) -> Result:
+    """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
+
+    `form` says how the weights are stored; by default quantized ones as integer codes, others as they are.
+    See `owl_compress.checkpoints.stored_forms.form_named` for others.
+
+    Returns:
+        The result as written, with the bytes on disk. Bits per weight are those of the files; those of a
+        quantized model that is stored dense stay those of its codes, scales and other tensors.
+
+    Raises:
+        RequestError: the folder is not empty, the disk is full, or the form cannot hold the model.
+    """
+    is_quantized = any(coded_modules(loaded.model))
+    form = form or suiting(loaded.model, wants_codes=is_quantized)
+    with output_folder(Path(folder)) as temporary:
+        notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, form)
+        counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
+        if not is_quantized or form.suits(loaded.model, wants_codes=True):
+            counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
+        totals = result.totals.model_copy(update=counted)
+        # Whoever compressed knowing where the model came from has looked already, though there may be none.
+        has_looked = "earlier" in result.model_fields_set
+        earlier = result.earlier if has_looked else earlier_steps(loaded)
+        result = result.model_copy(
+            update={"totals": totals, "notes": (*result.notes, *notes), "earlier": earlier}
+        )
+        write_documents(temporary, loaded, result, plan, form.describe(), report=report, recipe=recipe)
+    return result
+
+
+def earlier_steps(loaded: LoadedModel) -> tuple[EarlierStep, ...]:
+    """The compressions that `loaded` has behind it, from the result.json of ours beside its weights."""
+    path = Path(loaded.source).expanduser() / "result.json"
+    if not path.is_file():
+        return ()
+    try:
+        return Result.read(path).as_earlier
+    except RequestError as error:
+        logger.warning("what was done to the model before is not known: %s", error)
+        return ()
+
+
+def write_documents(
+    folder: Path,
+    loaded: LoadedModel,
+    result: Result,
+    plan: Plan,
+    stored: StoredFormat,
+    *,
+    report: ImportanceReport | None = None,
+    recipe: Recipe | None = None,
+) -> None:
+    """Put result, plan, report, recipe and model card beside the weights in `folder`."""
+    recipe_yaml = recipe.to_yaml() if recipe else None
+    result.write(folder / "result.json")
+    plan.write(folder / "plan.json")
+    if report:
+        report.write(folder / "report.json")
+    if recipe_yaml:
+        (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
+    card = model_card(
+        result, plan, recipe_yaml, origin_of(loaded), stored=stored, credit=_credit(plan.allocator.name)
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _credit(allocator: str) -> str | None:
+    """What the allocator says of where it comes from, where it is one that is known here."""
+    if allocator not in ALLOCATORS.names():
+        return None
+    credit: str | None = getattr(ALLOCATORS.load(allocator), "credit", None)
+    return credit

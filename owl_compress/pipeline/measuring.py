@@ -1,0 +1,86 @@
+"""The first stage by itself: a model and a text, to a report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from owl_compress.data.windows import CalibrationOptions
+from owl_compress.device import resolve_device
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.importance.estimator import measure
+from owl_compress.importance.metrics import with_defaults
+from owl_compress.memory import memory_errors
+from owl_compress.models.structure import find_structure
+from owl_compress.pipeline.stages import calibration_windows, identity_of, load
+from owl_compress.progress import SILENT, Progress
+
+LOADING = ("dtype", "revision", "trust_remote_code", "allow_pickle")
+"""Options of a recipe that say how its model is loaded."""
+
+_CALIBRATION = ("samples", "seq_len", "sampling", "seed", "bos", "text_field")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is to be measured, checked before the model is loaded.
+
+    Attributes:
+        model: as for `owl_compress.load`.
+        calibration: the windows to measure on.
+        metrics: the default ones, and further ones.
+        device: where blocks are run.
+        batch_size: sequences per forward pass.
+        loading: options of `owl_compress.load`.
+    """
+
+    model: str
+    calibration: CalibrationOptions
+    metrics: tuple[str, ...]
+    device: torch.device
+    batch_size: int
+    loading: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: str, given: Mapping[str, Any], metrics: Sequence[str] = ()) -> "Measurement":
+        """The measurement that options ask for, under their names in a recipe.
+
+        Raises:
+            RequestError: an unknown metric or device, or a number that cannot be meant.
+        """
+        fields = Recipe.model_fields
+        return cls(
+            model,
+            CalibrationOptions(given.get("calib", fields["calib"].default), **taken(given, _CALIBRATION)),
+            with_defaults(metrics),
+            resolve_device(given.get("device", fields["device"].default)),
+            given.get("batch_size", fields["batch_size"].default),
+            taken(given, LOADING),
+        )
+
+    def run(self, progress: Progress = SILENT) -> ImportanceReport:
+        """Load the model and measure it.
+
+        Raises:
+            RequestError: see `owl_compress.load`, `calibrate` and `measure`.
+        """
+        with memory_errors("measuring"):
+            loaded = load(self.model, device=self.device, **self.loading)
+            structure = find_structure(loaded.model)
+            return measure(
+                loaded.model,
+                calibration_windows(loaded, structure, self.calibration),
+                metrics=self.metrics,
+                device=self.device,
+                batch_size=self.batch_size,
+                structure=structure,
+                identity=identity_of(loaded, structure),
+                progress=progress,
+            )
+
+
+def taken(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Those of the options that are called so."""
+    return {name: given[name] for name in names if name in given}

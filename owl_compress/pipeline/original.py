@@ -1,0 +1,55 @@
+"""The dense model that a folder of ours was made from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_PACKAGE
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import Unit
+from owl_compress.errors import RequestError
+from owl_compress.models.state import n_parameters
+from owl_compress.pipeline.stages import load
+
+
+@dataclass(frozen=True)
+class Original:
+    """A dense model as result.json names it, and the parameters that it had."""
+
+    source: str
+    revision: str | None
+    n_params: int
+
+    def load(self, **options: Any) -> Any:
+        """The model; `options` as for `owl_compress.load`.
+
+        Raises:
+            RequestError: it cannot be loaded, or the name means another model by now, or here.
+        """
+        dense = load(self.source, revision=self.revision, **options).model
+        if n_parameters(dense) != self.n_params:
+            raise RequestError(
+                f"{self.source} has {n_parameters(dense):,} parameters, and {self.n_params:,} are what it "
+                "had then: name it by --against"
+            )
+        return dense
+
+
+def original_of(folder: Path | str) -> Original | None:
+    """The model that a folder of ours with heads or channels removed was made from; None for any other.
+
+    Raises:
+        RequestError: a result.json that cannot be read.
+    """
+    path = Path(folder) / "result.json"
+    if not path.is_file():
+        return None
+    steps = Result.read(path).as_earlier
+    if all(step.unit is not Unit.WIDTH for step in steps):
+        return None
+    first = steps[0]  # of several compressions; the model before it is the dense one
+    if first.model == str(folder):
+        return None
+    if (first.revision or "").startswith(f"{BUILTIN_PACKAGE} "):
+        return Original(BUILTIN, None, first.n_params_before)
+    return Original(first.model, first.revision, first.n_params_before)

@@ -1,0 +1,174 @@
+"""One request on one model: everything that the steps of a run read, found once."""
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.stored_forms import StoredForm, suiting
+from owl_compress.compression.contract import CheckpointBackend, Quantizer
+from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
+from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.recipe import Recipe
+from owl_compress.errors import RequestError
+from owl_compress.importance.metrics import with_defaults
+from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.stages import calibration_windows, held_out_windows, identity_of, load
+from owl_compress.progress import SILENT, Progress
+
+DEFAULT_MEASURE_SAMPLES = 16
+"""Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A request and the model it is for.
+
+    The model is compressed in place: `structure` names its blocks and linears, whatever becomes of their
+    weights.
+
+    Attributes:
+        request: what is asked for.
+        loaded: the model and its tokenizer.
+        structure: its blocks and linears.
+        identity: what reports and results say of it.
+        calibration: the calibration windows; None if neither allocator nor backend looks at text.
+        progress: who is told how far a step is.
+    """
+
+    request: Request
+    loaded: LoadedModel
+    structure: ModelStructure
+    identity: ModelIdentity
+    calibration: TokenWindows | None
+    progress: Progress = SILENT
+
+    @classmethod
+    def open(
+        cls,
+        request: Request | Recipe,
+        loaded: LoadedModel | None = None,
+        calibration: TokenWindows | None = None,
+        progress: Progress = SILENT,
+    ) -> "Session":
+        """Load the model of the request, find its blocks, and cut its calibration text into windows.
+
+        A model that is `loaded` already, or windows that are there, are taken instead.
+
+        Raises:
+            RequestError: what `Request.of` and `load` refuse, an unknown architecture, or too little text.
+        """
+        if isinstance(request, Recipe):
+            request = Request.of(request)
+        recipe = request.recipe
+        if loaded is None:
+            loaded = load(
+                recipe.model,
+                dtype=recipe.dtype,
+                device=request.device,
+                revision=recipe.revision,
+                trust_remote_code=recipe.trust_remote_code,
+                allow_pickle=recipe.allow_pickle,
+            )
+        structure = find_structure(loaded.model)
+        if calibration is None and _looks_at_text(request):
+            calibration = calibration_windows(loaded, structure, _calibration_options(recipe))
+        return cls(request, loaded, structure, identity_of(loaded, structure), calibration, progress)
+
+    def on_a_copy(self) -> "Session":
+        """The same session on a copy of the model, which may be compressed while this one stays dense."""
+        loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
+        return replace(self, loaded=loaded, structure=find_structure(loaded.model))
+
+    @property
+    def recipe(self) -> Recipe:
+        """The request as it was given."""
+        return self.request.recipe
+
+    @property
+    def measures(self) -> bool:
+        """Whether importance has to be measured before a plan can be made."""
+        return _measures(self.request)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The default metrics, and the allocator's own if it is another."""
+        own = getattr(self.request.allocator, "metric", None)
+        return with_defaults([] if own is None else [own])
+
+    @property
+    def writes_by_itself(self) -> bool:
+        """Whether the backend writes the checkpoint."""
+        return isinstance(self.request.backend, CheckpointBackend)
+
+    @cached_property
+    def measuring(self) -> TokenWindows | None:
+        """Those of the calibration windows that importance is measured on; None if it is not."""
+        if not self.measures or self.calibration is None:
+            return None
+        return self.calibration.first(self.recipe.measure_samples or DEFAULT_MEASURE_SAMPLES)
+
+    @cached_property
+    def held_out(self) -> TokenWindows | None:
+        """The windows of the evaluation text; None if the request names none."""
+        recipe = self.recipe
+        if recipe.data is None:
+            return None
+        options = EvaluationOptions(
+            recipe.data,
+            seq_len=recipe.seq_len,
+            bos=recipe.bos,
+            max_windows=recipe.max_windows,
+            text_field=recipe.text_field,
+        )
+        return held_out_windows(self.loaded, self.structure, options)
+
+    @property
+    def held_out_windows(self) -> TokenWindows:
+        """The same, where they cannot be done without.
+
+        Raises:
+            RequestError: the request names no evaluation text.
+        """
+        if self.held_out is None:
+            raise RequestError("the request names no text to evaluate on: give --data")
+        return self.held_out
+
+    def check_storage(self) -> None:
+        """Refuse a model whose compression cannot be stored as asked, before it is done.
+
+        Raises:
+            RequestError: codes or a family that the form does not hold.
+        """
+        backend = self.request.backend
+        if not self.writes_by_itself:
+            codes = (
+                backend.code_format if isinstance(backend, Quantizer) and self.request.keeps_codes else None
+            )
+            self.form.check_holds(self.loaded.model, self.structure, codes)
+
+    @property
+    def form(self) -> StoredForm:
+        """The form that the model, as it is now, is stored in."""
+        return self.request.export or suiting(self.loaded.model, wants_codes=self.request.keeps_codes)
+
+
+def _measures(request: Request) -> bool:
+    return request.allocator is not None and request.allocator.reads_scores
+
+
+def _looks_at_text(request: Request) -> bool:
+    return _measures(request) or request.backend.statistic is not None
+
+
+def _calibration_options(recipe: Recipe) -> CalibrationOptions:
+    return CalibrationOptions(
+        recipe.calib,
+        samples=recipe.samples,
+        seq_len=recipe.seq_len,
+        sampling=recipe.sampling,
+        seed=recipe.seed,
+        bos=recipe.bos,
+        text_field=recipe.text_field,
+    )

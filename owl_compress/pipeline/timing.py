@@ -1,0 +1,164 @@
+"""How fast a model or a folder runs, beside the dense model that it was made from."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.verification import verify
+from owl_compress.device import DTYPES, resolve_device
+from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
+from owl_compress.errors import RequestError
+from owl_compress.evaluation.latency import check_kernel, compare, compare_kernels
+from owl_compress.pipeline.original import original_of
+from owl_compress.pipeline.stages import load
+from owl_compress.progress import SILENT, Progress
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TimingOptions:
+    """What is timed, and how; refused at birth where the parts do not go together.
+
+    Attributes:
+        device: where.
+        shape: prompts and tokens.
+        kernel: dense, or semi-structured: then a 2:4 model is timed against itself.
+        against: a dense model to time in turn; None stands for the one that a folder was made from.
+        compiled: decode through torch.compile.
+    """
+
+    device: torch.device = field(default_factory=lambda: resolve_device("auto"))
+    shape: LatencyShape = field(default_factory=LatencyShape)
+    kernel: Kernel = "dense"
+    against: str | None = None
+    compiled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.compiled and self.kernel != "dense":
+            raise RequestError(f"--compile is for dense kernels: drop it, or --kernel {self.kernel}")
+        if self.against is not None and self.kernel != "dense":
+            raise RequestError(
+                f"--kernel {self.kernel} times a model against itself: drop --against {self.against}, or the "
+                "kernel"
+            )
+        check_kernel(self.kernel, self.device)
+
+    def check_model(self, model: str) -> None:
+        """Refuse a model that cannot be timed so, before it is loaded.
+
+        Raises:
+            RequestError: it is named as its own dense model, or breaks the pattern of the kernel.
+        """
+        if self.against == model:
+            raise RequestError(
+                f"--against {self.against} is the model itself: name the dense one it was made from"
+            )
+        if self.kernel == "semi-structured":
+            _check_two_of_four(Path(model))
+
+
+def timing_options(
+    device: torch.device, shape: LatencyShape, kernel: str, against: str | None, *, compiled: bool
+) -> TimingOptions:
+    """Options from words: the kernel is still text.
+
+    Raises:
+        RequestError: an unknown kernel, or parts that do not go together.
+    """
+    if compiled and kernel != "dense":
+        raise RequestError(f"--compile is for dense kernels: drop it, or --kernel {kernel}")
+    return TimingOptions(device, shape, check_kernel(kernel, device), against, compiled)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Models that are loaded and ready to be timed, the one that others are compared with first."""
+
+    models: Mapping[str, Any]
+    options: TimingOptions
+
+    def run(self, progress: Progress = SILENT) -> list[LatencyRecord]:
+        """Time them in turn.
+
+        Raises:
+            RequestError: more positions than a model has, or what a kernel refuses.
+        """
+        options = self.options
+        if options.kernel == "dense":
+            return compare(self.models, options.shape, options.device, progress, compiled=options.compiled)
+        ((name, model),) = self.models.items()
+        return compare_kernels(name, model, options.kernel, options.shape, options.device, progress)
+
+
+def prepare_timing(
+    loaded: LoadedModel, options: TimingOptions, say: Say = lambda _: None, **loading: Any
+) -> Timing:
+    """What `options` want of `loaded`, with the dense model beside it where there is one.
+
+    Args:
+        loaded: the model.
+        options: see there.
+        say: is told what is loaded, and why a model made from another is timed alone.
+        loading: how the dense model is loaded, such as trust_remote_code.
+
+    Raises:
+        RequestError: the model named by `against` cannot be loaded.
+    """
+    name = loaded.source
+    dense: dict[str, Any] = {}
+    if options.kernel == "dense":
+        dtype = loaded.dtype if loaded.dtype in DTYPES else "auto"
+        dense = _dense_beside(name, options.against, say, {"dtype": dtype, **loading})
+    return Timing({**dense, name: loaded.model}, options)
+
+
+def time_model(
+    model: str, options: TimingOptions | None = None, progress: Progress = SILENT, **loading: Any
+) -> list[LatencyRecord]:
+    """Load `model` and time it, beside the dense model that it was made from if that is known.
+
+    `loading` are options of `owl_compress.load`.
+
+    Raises:
+        RequestError: a model that cannot be loaded or timed.
+    """
+    options = options or TimingOptions()
+    options.check_model(model)
+    return prepare_timing(load(model, **loading), options).run(progress)
+
+
+def _dense_beside(model: str, against: str | None, say: Say, loading: Mapping[str, Any]) -> dict[str, Any]:
+    """The dense model to time in turn with `model`, by its name; empty if there is none to be had."""
+    if against is not None:
+        say(f"loading {against}")
+        return {against: load(against, **loading).model}
+    try:
+        original = original_of(Path(model).expanduser())
+        if original is None:
+            return {}
+        say(f"loading {original.source}, which {model} was made from")
+        return {original.source: original.load(**loading)}
+    except RequestError as error:
+        say(f"only {model} is timed, without the model it was made from ({error}); --against names one")
+        return {}
+
+
+def _check_two_of_four(folder: Path) -> None:
+    """Refuse a checkpoint that keeps more than 2 of 4 weights anywhere, counted from its tensors.
+
+    Raises:
+        RequestError: no folder, or the first linear that breaks the pattern.
+    """
+    found = verify(folder, "2:4")
+    if not found.ok:
+        first = found.violations[0]
+        raise RequestError(
+            f"kernel 'semi-structured' needs 2 of every 4 weights at most, and {first.linear} in {folder} "
+            f"keeps more in {first.violating} of {first.groups} groups ({len(found.violations)} such "
+            "linears): make it with --nm 2:4 --allocator uniform"
+        )
