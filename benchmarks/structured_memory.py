@@ -149,7 +149,7 @@ def measure_memory(
     plan = allocate(outline(model), "uniform", Target.from_prune_ratio(RATIO))
     options = WalkOptions(device=device, keep_on=HOST)
     with _watched(model, device) as peak:
-        compress_with_(model, plan, backend, "structured", windows, options)
+        compress_with_(model, plan, backend, windows, options)
     # On CUDA the block at work is among the bytes, the hidden states are not; on a CPU the other way round.
     beside = sum(n_bytes) if device.type == "cuda" else hidden_states
     return Memory(model_bytes, sum(n_bytes), max(n_bytes), hidden_states, peak() - beside)

@@ -12,8 +12,8 @@ from typer.main import get_command
 
 from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
-from owl_compress.cli import app
-from owl_compress.cli.run import given_options
+from owl_compress.cli.application import application
+from owl_compress.cli.options import typed_options
 from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.importance.metrics import METRICS
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
@@ -39,11 +39,11 @@ def test_commands_are_found() -> None:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_command_can_be_meant(words: list[str]) -> None:
-    group: Any = get_command(app)
+    group: Any = get_command(application(words[1:]))
     context = group.commands[words[1]].make_context(words[1], words[2:])
     if words[1] in {"run", "allocate"} and not is_recipe(words[2]):
         defaults = {"model": "MODEL", "allocator": "owl", "backend": "wanda"}
-        recipe = Recipe.from_options(defaults | given_options(context))
+        recipe = Recipe.from_options(defaults | typed_options(context))
         target = target_of(recipe)
         allocator_of(recipe).settled(target)
         backend_of(recipe)
@@ -96,11 +96,12 @@ def test_everything_registered_is_described(registry: Any) -> None:
 
 def test_every_metric_and_option_is_real() -> None:
     assert all(f"`{name}" in README for name in METRICS.builtin)
-    group: Any = get_command(app)
+    names = get_command(application([])).commands  # type: ignore[attr-defined]
+    groups: dict[str, Any] = {name: get_command(application([name, "--help"])) for name in names}
     known = {
         option
-        for command in group.commands.values()
-        for parameter in command.params
+        for name, group in groups.items()
+        for parameter in group.commands[name].params
         for option in parameter.opts
     }
     outside = {"--no-deps", "--perturb"}  # pip's, and a benchmark's

@@ -46,7 +46,13 @@ class Dense:
         """It holds everything."""
 
     def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
-        """All tensors as they are in memory."""
+        """All tensors as they are in memory.
+
+        Raises:
+            ValueError: blocks whose widths would be lost.
+        """
+        if has_narrowed_blocks(model):
+            raise ValueError("plain weights do not say how wide each block is: save it as narrow")
         write_weights(model, folder, max_shard_size=max_shard_size)
 
     def describe(self) -> StoredFormat:

@@ -80,13 +80,8 @@ def with_options(
     signature = inspect.Signature([*named, *parameters])
 
     def wrapped(context: typer.Context, **values: Any) -> None:
-        typed = {
-            name.removeprefix(PREFIX): value
-            for name, value in values.items()
-            if name.startswith(PREFIX) and _is_typed(context, name)
-        }
         plain = {name: value for name, value in values.items() if not name.startswith(PREFIX)}
-        command(**plain, **typed)
+        command(**plain, **typed_options(context))
 
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     keyword = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in signature.parameters.values()]
@@ -95,6 +90,15 @@ def with_options(
     described.__annotations__ = {one.name: one.annotation for one in (context, *keyword)}
     described.__doc__ = command.__doc__
     return wrapped
+
+
+def typed_options(context: typer.Context) -> dict[str, Any]:
+    """The options of a recipe or a method that the user typed, by their names there."""
+    return {
+        name.removeprefix(PREFIX): value
+        for name, value in context.params.items()
+        if name.startswith(PREFIX) and _is_typed(context, name)
+    }
 
 
 def _is_typed(context: typer.Context, name: str) -> bool:

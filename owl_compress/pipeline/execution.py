@@ -92,7 +92,16 @@ def execute(session: Session, out: Path | None) -> Outcome:
                 stored = backend.stored_format
                 write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
             elif out:
-                result = save(loaded, result, plan, out, report=report, recipe=recipe, form=session.form)
+                result = save(
+                    loaded,
+                    result,
+                    plan,
+                    out,
+                    report=report,
+                    recipe=recipe,
+                    keeps_codes=session.request.keeps_codes,
+                    export=session.request.export,
+                )
     return Outcome(report, plan, result)
 
 

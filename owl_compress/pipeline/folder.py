@@ -7,7 +7,7 @@ from owl_compress.allocators import ALLOCATORS
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import origin_of
 from owl_compress.checkpoints.saving import save_checkpoint
-from owl_compress.checkpoints.stored_forms import StoredForm, suiting
+from owl_compress.checkpoints.stored_forms import StoredForm, form_named, suiting
 from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.documents.disk import output_folder
 from owl_compress.documents.plan import Plan
@@ -30,12 +30,20 @@ def save(
     *,
     report: ImportanceReport | None = None,
     recipe: Recipe | None = None,
-    form: StoredForm | None = None,
+    keeps_codes: bool = True,
+    export: StoredForm | str | None = None,
 ) -> Result:
     """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
 
-    `form` says how the weights are stored; by default quantized ones as integer codes, others as they are.
-    See `owl_compress.checkpoints.stored_forms.form_named` for others.
+    Args:
+        loaded: the model, as it was compressed in memory.
+        result: of that compression.
+        plan: that was carried out.
+        folder: new or empty.
+        report: that the plan was made from.
+        recipe: that does it again.
+        keeps_codes: store quantized weights as integer codes, and not dequantised like any other.
+        export: the form for other software to store it in, such as "decilm".
 
     Returns:
         The result as written, with the bytes on disk. Bits per weight are those of the files; those of a
@@ -45,11 +53,14 @@ def save(
         RequestError: the folder is not empty, the disk is full, or the form cannot hold the model.
     """
     is_quantized = any(coded_modules(loaded.model))
-    form = form or suiting(loaded.model, wants_codes=is_quantized)
+    is_packed = is_quantized and keeps_codes
+    if isinstance(export, str):
+        export = form_named(export)
+    form = export or suiting(loaded.model, wants_codes=is_packed)
     with output_folder(Path(folder)) as temporary:
         notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, form)
         counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
-        if not is_quantized or form.suits(loaded.model, wants_codes=True):
+        if is_packed or not is_quantized:
             counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
         totals = result.totals.model_copy(update=counted)
         # Whoever compressed knowing where the model came from has looked already, though there may be none.

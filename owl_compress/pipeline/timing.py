@@ -59,7 +59,7 @@ class TimingOptions:
                 f"--against {self.against} is the model itself: name the dense one it was made from"
             )
         if self.kernel == "semi-structured":
-            _check_two_of_four(Path(model))
+            check_two_of_four(Path(model))
 
 
 def timing_options(
@@ -148,7 +148,7 @@ def _dense_beside(model: str, against: str | None, say: Say, loading: Mapping[st
         return {}
 
 
-def _check_two_of_four(folder: Path) -> None:
+def check_two_of_four(folder: Path) -> None:
     """Refuse a checkpoint that keeps more than 2 of 4 weights anywhere, counted from its tensors.
 
     Raises:

@@ -55,7 +55,7 @@ def test_every_linear_keeps_exactly_its_count(
 ) -> None:
     values = varied(family_model)
     plan = plan_for(family_model, values)
-    result = compress_with_(family_model, plan, backend, name, make_windows(3))
+    result = compress_with_(family_model, plan, backend, make_windows(3))
     assert [row.name for row in result.budgets] == [budget.name for budget in plan.budgets]
     kept_in_all = 0
     for row in result.budgets:
@@ -83,7 +83,7 @@ def test_nothing_else_is_touched(
     skipped = (first.linears[0].name, *(linear.name for linear in second.linears))  # one, and a whole block
     before = snapshot(family_model)
     plan = plan_for(family_model, 0.5, skipped=skipped)
-    result = compress_with_(family_model, plan, backend, name, make_windows(2))
+    result = compress_with_(family_model, plan, backend, make_windows(2))
     changed = {f"{row.name}.weight" for row in result.budgets}
     assert len(changed) >= 3
     for key, tensor in family_model.state_dict().items():
@@ -105,7 +105,7 @@ def test_two_runs_give_the_same_bytes(
     found = []
     for _ in range(2):
         model = make_model("gemma3")
-        result = compress_with_(model, plan_for(model, varied(model)), backend, name, make_windows(4))
+        result = compress_with_(model, plan_for(model, varied(model)), backend, make_windows(4))
         found.append((digest(model.state_dict().values()), timeless(result)))
     assert found[0] == found[1]
 
@@ -123,7 +123,7 @@ def test_every_group_keeps_its_number(
     counts = {linear.name: 1 + index % (kept_of - 1) for index, linear in enumerate(linears)}
     values = {linear: count / kept_of for linear, count in counts.items()}
     plan = plan_for(family_model, values, grid=KeptOfGrid(kept_of=kept_of))
-    result = compress_with_(family_model, plan, backend, name, make_windows(3))
+    result = compress_with_(family_model, plan, backend, make_windows(3))
     for linear, row in zip(linears, result.budgets, strict=True):
         groups = (linear.weight != 0).reshape(-1, kept_of).sum(dim=1)  # [out * in / kept_of]
         assert set(groups.tolist()) == {counts[linear.name]}
@@ -136,7 +136,7 @@ def test_a_group_that_does_not_divide_the_inputs_is_refused(
     model = make_model("llama")
     plan = plan_for(model, 0.4, grid=KeptOfGrid(kept_of=5))
     with pytest.raises(RequestError, match=r"model\.layers\.0\..* has 32 inputs, which groups of 5"):
-        compress_with_(model, plan, backend, name, make_windows(1))
+        compress_with_(model, plan, backend, make_windows(1))
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])
@@ -150,7 +150,7 @@ def test_all_or_nothing(
 ) -> None:
     model = make_model("gpt2")
     before = snapshot(model)
-    result = compress_with_(model, plan_for(model, density), backend, name, make_windows(2))
+    result = compress_with_(model, plan_for(model, density), backend, make_windows(2))
     for row in result.budgets:
         assert row.achieved == density
         if density == 1.0:
@@ -165,7 +165,7 @@ def test_masks_alone_leave_what_stays(
         pytest.skip("updates what stays")
     before = snapshot(family_model)
     plan = plan_for(family_model, 0.5)
-    compress_with_(family_model, plan, BACKENDS.load(name)(), name, make_windows(2))
+    compress_with_(family_model, plan, BACKENDS.load(name)(), make_windows(2))
     for budget in plan.budgets:
         after = family_model.state_dict()[f"{budget.name}.weight"]
         assert torch.equal(after, before[f"{budget.name}.weight"].where(after != 0, 0.0))
@@ -183,7 +183,7 @@ def test_half_precision(
 ) -> None:
     model = make_model("llama").to(dtype)
     values = varied(model)
-    result = compress_with_(model, plan_for(model, values), backend, name, make_windows(3))
+    result = compress_with_(model, plan_for(model, values), backend, make_windows(3))
     for row in result.budgets:
         weight = model.get_parameter(f"{row.name}.weight")
         assert weight.dtype == dtype
@@ -198,7 +198,7 @@ def test_batches_of_several_give_the_same_counts_and_nearly_the_same_weights(
     for batch_size in (1, 3):
         model = make_model("mistral")
         options = WalkOptions(batch_size=batch_size)
-        compress_with_(model, plan_for(model, 0.5), backend, name, make_windows(5), options)
+        compress_with_(model, plan_for(model, 0.5), backend, make_windows(5), options)
         models.append(model)
     for one, many in zip(*(find_structure(model).linears for model in models), strict=True):
         assert torch.count_nonzero(one.weight) == torch.count_nonzero(many.weight)
@@ -226,7 +226,7 @@ def test_linears_with_the_same_input_share_one_statistic(
 
     monkeypatch.setattr(backend.statistic, "empty", counted)
     model = make_model("llama")
-    compress_with_(model, plan_for(model, 0.5), backend, name, make_windows(2))
+    compress_with_(model, plan_for(model, 0.5), backend, make_windows(2))
     assert made == [32, 32, 32, 64] * 3  # q/k/v, o, gate/up, down
 
 
@@ -240,7 +240,7 @@ def test_a_block_runs_once_to_be_looked_at_and_once_for_the_next(
 ) -> None:
     plan = plan_for(family_model, 0.5)
     with forwards_counted(family_model) as counts:
-        compress_with_(family_model, plan, backend, name, make_windows(3))
+        compress_with_(family_model, plan, backend, make_windows(3))
     # nothing follows the last block; a single token tells what a block returns
     expected = [[], [], []] if backend.statistic is None else [[1, *[24] * 6], [24] * 6, [24] * 3]
     assert counts == expected
@@ -257,7 +257,7 @@ def test_a_block_left_alone_runs_once(
     model = make_model("llama")
     skipped = tuple(linear.name for linear in find_structure(model).blocks[1].linears)
     with forwards_counted(model) as counts:
-        compress_with_(model, plan_for(model, 0.5, skipped=skipped), backend, name, make_windows(3))
+        compress_with_(model, plan_for(model, 0.5, skipped=skipped), backend, make_windows(3))
     assert counts[1] == ([] if backend.statistic is None else [24] * 3)
 
 
@@ -275,7 +275,7 @@ def test_a_plan_for_another_model_is_refused(
         (edited(good, rest), r"plan has no budget for linear 'model\.layers\.0\.self_attn\.q_proj'"),
     ]:
         with pytest.raises(RequestError, match=message):
-            compress_with_(model, plan, backend, name, make_windows(1))
+            compress_with_(model, plan, backend, make_windows(1))
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -299,7 +299,6 @@ def test_a_plan_in_another_unit_is_refused(
             model,
             plan_for(model, 4.0 if unit is Unit.BITS else 1.0, unit=unit),
             backend,
-            name,
             make_windows(1),
         )
 
@@ -309,10 +308,10 @@ def test_missing_text_is_asked_for(
 ) -> None:
     model = make_model("llama")
     if backend.statistic is None:
-        assert compress_with_(model, plan_for(model, 0.5), backend, name, None).calibration is None
+        assert compress_with_(model, plan_for(model, 0.5), backend, None).calibration is None
         return
     with pytest.raises(RequestError, match=f"backend '{name}' needs calibration text: give --calib"):
-        compress_with_(model, plan_for(model, 0.5), backend, name, None)
+        compress_with_(model, plan_for(model, 0.5), backend, None)
 
 
 def test_the_result_says_what_was_done(
@@ -326,7 +325,7 @@ def test_the_result_says_what_was_done(
     model, windows = make_model("llama"), make_windows(2)
     n_params = sum(parameter.numel() for parameter in model.parameters())
     plan = plan_for(model, 0.5)
-    result = compress_with_(model, plan, backend, name, windows)
+    result = compress_with_(model, plan, backend, windows)
     assert result.backend.name == name
     assert "scope" in result.backend.parameters
     assert result.model.family == "llama"
@@ -356,7 +355,7 @@ def test_an_interrupt_leaves_a_model_that_works(
     family_model.train()
     options = WalkOptions(progress=InterruptAtSecond())
     with pytest.raises(KeyboardInterrupt):
-        compress_with_(family_model, plan_for(family_model, 0.5), backend, name, make_windows(2), options)
+        compress_with_(family_model, plan_for(family_model, 0.5), backend, make_windows(2), options)
     assert all(module.training for module in family_model.modules())
     assert not any("forward" in module.__dict__ for module in family_model.modules())
     assert not any(module._forward_pre_hooks for module in family_model.modules())

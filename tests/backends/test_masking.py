@@ -127,7 +127,7 @@ def test_each_block_is_pruned_on_the_outputs_of_the_pruned_blocks_before_it(
     windows = make_windows(3)
     model = family_model.double()  # no rounding that could turn the order of two scores
     expected = wanda_by_whole_forwards(model, windows, 0.5, wanda_scores)
-    compress_with_(model, plan_for(model, 0.5), Wanda(), "wanda", windows)
+    compress_with_(model, plan_for(model, 0.5), Wanda(), windows)
     for linear in find_structure(model).linears:
         assert torch.equal(linear.weight, expected[linear.name]), linear.name
 

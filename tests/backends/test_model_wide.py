@@ -38,7 +38,7 @@ def test_magnitude_keeps_the_largest_weights_of_the_model(family_model: Any, pla
     everything = torch.cat([weight.flatten() for weight in dense.values()]).abs()
     n_kept = sum(int(0.37 * weight.numel()) for weight in dense.values())
     threshold = float(everything.sort(descending=True).values[n_kept - 1])
-    result = compress_with_(model, plan_for(model, 0.37), Magnitude(Scope.MODEL), "magnitude", None)
+    result = compress_with_(model, plan_for(model, 0.37), Magnitude(Scope.MODEL), None)
     kept = 0
     for linear, row in zip(find_structure(model).linears, result.budgets, strict=True):
         expected = dense[linear.name].where(dense[linear.name].abs() >= threshold, 0.0)
@@ -54,7 +54,7 @@ def test_the_total_is_kept_to_the_weight(
     make_model: Callable[[str], Any], make_windows: Make, plan_for: PlanFor, backend: Wanda | SparseGPT
 ) -> None:
     model = spread_out(make_model("qwen3"))
-    result = compress_with_(model, plan_for(model, 0.43), backend, "it", make_windows(3))
+    result = compress_with_(model, plan_for(model, 0.43), backend, make_windows(3))
     linears = list(find_structure(model).linears)
     kept = [int(torch.count_nonzero(linear.weight)) for linear in linears]
     assert sum(kept) == sum(int(0.43 * linear.n_weights) for linear in linears)
@@ -74,7 +74,7 @@ def test_wanda_compares_the_scores_of_the_dense_model(
     products = list(wanda_scores(model, windows, find_structure(model).linears).values())
     n_kept = sum(int(0.5 * product.numel()) for product in products)
     threshold = torch.cat([p.flatten() for p in products]).sort(descending=True).values[n_kept - 1]
-    result = compress_with_(model, plan_for(model, 0.5), Wanda(Scope.MODEL), "wanda", windows)
+    result = compress_with_(model, plan_for(model, 0.5), Wanda(Scope.MODEL), windows)
     for product, row in zip(products, result.budgets, strict=True):
         # float32 scores may change places with the one at the threshold
         assert row.achieved * product.numel() == pytest.approx(int((product >= threshold).sum()), abs=1)
@@ -85,7 +85,7 @@ def test_equal_scores_go_to_the_first(make_model: Callable[[str], Any], plan_for
     linears = list(find_structure(model).linears)
     for linear in linears:
         linear.weight.fill_(0.5)
-    compress_with_(model, plan_for(model, 0.5), Magnitude(Scope.MODEL), "magnitude", None)
+    compress_with_(model, plan_for(model, 0.5), Magnitude(Scope.MODEL), None)
     n_kept = sum(int(0.5 * linear.n_weights) for linear in linears)
     before = 0
     for linear in linears:
@@ -97,7 +97,7 @@ def test_equal_scores_go_to_the_first(make_model: Callable[[str], Any], plan_for
 @pytest.mark.parametrize("density", [0.0, 1.0])
 def test_all_or_nothing(make_model: Callable[[str], Any], plan_for: PlanFor, density: float) -> None:
     model = make_model("gpt2")
-    result = compress_with_(model, plan_for(model, density), Magnitude(Scope.MODEL), "magnitude", None)
+    result = compress_with_(model, plan_for(model, density), Magnitude(Scope.MODEL), None)
     assert {row.achieved for row in result.budgets} == {density}
 
 
@@ -106,7 +106,7 @@ def test_skipped_linears_are_not_compared(make_model: Callable[[str], Any], plan
     skipped = ("model.layers.1.mlp.up_proj",)
     weight = model.get_parameter(f"{skipped[0]}.weight").clone()
     plan = plan_for(model, 0.5, skipped=skipped)
-    result = compress_with_(model, plan, Magnitude(Scope.MODEL), "magnitude", None)
+    result = compress_with_(model, plan, Magnitude(Scope.MODEL), None)
     assert torch.equal(model.get_parameter(f"{skipped[0]}.weight"), weight)
     assert len(result.budgets) == 20
 
@@ -116,7 +116,7 @@ def test_a_plan_on_a_grid_is_refused(make_model: Callable[[str], Any], plan_for:
     before = model.state_dict()["model.layers.0.mlp.up_proj.weight"].clone()
     plan = plan_for(model, 0.5, grid=KeptOfGrid(kept_of=4))
     with pytest.raises(RequestError, match=r"compare weights across the model.*--scope row or linear"):
-        compress_with_(model, plan, Magnitude(Scope.MODEL), "magnitude", None)
+        compress_with_(model, plan, Magnitude(Scope.MODEL), None)
     assert torch.equal(model.state_dict()["model.layers.0.mlp.up_proj.weight"], before)
 
 

@@ -25,7 +25,7 @@ def test_weights_become_the_nearest_multiples_and_nothing_else_changes(
 ) -> None:
     model, before = make_model("llama"), make_model("llama").state_dict()
     plan = plan_for(model)
-    result = compress_with_(model, plan, Rtn(group_size=16), "rtn", None)
+    result = compress_with_(model, plan, Rtn(group_size=16), None)
     quantized = {budget.name: budget.value for budget in plan.budgets}
     for name, now in model.state_dict().items():
         linear = name.removesuffix(".weight")
@@ -47,7 +47,7 @@ def test_more_bits_err_less(make_model: Callable[[str], Any]) -> None:
     errors = []
     for bits in (2, 3, 4, 6, 8):
         model = make_model("llama")
-        result = compress_with_(model, plan_for(model, bits, (bits,)), Rtn(16), "rtn", None)
+        result = compress_with_(model, plan_for(model, bits, (bits,)), Rtn(16), None)
         errors.append(sum(row.relative_error for row in result.budgets))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-3
@@ -56,7 +56,7 @@ def test_more_bits_err_less(make_model: Callable[[str], Any]) -> None:
 def test_whole_model_bits_count_scales_and_what_is_not_quantized(make_model: Callable[[str], Any]) -> None:
     model = make_model("llama")
     plan = plan_for(model)
-    result = compress_with_(model, plan, Rtn(16), "rtn", None)
+    result = compress_with_(model, plan, Rtn(16), None)
     linears = find_structure(model).linear_sizes
     total = sum(parameter.numel() for parameter in model.parameters())
     bits = 32 * (total - sum(linears.values()))
@@ -69,7 +69,7 @@ def test_achieved_is_what_was_asked_and_never_above_the_average(
     make_model: Callable[[str], Any], bits: float
 ) -> None:
     model = make_model("llama")
-    result = compress_with_(model, plan_for(model, bits), Rtn(16), "rtn", None)
+    result = compress_with_(model, plan_for(model, bits), Rtn(16), None)
     assert all(row.achieved == row.asked for row in result.budgets)
     assert result.totals.achieved <= bits
     coded = {name: codes for name, _, codes in coded_modules(model)}
@@ -94,7 +94,7 @@ def test_tied_linears_get_one_width(make_model: Callable[[str], Any]) -> None:
 def test_group_size_that_does_not_divide_names_the_linear(make_model: Callable[[str], Any]) -> None:
     model = make_model("llama")
     with pytest.raises(RequestError, match=r"self_attn\.q_proj has 32 inputs, which groups of 64"):
-        compress_with_(model, plan_for(model), Rtn(), "rtn", None)
+        compress_with_(model, plan_for(model), Rtn(), None)
 
 
 def test_group_size_below_one_is_refused() -> None:
@@ -106,7 +106,7 @@ def test_compressing_again_with_another_backend_forgets_the_codes(make_model: Ca
     from owl_compress.backends.magnitude import Magnitude
 
     model = make_model("llama")
-    compress_with_(model, plan_for(model), Rtn(16), "rtn", None)
+    compress_with_(model, plan_for(model), Rtn(16), None)
     pruned = allocate(outline(model), "uniform", Target.from_sparsity(0.5))
-    compress_with_(model, pruned, Magnitude(), "magnitude", None)
+    compress_with_(model, pruned, Magnitude(), None)
     assert not list(coded_modules(model))

@@ -38,7 +38,7 @@ def prune(plan_for: PlanFor, make_windows: Make) -> Callable[..., Result]:
     def run(model: Any, values: Any, *, skipped: tuple[str, ...] = (), **options: Any) -> Result:
         backend = Structured(**{"round_to": STEP} | options)
         plan = plan_for(model, values, unit=Unit.WIDTH, skipped=skipped)
-        return compress_with_(model, plan, backend, "structured", make_windows(3))
+        return compress_with_(model, plan, backend, make_windows(3))
 
     return run
 
@@ -449,12 +449,12 @@ def test_plans_and_text_that_do_not_fit(make_model: MakeModel, make_windows: Mak
     model = make_model("llama")
     plan = plan_for(model, 0.5, unit=Unit.WIDTH)
     with pytest.raises(RequestError, match="carries out budgets in width, the plan is in density"):
-        compress_with_(model, plan_for(model, 0.5), Structured(), "structured", make_windows(1))
+        compress_with_(model, plan_for(model, 0.5), Structured(), make_windows(1))
     gridded = plan_for(model, 0.5, unit=Unit.WIDTH, grid=KeptOfGrid(kept_of=4))
     with pytest.raises(RequestError, match="rounds widths itself"):
-        compress_with_(model, gridded, Structured(), "structured", make_windows(1))
+        compress_with_(model, gridded, Structured(), make_windows(1))
     for importance in ("wanda", "taylor"):
         with pytest.raises(RequestError, match="'structured' needs calibration text"):
-            compress_with_(model, plan, Structured(importance=importance), "structured", None)  # type: ignore[arg-type]
-    result = compress_with_(model, plan, Structured(Importance.RANDOM, round_to=8), "structured", None)
+            compress_with_(model, plan, Structured(importance=importance), None)  # type: ignore[arg-type]
+    result = compress_with_(model, plan, Structured(Importance.RANDOM, round_to=8), None)
     assert result.calibration is None

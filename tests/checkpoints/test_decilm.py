@@ -18,6 +18,7 @@ from owl_compress.checkpoints.decilm import check_decilm, inner_width
 from owl_compress.checkpoints.loading import load_model
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stock import to_stock_
+from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.errors import RequestError
 from owl_compress.forms.narrowing import KeptUnits, has_narrowed_blocks, keep_units_
 from owl_compress.models.anatomy import find_anatomy
@@ -30,6 +31,10 @@ def logits_of(model: Any) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(IDS).logits
     return logits
+
+
+def check(model: Any, **options: bool) -> None:
+    check_decilm(model, find_structure(model), **options)
 
 
 def keep_channels_(model: Any, *widths: int) -> Any:
@@ -121,7 +126,7 @@ def test_blocks_built_from_a_decilm_export_give_the_same_logits(
     model = keep_channels_(wide(name, **options), 256, 768, 512)
     before = model.config.to_dict()
     (tmp_path / "OUT").mkdir()
-    save_checkpoint(model, tokenizer, tmp_path / "OUT", export="decilm")
+    save_checkpoint(model, tokenizer, tmp_path / "OUT", form_named("decilm"))
     assert model.config.to_dict() == before
     rebuilt = as_a_server_builds_it(tmp_path / "OUT")
     assert [layer.mlp.up_proj.out_features for layer in rebuilt.model.layers] == [256, 768, 512]
@@ -137,7 +142,7 @@ def test_blocks_built_from_a_decilm_export_give_the_same_logits(
 def test_a_decilm_config_is_what_its_readers_look_for(
     wide: Callable[..., Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    save_checkpoint(keep_channels_(wide(), 256, 768, 512), tokenizer, tmp_path, export="decilm")
+    save_checkpoint(keep_channels_(wide(), 256, 768, 512), tokenizer, tmp_path, form_named("decilm"))
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["DeciLMForCausalLM"]
     assert config["model_type"] == "nemotron-nas"
@@ -186,23 +191,23 @@ def test_what_decilm_cannot_say_is_refused(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(RequestError, match=message):
-        save_checkpoint(wide(name, **options), tokenizer, tmp_path, export="decilm")
+        save_checkpoint(wide(name, **options), tokenizer, tmp_path, form_named("decilm"))
     assert not any(tmp_path.iterdir())
 
 
 def test_decilm_refuses_lost_heads_and_sublayers_and_packed_codes(wide: Callable[..., Any]) -> None:
     with pytest.raises(RequestError, match=r"keeps all 4 query heads.*layers\.0 has 2.*--parts mlp"):
-        check_decilm(keep_heads_(wide(), 2, 1))
+        check(keep_heads_(wide(), 2, 1))
     with pytest.raises(RequestError, match=r"layers\.1 has no feed-forward left.*--allow-empty"):
-        check_decilm(keep_channels_(wide(), 256, 0, 256))
+        check(keep_channels_(wide(), 256, 0, 256))
     with pytest.raises(RequestError, match="use --format dense"):
-        check_decilm(wide(), is_packed=True)
+        check(wide(), is_packed=True)
 
 
 def test_before_a_compression_decilm_does_not_look_at_widths(wide: Callable[..., Any]) -> None:
-    check_decilm(wide(intermediate_size=700), widths_are_final=False)
+    check(wide(intermediate_size=700), widths_are_final=False)
     with pytest.raises(RequestError, match="gemma2"):
-        check_decilm(wide("Gemma2", head_dim=12), widths_are_final=False)
+        check(wide("Gemma2", head_dim=12), widths_are_final=False)
 
 
 @pytest.mark.parametrize(

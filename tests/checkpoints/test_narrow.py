@@ -19,8 +19,8 @@ from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.rtn import Rtn
 from owl_compress.checkpoints.loading import load_model
 from owl_compress.checkpoints.narrow import modelling_file
-from owl_compress.checkpoints.packed import packed_checkpoint
 from owl_compress.checkpoints.saving import save_checkpoint
+from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.compression.driver import compress_with_
 from owl_compress.errors import RequestError
 from owl_compress.forms.modeling_narrow import CONFIG_KEY
@@ -156,9 +156,9 @@ def elsewhere(
         save_checkpoint(model, tokenizer, folder / name)
     models[PACKED] = narrow_(make_model("llama"))
     plan = allocate(outline(models[PACKED]), "uniform", Target.from_bits(4, (4,)), {})
-    compress_with_(models[PACKED], plan, Rtn(None), "rtn", None)
+    compress_with_(models[PACKED], plan, Rtn(None), None)
     (folder / PACKED).mkdir()
-    save_checkpoint(models[PACKED], tokenizer, folder / PACKED, packed=packed_checkpoint(models[PACKED]))
+    save_checkpoint(models[PACKED], tokenizer, folder / PACKED, form_named("packed-narrow"))
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_MODULES_CACHE": str(folder / "modules"),
@@ -324,7 +324,7 @@ def test_other_backends_work_on_what_is_left(
     bits = isinstance(backend, Rtn)
     target = Target.from_bits(4, (4,)) if bits else Target.from_sparsity(0.5)
     plan = allocate(outline(model), "uniform", target, {})
-    compress_with_(model, plan, backend, "it", None)
+    compress_with_(model, plan, backend, None)
     (tmp_path / "both").mkdir()
     save_checkpoint(model, tokenizer, tmp_path / "both")
     again = load_model(str(tmp_path / "both")).model

@@ -26,7 +26,8 @@ from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.stages import evaluate, save
+from owl_compress.pipeline.folder import save
+from owl_compress.pipeline.stages import evaluate
 
 pytest.importorskip("compressed_tensors")
 
@@ -63,7 +64,7 @@ def quantize(
         plan = plan_for(model, **target)
         backend = backend or Rtn(16)
         windows = make_windows() if backend.statistic else None
-        result = compress_with_(model, plan, backend, type(backend).__name__.lower(), windows)
+        result = compress_with_(model, plan, backend, windows)
         return LoadedModel(model, tokenizer, name, name, None, "float32"), result, plan
 
     return make
@@ -116,7 +117,7 @@ def test_half_precision_survives(
 ) -> None:
     model = make_model("llama").to(getattr(torch, dtype))
     plan = plan_for(model, 5.0, (2, 8))
-    result = compress_with_(model, plan, Rtn(16), "rtn", None)
+    result = compress_with_(model, plan, Rtn(16), None)
     save(LoadedModel(model, tokenizer, "x", "x", None, dtype), result, plan, tmp_path / "OUT")
     again = load_model(str(tmp_path / "OUT"))
     assert again.dtype == dtype
@@ -136,7 +137,7 @@ def test_every_family_is_stored_packed_or_refused_and_always_dense(
     else:
         save(loaded, result, plan, tmp_path / "packed")
         assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "packed")), expected)
-    save(loaded, result, plan, tmp_path / "dense", storage="dense")
+    save(loaded, result, plan, tmp_path / "dense", keeps_codes=False)
     assert torch.equal(logits_of(AutoModelForCausalLM.from_pretrained(tmp_path / "dense")), expected)
 
 
@@ -180,7 +181,7 @@ def test_the_model_in_memory_is_left_as_it_was(quantize: Callable[..., Made], tm
     assert not hasattr(loaded.model.config, "quantization_config")
     after = loaded.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    save(loaded, result, plan, tmp_path / "dense", storage="dense")
+    save(loaded, result, plan, tmp_path / "dense", keeps_codes=False)
     assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
 
 
@@ -188,7 +189,7 @@ def test_dense_files_keep_the_bits_of_the_codes_in_the_totals(
     quantize: Callable[..., Made], tmp_path: Path
 ) -> None:
     loaded, result, plan = quantize()
-    saved = save(loaded, result, plan, tmp_path / "OUT", storage="dense")
+    saved = save(loaded, result, plan, tmp_path / "OUT", keeps_codes=False)
     assert saved.totals.bits_per_weight == result.totals.bits_per_weight < 32
     assert saved.totals.bytes_on_disk > 4 * saved.totals.n_params_after
 
@@ -210,9 +211,9 @@ def test_a_packed_checkpoint_loads_as_an_ordinary_model(
     plan = allocate(outline(loaded.model), "uniform", Target.from_sparsity(0.5))
     from owl_compress.backends.magnitude import Magnitude
 
-    result = compress_with_(loaded.model, plan, Magnitude(), "magnitude", None)
+    result = compress_with_(loaded.model, plan, Magnitude(), None)
     save(loaded, result, plan, tmp_path / "sparse")
-    assert not is_packed(transformers.AutoConfig.from_pretrained(tmp_path / "sparse"))
+    assert not is_packed(transformers.AutoConfig.from_pretrained(tmp_path / "sparse").to_dict())
     assert torch.equal(logits_of(load_model(str(tmp_path / "sparse")).model), logits_of(loaded.model))
 
 
@@ -251,7 +252,7 @@ def test_asymmetric_codes_are_refused_with_the_remedy(quantize: Callable[..., Ma
     loaded, result, plan = quantize(backend=Rtn(16, symmetric=False))
     with pytest.raises(RequestError, match=r"asymmetric codes cannot be packed.*--format dense"):
         save(loaded, result, plan, tmp_path / "OUT")
-    save(loaded, result, plan, tmp_path / "OUT", storage="dense")
+    save(loaded, result, plan, tmp_path / "OUT", keeps_codes=False)
 
 
 def test_weights_changed_since_are_refused(quantize: Callable[..., Made]) -> None:
@@ -282,7 +283,7 @@ def test_linears_left_out_of_the_plan_are_ignored_by_name(
     model = make_model("llama")
     target = Target.from_bits(3, (2, 3, 4), skips=("*.down_proj",))
     plan = allocate(outline(model), "uniform", target)
-    compress_with_(model, plan, Rtn(16), "rtn", None)
+    compress_with_(model, plan, Rtn(16), None)
     description = packed_checkpoint(model).quantization_config
     assert description["ignore"] == [f"model.layers.{i}.mlp.down_proj" for i in range(3)] + ["lm_head"]
 
@@ -293,7 +294,7 @@ def test_a_tied_output_layer_is_stored_once(
     tiny_llama.config.tie_word_embeddings = True
     tiny_llama.tie_weights()
     plan = plan_for(tiny_llama)
-    result = compress_with_(tiny_llama, plan, Rtn(16), "rtn", None)
+    result = compress_with_(tiny_llama, plan, Rtn(16), None)
     save(LoadedModel(tiny_llama, tokenizer, "x", "x", None, "float32"), result, plan, tmp_path / "OUT")
     assert "lm_head.weight" not in load_file(tmp_path / "OUT" / "model.safetensors")
     assert torch.equal(logits_of(load_model(str(tmp_path / "OUT")).model), logits_of(tiny_llama))
@@ -306,7 +307,7 @@ def test_the_card_tells_how_the_weights_are_stored(
     assert "pip install transformers compressed-tensors" in card
     assert "one scale for every 16 consecutive inputs" in card
     assert "`pack-quantized`" in card
-    save(*quantize(), tmp_path / "dense", storage="dense")
+    save(*quantize(), tmp_path / "dense", keeps_codes=False)
     card = (tmp_path / "dense" / "README.md").read_text()
     assert "compressed-tensors" not in card
     assert "stored dequantised" in card

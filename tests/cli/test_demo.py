@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.cli import demo
-from owl_compress.pipeline import line
+from owl_compress.pipeline import session
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def tiny_demo(
 ) -> None:
     """The demonstration on a tiny model, with short windows, on the real builtin text."""
     loaded = LoadedModel(tiny_llama, tokenizer, "builtin", "tiny", None, "float32")
-    monkeypatch.setattr(line, "load", lambda *arguments, **options: loaded)
+    monkeypatch.setattr(session, "load", lambda *arguments, **options: loaded)
     for name, value in {"_SAMPLES": 4, "_MEASURE_SAMPLES": 2, "_SEQ_LEN": 64, "_WINDOWS": 4}.items():
         monkeypatch.setattr(demo, name, value)
 

@@ -45,7 +45,7 @@ def test_interrupted_while_compressing(refused: Callable[..., str], monkeypatch:
 
 def test_interrupted_while_saving(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "owl_compress.pipeline.stages.model_card", interrupt
+        "owl_compress.pipeline.folder.model_card", interrupt
     )  # the weights are written by then
     assert refused(*RUN, "-o", "a/b/OUT").startswith("interrupted")
 

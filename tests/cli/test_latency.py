@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from owl_compress.checkpoints.verification import check_two_of_four
 from owl_compress.errors import RequestError
+from owl_compress.pipeline.timing import check_two_of_four
 
 EVAL = ("eval", "model", "--data", "other.txt", "--seq-len", "32", "--device", "cpu")
 

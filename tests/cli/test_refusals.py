@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from owl_compress import cli as command_line
+from owl_compress.documents.report import ImportanceReport
 
 BUDGET = ("--sparsity", "0.5")
 SHORT = ("--samples", "4", "--seq-len", "32")
@@ -335,7 +335,7 @@ def test_anything_else_is_a_defect_and_says_so(
     def fail(*arguments: object, **options: object) -> None:
         raise KeyError("a bug")
 
-    monkeypatch.setattr(command_line.stages.ImportanceReport, "read", fail)
+    monkeypatch.setattr(ImportanceReport, "read", fail)
     outcome = cli("allocate", "report.json", *BUDGET, "--dry-run")
     assert (outcome.code, outcome.out) == (1, "")
     assert "KeyError: 'a bug'" in outcome.err

@@ -110,7 +110,7 @@ def test_masks_from_the_device_are_nearly_those_of_the_host(
     models = [make_model(name), make_model(name)]
     for model, device in zip(models, (HOST, DEVICE), strict=True):
         options = WalkOptions(device=device)
-        result = compress_with_(model, uniform_plan(model, 0.5), backend, "it", make_windows(8), options)
+        result = compress_with_(model, uniform_plan(model, 0.5), backend, make_windows(8), options)
         n_weights = result.totals.n_weights
         kept = sum(int(torch.count_nonzero(linear.weight)) for linear in find_structure(model).linears)
         assert kept == n_weights // 2  # every linear has an even number of weights
@@ -129,7 +129,7 @@ def test_a_model_that_lives_on_the_device_stays_there(
 ) -> None:
     model = make_model("qwen3").to(DEVICE)
     plan = uniform_plan(model, 0.5, KeptOfGrid(kept_of=4))
-    result = compress_with_(model, plan, backend, "it", make_windows(4))
+    result = compress_with_(model, plan, backend, make_windows(4))
     assert devices_of(model) == {DEVICE.type}
     assert result.totals.achieved == 0.5
     for linear in find_structure(model).linears:
@@ -202,7 +202,7 @@ def test_the_device_holds_one_block_at_a_time(deep_llama: LlamaForCausalLM, make
     slack = 8 << 20  # activations of one window, statistics of length HIDDEN, masks
 
     def compress(backend: Backend) -> Callable[[], object]:
-        return lambda: compress_with_(deep_llama, plan, backend, "it", windows, options)
+        return lambda: compress_with_(deep_llama, plan, backend, windows, options)
 
     # A block; and for masks: scores, a selection's copies and ranks (int64); for SparseGPT: the Gram matrix,
     # four more on the way to a factor, and the group's weights in float32 with their product.

@@ -5,17 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from owl_compress.allocators.spread import PAPER
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import Origin, origin_of
+from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.documents.measurements import Evaluation, Footprint, FootprintChange, PerplexityRecord
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.result import Fallback, LinearResult, MethodRecord, Result, Totals
-from owl_compress.documents.stored_format import NARROW
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.pages.card import model_card
 
+DENSE = form_named("dense").describe()
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
 LINEARS = [(f"model.layers.{i}.mlp.{name}", f"model.layers.{i}") for i in (0, 1) for name in ("up", "down")]
 RECIPE = Recipe(model="HuggingFaceTB/SmolLM2-135M", allocator="owl", backend="sparsegpt", sparsity=0.4)
@@ -72,7 +74,14 @@ def result_of(plan: Plan, *, evaluated: bool = True) -> Result:
 
 def card_of(plan: Plan, *, evaluated: bool = True) -> str:
     result = result_of(plan, evaluated=evaluated)
-    return model_card(result, plan, RECIPE.to_yaml(), Origin(RECIPE.model, "apache-2.0"))
+    return model_card(
+        result,
+        plan,
+        RECIPE.to_yaml(),
+        Origin(base_model=RECIPE.model, license="apache-2.0"),
+        stored=DENSE,
+        credit=PAPER,
+    )
 
 
 def metadata(card: str) -> dict[str, object]:
@@ -88,7 +97,7 @@ def test_card_is_the_golden_one() -> None:
 def test_nothing_that_differs_between_runs_is_in_the_card() -> None:
     plan = plan_of()
     slower = result_of(plan).model_copy(update={"wall_seconds": 99.0, "peak_host_bytes": 77})
-    assert model_card(slower, plan) == model_card(result_of(plan), plan)
+    assert model_card(slower, plan, stored=DENSE) == model_card(result_of(plan), plan, stored=DENSE)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +126,7 @@ def test_quality_is_not_claimed_when_it_was_not_measured() -> None:
 
 def test_unknown_origin_is_left_out() -> None:
     plan = plan_of()
-    content = metadata(model_card(result_of(plan), plan))
+    content = metadata(model_card(result_of(plan), plan, stored=DENSE))
     assert not content.keys() & {"base_model", "base_model_relation", "license"}
     assert content["library_name"] == "transformers"
 
@@ -129,15 +138,19 @@ def loaded(source: str) -> LoadedModel:
 def test_origin_of_a_folder_comes_from_its_own_card(tmp_path: Path) -> None:
     assert origin_of(loaded(str(tmp_path))) == Origin()
     (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n# Hello\n")
-    assert origin_of(loaded(str(tmp_path))) == Origin(None, "mit"), "a foreign card names its own parent"
+    assert origin_of(loaded(str(tmp_path))) == Origin(base_model=None, license="mit"), (
+        "a foreign card names its own parent"
+    )
     (tmp_path / "result.json").touch()
-    assert origin_of(loaded(str(tmp_path))) == Origin("a/b", "mit")
+    assert origin_of(loaded(str(tmp_path))) == Origin(base_model="a/b", license="mit")
     (tmp_path / "README.md").write_text("---\nlicense: [mit\n---\n")
     assert origin_of(loaded(str(tmp_path))) == Origin()
 
 
 def test_origin_of_the_embedded_model_is_known() -> None:
-    assert origin_of(loaded("builtin")) == Origin("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+    assert origin_of(loaded("builtin")) == Origin(
+        base_model="HuggingFaceTB/SmolLM2-135M-Instruct", license="apache-2.0"
+    )
 
 
 def test_a_narrowed_model_says_what_is_smaller_and_how_it_loads() -> None:
@@ -153,18 +166,18 @@ def test_a_narrowed_model_says_what_is_smaller_and_how_it_loads() -> None:
     after = before.model_copy(update={"n_params": 750, "kv_cache_bytes_per_token": 256})
     change = FootprintChange(before=before, after=after)
     result = result_of(plan).model_copy(update={"footprint": change})
-    card = model_card(result, plan, stored=NARROW)
+    card = model_card(result, plan, stored=form_named("narrow").describe())
     assert "| parameters | 1,000 | 750 | 0.2500 |" in card
     assert "| key-value cache, bytes per token | 512 | 256 | 0.5000 |" in card
     assert "| operations per token, output layer | not known | not known | – |" in card
     assert "from_pretrained(folder, trust_remote_code=True)" in card
-    assert "What is smaller" not in model_card(result_of(plan_of()), plan_of())
+    assert "What is smaller" not in model_card(result_of(plan_of()), plan_of(), stored=DENSE)
 
 
 def test_the_card_names_the_steps_before_this_one() -> None:
     plan = plan_of()
     earlier = result_of(plan_of(Unit.WIDTH)).as_earlier
-    card = model_card(result_of(plan).model_copy(update={"earlier": earlier}), plan)
+    card = model_card(result_of(plan).model_copy(update={"earlier": earlier}), plan, stored=DENSE)
     assert "## Compressed before" in card
     assert f"| `{RECIPE.model}` | sparsegpt |" in card
-    assert "Compressed before" not in model_card(result_of(plan), plan)
+    assert "Compressed before" not in model_card(result_of(plan), plan, stored=DENSE)
