@@ -30,4 +30,4 @@ def first_problem(error: "ValidationError") -> str:
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float) else ""
-    return f"{where}: {message}{shown}" if where else message
+    return f"{where}: {message}{shown}" if where else f"{message}{shown}"

@@ -4,7 +4,7 @@ A field may say more of itself through `option`: what a user is told, what range
 it. Other packages need nothing from here for that: the same keys in the metadata of an ordinary field do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cached_property
@@ -161,9 +161,7 @@ def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
         if value is None:
             continue
         if name not in known and name not in by_field:
-            takes = ", ".join(one.shown_name for one in known.values())
-            listed = f"it takes: {takes}" if takes else "it takes no options"
-            raise RequestError(f"{what} takes no {name.replace('_', '-')}; {listed}")
+            raise RequestError(not_taken(what, name, known.values()))
         try:
             if name in known:
                 values[known[name].field] = known[name].parsed(value)
@@ -175,6 +173,13 @@ def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
         return method(**values)
     except ValueError as error:
         raise RequestError(f"{what}: {error}") from error
+
+
+def not_taken(what: str, name: str, options: Iterable[Option]) -> str:
+    """The refusal of an option that a method does not have."""
+    takes = ", ".join(one.shown_name for one in options)
+    listed = f"it takes: {takes}" if takes else "it takes no options"
+    return f"{what} takes no {name.replace('_', '-')}; {listed}"
 
 
 def _usual_name(name: str, default: Any) -> str:

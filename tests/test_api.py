@@ -49,7 +49,7 @@ def test_stages_from_python(tiny_llama: Any, make_windows: Any) -> None:
     [
         ({}, "give exactly one of sparsity, nm, prune_ratio, bits; got none"),
         ({"sparsity": 0.5, "bits": 3}, "got sparsity and bits"),
-        ({"sparsity": 0.5, "lamb": 0.1}, "owl takes no lamb; it takes: metric, lam, law"),
+        ({"sparsity": 0.5, "lamb": 0.1}, "allocator 'owl' takes no lamb; it takes: metric, lam, owl-law"),
         ({"sparsity": 1.5}, "sparsity 1.5 is outside"),
     ],
 )

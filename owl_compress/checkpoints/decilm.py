@@ -195,7 +195,7 @@ class DeciLM:
     def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
         """Refuse budgets that are no widths, attention among the parts, and channels off its grid."""
         if unit is not Unit.WIDTH:
-            raise RequestError(f"--export decilm is for widths, the plan is in {unit}: drop it")
+            raise RequestError(f"--export decilm is for widths, the budget is in {unit}: drop it")
         if Sublayer.ATTENTION in parts:
             raise RequestError(
                 "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"

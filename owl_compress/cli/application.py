@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from owl_compress.cli import demo, evaluate, planning, run
-from owl_compress.cli.options import of_methods, of_recipe, with_options
+from owl_compress.cli.options import Methods, of_methods, of_recipe, with_options
 
 _HELP = ("-h", "--help")
 
@@ -52,15 +52,25 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
 
 
 def _of_allocate(_: Sequence[str]) -> list[Parameter]:
-    return [*of_recipe(*planning.ALLOCATE_TOPICS), *_of_allocators()]
+    return [*of_recipe(*planning.ALLOCATE_TOPICS, methods=_methods()), *_of_allocators()]
 
 
 def _of_compress() -> list[Parameter]:
-    return of_recipe(*run.COMPRESS_TOPICS)
+    return of_recipe(*run.COMPRESS_TOPICS, methods=_methods())
 
 
 def _of_run() -> list[Parameter]:
-    return [*of_recipe(*run.RUN_TOPICS), *_of_allocators()]
+    return [*of_recipe(*run.RUN_TOPICS, methods=_methods()), *_of_allocators()]
+
+
+def _methods() -> dict[str, Methods]:
+    from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR
+    from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
+
+    return {
+        "allocator": Methods(ALLOCATORS.names(), DEFAULT_ALLOCATOR),
+        "backend": Methods(BACKENDS.names(), DEFAULT_BACKEND),
+    }
 
 
 def _of_allocators() -> list[Parameter]:

@@ -1,7 +1,8 @@
 """Options of the commands: a recipe's and its methods' from where they are declared, others here."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -106,24 +107,44 @@ def _is_typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def of_recipe(*topics: Topic, without: Sequence[str] = ()) -> list[inspect.Parameter]:
-    """Parameters for the fields of a recipe that are about these topics."""
+@dataclass(frozen=True)
+class Methods:
+    """What is registered, and which of it is meant where nobody says."""
+
+    names: tuple[str, ...]
+    default: str
+
+
+def of_recipe(
+    *topics: Topic, without: Sequence[str] = (), methods: Mapping[str, Methods] | None = None
+) -> list[inspect.Parameter]:
+    """Parameters for the fields of a recipe that are about these topics.
+
+    `methods` holds, by the name of a field, the names that it may have.
+    """
     found = []
+    methods = methods or {}
     for name, field in Recipe.model_fields.items():
         extra = field.json_schema_extra
         topic = extra.get("topic") if isinstance(extra, dict) else None
         if topic in {one.value for one in topics} and name not in without:
-            found.append(_parameter_of_field(field.alias or name, field, str(topic)))
+            found.append(_parameter_of_field(field.alias or name, field, str(topic), methods.get(name)))
     return found
 
 
-def _parameter_of_field(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+def _parameter_of_field(
+    name: str, field: FieldInfo, panel: str, methods: Methods | None
+) -> inspect.Parameter:
+    text = field.description or ""
+    if methods:
+        text = f"{text.removesuffix('.')}: {', '.join(methods.names)}."
+        return _parameter(name, str, methods.default, text, panel)
     kind, default = _simple_type(field.annotation), field.get_default(call_default_factory=True)
     if kind == list[str] or field.is_required():
         default = None
     elif kind == (str | None) and isinstance(default, tuple):
         default = ",".join(default)
-    return _parameter(name, kind, default, field.description or "", panel)
+    return _parameter(name, kind, default, text, panel)
 
 
 def _simple_type(annotation: Any) -> Any:

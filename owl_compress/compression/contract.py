@@ -132,10 +132,10 @@ class PlanChecker(Protocol):
 
 @runtime_checkable
 class ModelFinisher(Protocol):
-    """A backend that has something left to do when all blocks are compressed."""
+    """A backend that makes something else of the compressed model before that is stored."""
 
     def finish_(self, model: Any) -> None:
-        """Do it, in place."""
+        """Do so, in place."""
         ...
 
 

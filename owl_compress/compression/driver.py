@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from owl_compress.compression.account import Account, Stored, method_record
-from owl_compress.compression.contract import Backend, GradientReader, ModelFinisher, Surveyed
+from owl_compress.compression.contract import Backend, GradientReader, Surveyed
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
@@ -77,8 +77,6 @@ def compress_with_(
     surveyed = driver.survey(plan)
     asked = surveyed.plan if backend.survey and backend.survey.restates else plan
     outcomes = driver.compress_(surveyed)
-    if isinstance(backend, ModelFinisher):
-        backend.finish_(model)
     n_params_after = n_parameters(model)
     stored = Stored(stored_bits(model) / n_params_after, None, n_params_before, n_params_after)
     result = account.result(method_record(backend), backend.error_measure, asked, outcomes, stored)

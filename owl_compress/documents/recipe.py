@@ -68,6 +68,12 @@ class Recipe(Frozen):
     """
 
     model: str = _on(Topic.MODEL, ..., "Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
+    revision: str | None = _on(Topic.MACHINE, None, "Branch, tag or commit on the hub.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _on(
+        Topic.MACHINE, "auto", "auto (the checkpoint's), bfloat16, float16, float32."
+    )
+    trust_remote_code: bool = _on(Topic.MACHINE, False, "Run code from the model's repository.")
+    allow_pickle: bool = _on(Topic.MACHINE, False, "Load pickled weights, which can run code.")
 
     sparsity: float | None = _on(Topic.BUDGET, None, "Share of weights removed, 0.7 = 70 %.")
     nm: str | None = _on(Topic.BUDGET, None, "N:M, N weights KEPT on average of every M: 3:8, 2.5:8.")
@@ -133,12 +139,6 @@ class Recipe(Frozen):
 
     batch_size: PositiveInt = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
     device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _on(
-        Topic.MACHINE, "auto", "auto (the checkpoint's), bfloat16, float16, float32."
-    )
-    revision: str | None = _on(Topic.MACHINE, None, "Branch, tag or commit on the hub.")
-    trust_remote_code: bool = _on(Topic.MACHINE, False, "Run code from the model's repository.")
-    allow_pickle: bool = _on(Topic.MACHINE, False, "Load pickled weights, which can run code.")
     strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
 
     @field_validator("sparsity", "prune_ratio")

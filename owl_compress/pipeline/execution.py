@@ -7,7 +7,7 @@ from pathlib import Path
 from owl_compress.allocators import allocate
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
-from owl_compress.compression.contract import CheckpointBackend
+from owl_compress.compression.contract import CheckpointBackend, ModelFinisher
 from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.documents.disk import check_output_folder, output_folder
 from owl_compress.documents.measurements import Evaluation, PerplexityRecord
@@ -134,7 +134,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
     report = measure(
         loaded.model,
         windows,
-        metrics=session.metrics,
+        metrics=request.metrics,
         device=request.device,
         batch_size=session.recipe.batch_size,
         structure=session.structure,
@@ -180,6 +180,8 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
             structure=session.structure,
             identity=session.identity,
         )
+        if isinstance(backend, ModelFinisher):
+            backend.finish_(session.loaded.model)
     _refuse_fallbacks(result, strict=recipe.strict)
     return result.model_copy(update={"earlier": earlier_steps(session.loaded)})
 

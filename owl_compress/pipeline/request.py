@@ -1,6 +1,6 @@
 """A recipe resolved as far as it goes without a model: allocator, backend, target, stored form, device."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from owl_compress.documents.recipe import BUDGETS, Recipe, option_name
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
-from owl_compress.options import Option, options_of
+from owl_compress.options import Option, not_taken, options_of
 from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # a plan is made without loading torch
@@ -41,6 +41,7 @@ class Request:
         device: where blocks are run.
         plan: to be carried out, or None: then `allocator` makes one that meets `target`.
         allocator, target: None where there is a plan.
+        metrics: to measure: the default ones, and the allocator's own if it is another.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Request:
     plan: Plan | None
     allocator: Allocator | None
     target: Target | None
+    metrics: tuple[str, ...]
 
     @property
     def unit(self) -> Unit:
@@ -65,6 +67,8 @@ class Request:
             RequestError: names and options that do not exist or do not go together, values that cannot be
                 meant, a device or package that is not there.
         """
+        from owl_compress.importance.metrics import with_defaults  # noqa: PLC0415 - loads torch
+
         plan = Plan.read(recipe.plan) if recipe.plan is not None else None
         allocator, target = None, None
         if plan is None:
@@ -80,8 +84,9 @@ class Request:
         backend = backend_of(recipe, export.option_defaults if export else {})
         _check_gradient_samples(recipe, backend)
         device = resolve_device(recipe.device)
+        metrics = with_defaults([own] if (own := getattr(allocator, "metric", None)) else [])
         keeps_codes = _keeps_codes(recipe, backend)
-        return cls(recipe, backend, export, keeps_codes, device, plan, allocator, target)
+        return cls(recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics)
 
 
 def _export_of(recipe: Recipe) -> "StoredForm | None":
@@ -156,36 +161,27 @@ def check_options(recipe: Recipe, where: str = "options") -> None:
     """Refuse an option that neither the allocator nor the backend of `recipe` takes.
 
     Raises:
-        RequestError: naming what they take, or the option that was probably meant.
+        RequestError: naming what the method takes instead, or the option that was probably meant.
     """
     methods = [
         (registry, name)
         for registry, name in ((ALLOCATORS, recipe.allocator), (BACKENDS, recipe.backend))
-        if name is not None
+        if name is not None and name in registry.names()
     ]
-    taken = {
-        f"{registry.kind} {name!r}": options_of(registry.load(name))
-        for registry, name in methods
-        if name in registry.names()
-    }
-    all_taken = {one.name for options in taken.values() for one in options}
+    taken = {one.name for registry, name in methods for one in options_of(registry.load(name))}
     for option in recipe.options:
-        if option not in all_taken:
-            raise RequestError(f"{where}: {_not_taken(option, taken)}")
+        if option not in taken:
+            raise RequestError(_not_taken(option, methods, where))
 
 
-def _not_taken(option: str, taken: Mapping[str, tuple[Option, ...]]) -> str:
+def _not_taken(option: str, methods: Sequence[tuple[Registry, str]], where: str) -> str:
+    for registry, name in methods:
+        if any(option == one.name for _, one in options_of_all(registry)):
+            return not_taken(f"{registry.kind} {name!r}", option, options_of(registry.load(name)))
     shown = option_name(option)
-    everything = (*options_of_all(ALLOCATORS), *options_of_all(BACKENDS))
-    if any(option == one.name for _, one in everything):
-        listed = (
-            f"{what} takes {', '.join(one.shown_name for one in options) or 'no options'}"
-            for what, options in taken.items()
-        )
-        return f"{' and '.join(taken)} take{'s' * (len(taken) == 1)} no {shown}: {'; '.join(listed)}"
-    known = [option_name(field.alias or name) for name, field in Recipe.model_fields.items()]
-    known += [one.shown_name for options in taken.values() for one in options]
-    return f"unknown key {shown!r}: {nearest(shown, set(known) - {'options'})}"
+    known = {option_name(field.alias or name) for name, field in Recipe.model_fields.items()} - {"options"}
+    known |= {one.shown_name for registry, _ in methods for _, one in options_of_all(registry)}
+    return f"{where}: unknown key {shown!r}: {nearest(shown, known)}"
 
 
 def options_of_all(registry: Registry) -> tuple[tuple[str, Option], ...]:

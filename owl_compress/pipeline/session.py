@@ -11,7 +11,6 @@ from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, Tok
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
-from owl_compress.importance.metrics import with_defaults
 from owl_compress.models.structure import ModelStructure, find_structure
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.stages import calibration_windows, held_out_windows, identity_of, load
@@ -90,12 +89,6 @@ class Session:
     def measures(self) -> bool:
         """Whether importance has to be measured before a plan can be made."""
         return _measures(self.request)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The default metrics, and the allocator's own if it is another."""
-        own = getattr(self.request.allocator, "metric", None)
-        return with_defaults([] if own is None else [own])
 
     @property
     def writes_by_itself(self) -> bool:

@@ -210,13 +210,15 @@ def test_optimal_refuses_what_it_would_ignore(make_report):
 
 
 def test_options_are_checked_by_name_and_kind(make_report):
-    with pytest.raises(RequestError, match="linear-depth takes no metric; it takes: lam"):
+    with pytest.raises(RequestError, match="allocator 'linear-depth' takes no metric; it takes: lam"):
         ALLOCATORS.create("linear-depth", {"metric": "lod@5"})
-    with pytest.raises(RequestError, match="uniform takes no lam; it takes no options"):
+    with pytest.raises(RequestError, match="allocator 'uniform' takes no lam; it takes no options"):
         ALLOCATORS.create("uniform", {"lam": 0.1})
-    with pytest.raises(RequestError, match="owl: law: Input should be 'published' or 'bounded'"):
+    with pytest.raises(
+        RequestError, match="allocator 'owl': unknown owl-law 'publisht': did you mean 'published'"
+    ):
         ALLOCATORS.create("owl", {"law": "publisht"})
-    with pytest.raises(RequestError, match=r"owl: lam: .*valid number"):
+    with pytest.raises(RequestError, match=r"allocator 'owl': lam: .*valid number.*'much'"):
         ALLOCATORS.create("owl", {"lam": "much"})
     with pytest.raises(RequestError, match="unknown allocator 'owl-invers': did you mean 'owl-inverse'"):
         ALLOCATORS.create("owl-invers")

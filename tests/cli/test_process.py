@@ -27,7 +27,8 @@ def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
     "arguments",
     [
         ("--help",),
-        ("run", "--help"),
+        ("measure", "--help"),  # that of run and compress names the options of backends, and so loads them
+        ("allocate", "--help"),
         ("allocate", "report.json", "--sparsity", "0.5", "-o", "plan.json"),
         ("run", "model", "--sparsity", "1.2", "-o", "OUT"),
     ],

@@ -62,7 +62,7 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, *BUDGET, "--lam", "1.5"), "lam 1.5 is outside [0, 1]"),
         ((*RUN, *BUDGET, "--lam", "-0.1"), "lam -0.1 is outside [0, 1]"),
         ((*RUN, "--sparsity", "0.9", "--lam", "0.5"), "outside [0, 1]: use lam 0."),
-        ((*RUN, *BUDGET, "--allocator", "uniform", "--lam", "0.1"), "uniform takes no lam; it takes no"),
+        ((*RUN, *BUDGET, "--allocator", "uniform", "--lam", "0.1"), "'uniform' takes no lam; it takes no"),
         ((*RUN, *BUDGET, "--low", "0.9"), "target density 0.5 is below low 0.9: raise the target or"),
         ((*RUN, *BUDGET, "--set", "model.layers.0"), "set: takes NAME=VALUE, not 'model.layers.0'"),
         ((*RUN, *BUDGET, "--set", "nothing=0.5"), "--set 'nothing' matches no block or linear"),
@@ -73,7 +73,7 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, *BUDGET, "--backend", "wonda"), "unknown backend 'wonda': did you mean 'wanda'?"),
         ((*RUN, "--bits", "3"), "density, these are in bits: use --backend 'gptq' or 'gptqmodel' or 'rtn'"),
         ((*RUN, *BUDGET, "--backend", "rtn"), "use --backend 'magnitude' or 'sparsegpt' or 'wanda'"),
-        ((*RUN, *BUDGET, "--scope", "rows"), "should be 'row', 'linear' or 'model' (got 'rows')"),
+        ((*RUN, *BUDGET, "--scope", "rows"), "backend 'wanda': unknown scope 'rows': did you mean 'row'?"),
         ((*RUN, "--nm", "2:4", "--scope", "model"), "use --scope row or linear, or a plan without a grid"),
         # the machine
         ((*RUN, *BUDGET, "--device", "gpu"), "unknown device 'gpu'"),

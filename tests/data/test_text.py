@@ -24,7 +24,7 @@ def write_jsonl(path: Path, *records: Any) -> str:
 
 def refused(source: str, **options: Any) -> str:
     with pytest.raises(RequestError) as caught:
-        load_text(source, **{"part": "calibration"} | options)
+        load_text(source, **{"purpose": "calibration"} | options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -275,5 +275,5 @@ def test_the_builtin_text_is_what_cpython_carries_and_always_the_same() -> None:
     assert both == carried - {""}
 
 
-def test_an_unknown_part_is_refused() -> None:
+def test_an_unknown_purpose_is_refused() -> None:
     assert "unknown purpose" in refused("builtin", purpose="test")
