@@ -1,8 +1,9 @@
-"""Who may import whom. Only the command line and the pipeline know both allocators and backends."""
+"""Who may import whom: every room has its place in the house, and some are light."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,30 @@ PACKAGES = {
 }
 METHODS = {path.partition(":")[0] for path in BACKENDS.builtin.values()}
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "safetensors")
+
+WALK = {"models", "data", "documents"}
+COMPRESSION = {"walk", "forms", "models", "data", "documents"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "root": set(),
+    "documents": set(),
+    "models": {"documents"},
+    "data": {"documents"},
+    "exports": {"documents"},
+    "pages": {"documents"},
+    "allocators": {"documents"},
+    "forms": {"models", "documents"},
+    "walk": WALK,
+    "checkpoints": {"forms", "models", "documents"},
+    "compression": COMPRESSION,
+    "importance": {"compression", *COMPRESSION},
+    "evaluation": COMPRESSION,
+    "recovery": COMPRESSION,
+    "backends": {"compression", *COMPRESSION, "checkpoints", "exports"},
+    "cli": {"pipeline", "documents", "pages"},
+}
+"""What each room may import besides itself and the root modules; the pipeline all but the command line."""
+
+EVERYTHING_BUT_CLI = {room for room in MAY_IMPORT if room != "cli"}
 
 
 def module_name(path: Path) -> str:
@@ -45,41 +70,40 @@ def under(name: str, *packages: str) -> bool:
 
 
 SOURCES = {module_name(path): path for folder in PACKAGES for path in sorted((ROOT / folder).rglob("*.py"))}
+ROOMS = {name.split(".")[1] for name in SOURCES if name.count(".") > 1} | {"allocators", "backends"}
 
 
-def offences(part: str, *forbidden: str) -> list[str]:
-    """Imports of `forbidden` packages by modules of the package `part`."""
-    return [
-        f"{module} imports {name}"
-        for module, path in SOURCES.items()
-        if under(module, part)
-        for name in imported(path)
-        if under(name, *forbidden)
-    ]
+def room(name: str) -> str:
+    """The room that a module, or something in it, belongs to."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "root"
 
 
 def test_the_sources_are_found() -> None:
     assert "owl_compress.walk.blocks" in SOURCES
     assert "owl_compress.allocators.owl" in SOURCES
     assert SOURCES.keys() >= METHODS
-    assert "owl_compress.models.structure.find_structure" in set(
-        imported(SOURCES["owl_compress.importance.estimator"])
-    )
+    assert room("owl_compress.walk.blocks.BlockWalk") == "walk"
+    assert room("owl_compress.errors.RequestError") == "root"
+    found = set(imported(SOURCES["owl_compress.importance.estimator"]))
+    assert "owl_compress.models.structure.find_structure" in found
 
 
-def test_allocators_know_no_tensors_and_no_backend() -> None:
-    heavy_parts = [
-        module
+def test_every_room_has_its_place() -> None:
+    assert ROOMS - {"pipeline"} <= MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("here", sorted(ROOMS | {"root"}))
+def test_a_room_imports_only_what_lies_below_it(here: str) -> None:
+    allowed = EVERYTHING_BUT_CLI if here == "pipeline" else MAY_IMPORT[here]
+    found = [
+        f"{module} imports {name}"
         for module, path in SOURCES.items()
-        if not under(module, "owl_compress.allocators")
-        and any(under(name, *HEAVY) for name in imported(path))
+        if room(module) == here and module != "owl_compress"  # the public page names what others hold
+        for name in imported(path)
+        if under(name, "owl_compress") and room(name) not in {here, "root", *allowed}
     ]
-    assert "owl_compress.walk.blocks" in heavy_parts
-    assert offences("owl_compress.allocators", *HEAVY, *heavy_parts, "owl_compress.backends") == []
-
-
-def test_backends_know_no_allocator() -> None:
-    assert offences("owl_compress.backends", "owl_compress.allocators") == []
+    assert found == []
 
 
 def test_backends_do_not_know_each_other() -> None:
@@ -95,24 +119,6 @@ def test_backends_do_not_know_each_other() -> None:
     assert found == []
 
 
-def test_only_command_line_and_pipeline_know_allocators_or_backends() -> None:
-    found = [
-        offence
-        for part in ("allocators", "backends")
-        for offence in offences("owl_compress", f"owl_compress.{part}")
-        if not under(
-            offence.partition(" ")[0], "owl_compress.cli", "owl_compress.pipeline", f"owl_compress.{part}"
-        )
-    ]
-    assert found == []
-
-
-def test_nobody_below_knows_the_command_line() -> None:
-    found = offences("owl_compress", "owl_compress.cli")
-    allowed = ("owl_compress.cli", "owl_compress.__main__")
-    assert [offence for offence in found if not under(offence.partition(" ")[0], *allowed)] == []
-
-
 def test_nothing_is_imported_from_the_private_parts_of_another_module() -> None:
     found = [
         f"{module} imports {name}"
@@ -123,10 +129,28 @@ def test_nothing_is_imported_from_the_private_parts_of_another_module() -> None:
     assert found == []
 
 
+def heavy_after(*modules: str) -> str:
+    """What of the heavy packages a fresh process has loaded after importing these modules."""
+    code = f"import sys, {', '.join(modules)}; print(sorted(set({HEAVY!r}) & sys.modules.keys()))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stdout.strip()
+
+
+@pytest.mark.parametrize("light", ["root", "documents", "exports", "pages", "allocators"])
+def test_light_rooms_load_no_torch(light: str) -> None:
+    modules = [module for module in SOURCES if room(module) == light]
+    if modules:  # a room may be empty yet
+        assert heavy_after(*modules) == "[]"
+
+
 @pytest.mark.parametrize(
-    "module", ["owl_compress", "owl_compress.allocators", "owl_compress.documents.plan", "owl_compress.cli"]
+    "module", ["owl_compress.cli", "owl_compress.backends", "owl_compress.pipeline.request"]
 )
 def test_importing_is_light(module: str) -> None:
-    code = f"import sys, {module}; print(sorted(set({HEAVY!r}) & sys.modules.keys()))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert heavy_after(module) == "[]"
+
+
+def test_every_folder_with_python_in_it_is_packaged() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = {module_name(path / "__init__.py") for path in {path.parent for path in SOURCES.values()}}
+    assert set(listed["packages"]) == folders

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from owl_compress.checkpoints import configuration_decilm
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
-from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError

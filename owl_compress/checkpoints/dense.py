@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
-from owl_compress.checkpoints.verification import Verification, count_kept
+from owl_compress.checkpoints.verification import count_kept
+from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat

@@ -10,7 +10,7 @@ from torch import Tensor
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
-from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError

@@ -19,8 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
-from owl_compress.checkpoints.verification import Verification, count_kept
+from owl_compress.checkpoints.verification import count_kept
 from owl_compress.documents.document import Frozen
+from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, first_problem

@@ -19,7 +19,7 @@ from owl_compress.checkpoints.reading import CheckpointSource, forget_quantizati
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.checkpoints.tensors import saved_dtypes
-from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError

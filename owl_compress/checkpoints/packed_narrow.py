@@ -16,7 +16,7 @@ from owl_compress.checkpoints.packed import (
 )
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
-from owl_compress.checkpoints.verification import Verification
+from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat

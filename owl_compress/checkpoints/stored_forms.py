@@ -15,7 +15,7 @@ from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # the table loads no torch
     from owl_compress.checkpoints.reading import CheckpointSource
-    from owl_compress.checkpoints.verification import Verification
+    from owl_compress.documents.measurements import Verification
     from owl_compress.forms.codes import CodeFormat
     from owl_compress.models.structure import ModelStructure
 

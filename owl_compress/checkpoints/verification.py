@@ -1,9 +1,7 @@
 """Does a saved checkpoint keep what was asked? Counted group by group from its tensors."""
 
 import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,53 +9,13 @@ from owl_compress.checkpoints.hub import quietly_explained
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import StoredForm, recognised
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
+from owl_compress.documents.measurements import Verification, Violation
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit, kept_weights
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure, in_rows
 
 _PATTERN = re.compile(r"(\d+):(\d+)")
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One linear that keeps more than it may: in how many groups, and the first of them.
-
-    `row` and `first_input` say where that group begins; without an N:M pattern a group is a whole linear.
-    """
-
-    linear: str
-    groups: int
-    violating: int
-    row: int
-    first_input: int
-    kept: int
-    allowed: int
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What a count of the saved tensors found."""
-
-    pattern: str
-    linears: int
-    groups: int
-    violations: tuple[Violation, ...]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every group keeps no more than it may."""
-        return not self.violations
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "ok": self.ok,
-            "pattern": self.pattern,
-            "linears": self.linears,
-            "groups": self.groups,
-            "violations": [asdict(violation) for violation in self.violations],
-        }
 
 
 def verify(folder: Path, pattern: str = "plan") -> Verification:
@@ -98,7 +56,7 @@ def count_kept(folder: Path, model: nn.Module, pattern: str) -> Verification:
         violation = _violation(name, groups, kept, weight.shape[1])
         if violation:
             violations.append(violation)
-    return Verification(pattern, len(limits), n_groups, tuple(violations))
+    return Verification(pattern=pattern, linears=len(limits), groups=n_groups, violations=tuple(violations))
 
 
 def _plan_limits(folder: Path) -> dict[str, tuple[int, int | None]]:

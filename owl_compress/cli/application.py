@@ -64,8 +64,7 @@ def _of_run() -> list[Parameter]:
 
 
 def _methods() -> dict[str, Methods]:
-    from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR
-    from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
+    from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
 
     return {
         "allocator": Methods(ALLOCATORS.names(), DEFAULT_ALLOCATOR),
@@ -74,8 +73,7 @@ def _methods() -> dict[str, Methods]:
 
 
 def _of_allocators() -> list[Parameter]:
-    from owl_compress.allocators import ALLOCATORS
-    from owl_compress.pipeline.request import options_of_all
+    from owl_compress.pipeline.methods import ALLOCATORS, options_of_all
 
     return of_methods(options_of_all(ALLOCATORS))
 
@@ -87,8 +85,7 @@ def _with_backends(parameters: list[Parameter], arguments: Sequence[str]) -> lis
     words = {word.partition("=")[0] for word in arguments if word.startswith("--")}
     if not words - known - own and not set(_HELP) & set(arguments):
         return parameters
-    from owl_compress.backends import BACKENDS
-    from owl_compress.pipeline.request import options_of_all
+    from owl_compress.pipeline.methods import BACKENDS, options_of_all
 
     further = of_methods(options_of_all(BACKENDS))
     taken = {one.name for one in parameters}

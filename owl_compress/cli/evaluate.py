@@ -84,7 +84,9 @@ def verify(
     from owl_compress.pipeline.stages import verify as verify_folder
 
     verification = verify_folder(folder, pattern)
-    Output(as_json=as_json, quiet=quiet).answer(verification.as_dict(), verification_table(verification))
+    Output(as_json=as_json, quiet=quiet).answer(
+        verification.model_dump(mode="json"), verification_table(verification)
+    )
     if not verification.ok:
         first = verification.violations[0]
         raise RequestError(

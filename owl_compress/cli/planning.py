@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from owl_compress.allocators import DEFAULT_ALLOCATOR
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, report_table
@@ -50,6 +49,7 @@ def allocate(
     **given: Any,
 ) -> None:
     """Divide a budget over the blocks of a report, and write the plan."""
+    from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR
     from owl_compress.pipeline.request import plan_for
 
     if out is None and not dry_run:

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from owl_compress.allocators import DEFAULT_ALLOCATOR
-from owl_compress.backends import DEFAULT_BACKEND
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, prediction_table, result_table
@@ -32,6 +30,8 @@ def run(
     **given: Any,
 ) -> None:
     """Measure, allocate, compress and evaluate in one go; or do again what a recipe says."""
+    from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR, DEFAULT_BACKEND
+
     if is_recipe(model):
         recipe = Recipe.read(model).beside(Path(model).parent).with_options(given)
         where = model
@@ -51,6 +51,8 @@ def compress(
     **given: Any,
 ) -> None:
     """Carry a plan out with a backend, and write the checkpoint."""
+    from owl_compress.pipeline.methods import DEFAULT_BACKEND
+
     Plan.read(plan)
     defaults = {"model": model, "plan": str(plan), "backend": DEFAULT_BACKEND}
     recipe = Recipe.from_options(defaults | given, "options")
@@ -89,6 +91,6 @@ def _show_forecast(session: "Session", output: Output) -> None:
     found = forecast(session, plan)
     for note in found.notes:
         output.say(note)
-    answer = {"plan": plan.model_dump(mode="json"), "prediction": found.prediction.as_dict()}
+    answer = {"plan": plan.model_dump(mode="json"), "prediction": found.prediction.model_dump(mode="json")}
     output.answer(answer, plan_table(plan))
     output.show(prediction_table(found.prediction))

@@ -1,20 +1,21 @@
 """The tables that commands print."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.measurements import (
+    LatencyRecord,
+    PartLatency,
+    PerplexityRecord,
+    Prediction,
+    Speedup,
+    Verification,
+)
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import KeptOfGrid, Unit
-
-if TYPE_CHECKING:  # tables are drawn without loading torch
-    from owl_compress.checkpoints.verification import Verification
-    from owl_compress.compression.prediction import Prediction
-    from owl_compress.documents.measurements import LatencyRecord, PartLatency, Speedup
 
 _UNIT_HEADINGS = {
     Unit.DENSITY: ("density (kept)", "sparsity (removed)"),
@@ -96,7 +97,7 @@ def perplexity_table(record: PerplexityRecord) -> Table:
     return table
 
 
-def latency_table(rows: Sequence["LatencyRecord"]) -> Table:
+def latency_table(rows: Sequence[LatencyRecord]) -> Table:
     """What was timed: a column for each model, the one that others are compared with first."""
     first = rows[0]
     shape = first.shape
@@ -127,17 +128,17 @@ def _milliseconds(seconds: Iterable[float | None]) -> list[str]:
     return ["" if value is None else f"{1000 * value:.3f}" for value in seconds]
 
 
-def _add_part(table: Table, name: str, parts: Sequence["PartLatency | None"]) -> None:
+def _add_part(table: Table, name: str, parts: Sequence[PartLatency | None]) -> None:
     prefill = _milliseconds(part.prefill_seconds if part else None for part in parts)
     decode = _milliseconds(part.decode_seconds_per_token if part else None for part in parts)
     table.add_row(f"{name}, prefill, ms", *prefill)
     table.add_row(f"{name}, decode, ms per token", *decode)
 
 
-def _add_speedups(table: Table, rows: Sequence["LatencyRecord"]) -> None:
+def _add_speedups(table: Table, rows: Sequence[LatencyRecord]) -> None:
     """How many times as fast as the first model the others are."""
 
-    def add(name: str, read: Callable[["Speedup"], float]) -> None:
+    def add(name: str, read: Callable[[Speedup], float]) -> None:
         cells = (f"{read(row.speedup):.2f}" if row.speedup else "1" for row in rows)
         table.add_row(f"{name}, times as fast", *cells)
 
@@ -147,7 +148,7 @@ def _add_speedups(table: Table, rows: Sequence["LatencyRecord"]) -> None:
     add("blocks, decode", lambda speedup: speedup.blocks_decode)
 
 
-def prediction_table(prediction: "Prediction") -> Table:
+def prediction_table(prediction: Prediction) -> Table:
     """What a compression will need and leave."""
     table = new_table("Predicted", "what", "value")
     table.add_row("checkpoint", _size(prediction.checkpoint_bytes))
@@ -163,7 +164,7 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 2 ** (10 * power):,.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def verification_table(verification: "Verification") -> Table:
+def verification_table(verification: Verification) -> Table:
     """The linears that keep more than they may, or a line that says there are none."""
     title = f"{verification.groups:,} groups of {verification.linears} linears against {verification.pattern}"
     table = new_table(title, "linear", "groups", "violating", "first (row, input)", "kept", "allowed")

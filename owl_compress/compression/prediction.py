@@ -1,12 +1,11 @@
 """What a compression will need and leave, told before it is done."""
 
-from dataclasses import asdict, dataclass
-
 from torch import nn
 
 from owl_compress.compression.contract import AnyBackend, GradientReader, Quantizer
 from owl_compress.compression.gradient_memory import gradient_sizes, windows_of_gradients
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.measurements import Prediction
 from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.units import Unit, kept_weights
 from owl_compress.models.limits import hidden_size
@@ -16,24 +15,6 @@ from owl_compress.walk.input_statistics import Gram
 _FLOAT32, _FLOAT64 = 4, 8
 _WORKING_COPIES = 3
 """Float32 matrices of a linear's size that a backend holds at a time: weight, scores, mask or product."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Sizes in bytes; of the walk, or of taking gradients before it, whichever needs more.
-
-    `working_bytes` is needed besides the model itself, on the device; `activation_bytes` are kept from block
-    to block.
-    """
-
-    checkpoint_bytes: int
-    n_weights_kept: int
-    working_bytes: int
-    activation_bytes: int
-
-    def as_dict(self) -> dict[str, int]:
-        """For JSON."""
-        return asdict(self)
 
 
 def predict(

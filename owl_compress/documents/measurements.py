@@ -1,8 +1,8 @@
-"""What was measured of a model: perplexity, footprint, latency."""
+"""What was measured of a model or counted in a folder, and what was predicted."""
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, computed_field
 
 from owl_compress.documents.document import Frozen
 
@@ -120,3 +120,46 @@ class LatencyRecord(Frozen):
     peak_device_bytes: int
     peak_host_bytes: int
     converted_linears: int = 0
+
+
+class Violation(Frozen):
+    """One linear that keeps more than it may: in how many groups, and the first of them.
+
+    `row` and `first_input` say where that group begins; without an N:M pattern a group is a whole linear.
+    """
+
+    linear: str
+    groups: int
+    violating: int
+    row: int
+    first_input: int
+    kept: int
+    allowed: int
+
+
+class Verification(Frozen):
+    """What a count of the saved tensors found."""
+
+    pattern: str
+    linears: int
+    groups: int
+    violations: tuple[Violation, ...]
+
+    @computed_field  # type: ignore[prop-decorator]  # pydantic's own way of decorating a property
+    @property
+    def ok(self) -> bool:
+        """Whether every group keeps no more than it may."""
+        return not self.violations
+
+
+class Prediction(Frozen):
+    """Sizes in bytes; of the walk, or of taking gradients before it, whichever needs more.
+
+    `working_bytes` is needed besides the model itself, on the device; `activation_bytes` are kept from block
+    to block.
+    """
+
+    checkpoint_bytes: int
+    n_weights_kept: int
+    working_bytes: int
+    activation_bytes: int

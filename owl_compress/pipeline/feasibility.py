@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from owl_compress.allocators import allocate
 from owl_compress.compression.contract import PlanChecker
 from owl_compress.compression.gradient_memory import settled_backend
-from owl_compress.compression.prediction import Prediction, predict
+from owl_compress.compression.prediction import predict
+from owl_compress.documents.measurements import Prediction
 from owl_compress.documents.plan import Plan
 from owl_compress.importance.estimator import outline
 from owl_compress.pipeline.session import Session

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from owl_compress.allocators import ALLOCATORS, Allocator, Target, allocate
-from owl_compress.backends import BACKENDS
+from owl_compress.allocators import Allocator, Target, allocate
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import BUDGETS, Recipe, option_name
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
-from owl_compress.options import Option, not_taken, options_of
+from owl_compress.options import not_taken, options_of
+from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, options_of_all
 from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # a plan is made without loading torch
@@ -182,14 +182,6 @@ def _not_taken(option: str, methods: Sequence[tuple[Registry, str]], where: str)
     known = {option_name(field.alias or name) for name, field in Recipe.model_fields.items()} - {"options"}
     known |= {one.shown_name for registry, _ in methods for _, one in options_of_all(registry)}
     return f"{where}: unknown key {shown!r}: {nearest(shown, known)}"
-
-
-def options_of_all(registry: Registry) -> tuple[tuple[str, Option], ...]:
-    """The options of all methods in a table, each with the name of the method.
-
-    A method of another package that cannot be imported is left out: it is refused when it is asked for.
-    """
-    return tuple((name, one) for name, method in registry.loadable() for one in options_of(method))
 
 
 def plan_for(report: ImportanceReport, recipe: Recipe) -> Plan:

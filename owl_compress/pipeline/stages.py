@@ -10,7 +10,6 @@ from owl_compress.allocators import DEFAULT_ALLOCATOR, Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
 from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.loading import LoadedModel, load_model
-from owl_compress.checkpoints.verification import Verification
 from owl_compress.checkpoints.verification import verify as verify_folder
 from owl_compress.compression.contract import AnyBackend, CheckpointBackend
 from owl_compress.compression.driver import WalkOptions, compress_with_
@@ -24,7 +23,7 @@ from owl_compress.data.windows import (
     sample_windows,
 )
 from owl_compress.device import find_dtype
-from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.measurements import PerplexityRecord, Verification
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.report import ImportanceReport
