@@ -38,21 +38,29 @@ class Registry:
         """Import and return what is registered under `name`.
 
         Raises:
-            RequestError: nothing is registered under that name; the nearest name is offered.
+            RequestError: nothing is registered under that name (the nearest is offered), or what another
+                package registered cannot be imported.
         """
         if name not in self._paths:
             raise RequestError(f"unknown {self.kind} {name!r}: {nearest(name, self._paths)}")
-        return EntryPoint(name=name, value=self._paths[name], group=self.group).load()
+        try:
+            return EntryPoint(name=name, value=self._paths[name], group=self.group).load()
+        except Exception as error:  # whatever another package raises when it is imported
+            if name in self.builtin:
+                raise
+            reason = " ".join(str(error).split())
+            raise RequestError(
+                f"{self.kind} {name!r} cannot be imported ({reason}): repair or remove the package that "
+                "brings it"
+            ) from error
 
     def loadable(self) -> Iterator[tuple[str, Any]]:
         """Name and implementation of all that can be imported; others are told about and left out."""
         for name in self.names():
             try:
                 yield name, self.load(name)
-            except Exception as error:  # whatever another package raises when it is imported
-                if name in self.builtin:
-                    raise
-                logger.warning("%s %r cannot be imported (%s) and is left out", self.kind, name, error)
+            except RequestError as error:
+                logger.warning("%s", error)
 
     def create(self, name: str, given: Mapping[str, Any] | None = None) -> Any:
         """The method registered as `name`, with the options that were given; None counts as not given.

@@ -1,8 +1,10 @@
 """A session carried out: measure, allocate, compress, evaluate, save."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from owl_compress.allocators import allocate
 from owl_compress.checkpoints.loading import LoadedModel
@@ -19,7 +21,7 @@ from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.estimator import measure, outline
 from owl_compress.memory import memory_errors
-from owl_compress.options import options_of
+from owl_compress.options import Option, options_of
 from owl_compress.pipeline.feasibility import check_plan, check_request
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
@@ -202,18 +204,27 @@ def settled_recipe(session: Session, result: Result) -> Recipe:
 
 
 def _settled_options(session: Session, result: Result) -> dict[str, object]:
-    """The options of the methods; those of the backend as they were in the end."""
+    """The options of the methods: those that were given, or always matter, as they were in the end."""
     settled: dict[str, object] = dict(session.recipe.options)
-    for option in options_of(type(session.request.backend)):
-        if option.name in settled or option.stated:
-            final = result.backend.parameters[option.field]
-            # What is empty in the end, and was given, had no part in what was done.
-            is_idle = final is None and option.default is None
-            value = None if is_idle else option.given_for(final)
-            settled.pop(option.name, None)
-            if value is not None:
-                settled[option.name] = value
-    return settled
+    allocator, backend = session.request.allocator, session.request.backend
+    if allocator is not None:
+        settled |= _stated(options_of(type(allocator)), vars(allocator), settled)
+    parameters = result.backend.parameters
+    settled |= _stated(options_of(type(backend)), parameters, settled)
+    return {name: value for name, value in settled.items() if value is not None}
+
+
+def _stated(
+    options: Sequence[Option], final: Mapping[str, Any], given: Mapping[str, object]
+) -> dict[str, object]:
+    """What a recipe says of a method's options; None for one that had no part in what was done."""
+    return {
+        option.name: None
+        if final[option.field] is None and option.default is None
+        else option.given_for(final[option.field])
+        for option in options
+        if option.name in given or option.stated
+    }
 
 
 def _refuse_fallbacks(result: Result, *, strict: bool) -> None:
