@@ -7,23 +7,18 @@ which nothing else sees; evaluation on the first 20 windows of 512 of the other 
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import product
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 from rows import print_row
 
-from owl_compress import Line, Recipe, measure
-from owl_compress.allocators import allocate
+from owl_compress import Recipe, Session, load, measure, try_out
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, token_ids_sha256
 from owl_compress.documents.report import ImportanceReport
-from owl_compress.importance.estimator import outline
-from owl_compress.pipeline.request import allocator_of, target_of
 
 SEQ_LEN = 512
 _CALIBRATION, _TUNING, _EVALUATION = 12, 16, 20
@@ -80,8 +75,7 @@ class Bench:
     @classmethod
     def load(cls, calib: str, data: str) -> "Bench":
         """Load and measure the embedded model."""
-        any_case = Case({"sparsity": 0.5}, "magnitude", "uniform", {})
-        loaded = Line(any_case.recipe).load()
+        loaded = load("builtin")
 
         def windows(source: str, part: Any, count: int | None = None) -> TokenWindows:
             text = load_text(source, purpose=part)
@@ -99,19 +93,16 @@ class Bench:
 
     def perplexity(self, case: Case, windows: TokenWindows) -> tuple[float, dict[str, Any]]:
         """Compress a copy of the dense model as the case says, and evaluate it; with what was counted."""
-        line = Line(case.recipe)
-        report = self.report if allocator_of(line.recipe).reads_scores else outline(self.loaded.model)
-        plan = allocate(report, allocator_of(line.recipe), target_of(line.recipe))
-        copy = replace(self.loaded, model=deepcopy(self.loaded.model))
-        start = perf_counter()
-        totals = line.compress_(copy, plan, self.calibration).totals
+        session = Session.open(case.recipe, self.loaded, self.calibration)
+        trial = try_out(session, windows, self.report if session.measures else None)
+        totals = trial.result.totals
         counted = {
             "asked": totals.asked,
             "achieved": totals.achieved,
             "n_params": totals.n_params_after,
-            "seconds": perf_counter() - start,
+            "seconds": trial.result.wall_seconds,
         }
-        return line.evaluate(copy, windows).perplexity, counted
+        return trial.perplexity.perplexity, counted
 
     def tune(self, case: Case) -> tuple[Case, list[dict[str, Any]]]:
         """The case with the options that are best on the tuning windows, and all that were tried."""

@@ -7,9 +7,10 @@ import argparse
 
 from rows import print_row
 
-from owl_compress import Line, Recipe
+from owl_compress import Recipe, Session, make_plan
 from owl_compress.memory import peak_host_bytes
 from owl_compress.models.state import n_parameters
+from owl_compress.pipeline.execution import compress_
 
 
 def main() -> None:
@@ -22,14 +23,13 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=512)
     arguments = parser.parse_args()
     recipe = Recipe.from_options({"allocator": "owl", "sparsity": 0.6, **vars(arguments)})
-    line = Line(recipe)
-    loaded = line.load()
+    session = Session.open(recipe)
+    loaded = session.loaded
     model_bytes = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
-    windows = line.windows(loaded)
     held = _resident_bytes()
     peak_before = peak_host_bytes()
-    _, plan = line.plan(loaded, windows)
-    line.compress_(loaded, plan, windows)
+    _, plan = make_plan(session)
+    compress_(session, plan)
     print_row(
         "memory",
         backend=arguments.backend,

@@ -12,16 +12,14 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from rows import print_row
 from torch import nn
 
-from owl_compress import Line, Recipe, measure
-from owl_compress.allocators import allocate
-from owl_compress.pipeline.request import allocator_of, target_of
+from owl_compress import Recipe, Session, load, measure, try_out
+from owl_compress.pipeline.execution import evaluate
 
 _EXPECTED = json.loads((Path(__file__).parent / "expected_smollm2.json").read_text())
 
@@ -95,23 +93,20 @@ def main() -> None:
         "max_windows": 20,
     }
     cases = [case for case in _cases() if arguments.only in case.name]
-    lines = [Line(Recipe.from_options({**shared, **case.options})) for case in cases]
-    loaded = lines[0].load()
-    calibration, held_out = lines[0].windows(loaded), lines[0].held_out(loaded)
-    if calibration is None or held_out is None:
-        raise ValueError("name texts for calibration and evaluation")
+    loaded = load("builtin")
     if arguments.perturb:
         _perturb_(loaded.model, arguments.perturb)
-    dense = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    _report("dense", lines[0].evaluate(loaded, held_out).perplexity, arguments.perturb)
-    report = measure(loaded.model, calibration)
-    for case, line in zip(cases, lines, strict=True):
-        start = perf_counter()
-        plan = allocate(report, allocator_of(line.recipe), target_of(line.recipe))
-        totals = line.compress_(loaded, plan, calibration).totals
-        counted = {"seconds": perf_counter() - start, "asked": totals.asked, "achieved": totals.achieved}
-        _report(case.name, line.evaluate(loaded, held_out).perplexity, arguments.perturb, **counted)
-        loaded.model.load_state_dict(dense)
+    dense = Session.open(Recipe.from_options({**shared, **cases[0].options}), loaded)
+    if dense.calibration is None:
+        raise ValueError("the first case looks at no text")
+    _report("dense", evaluate(dense).perplexity, arguments.perturb)
+    report = measure(loaded.model, dense.calibration)
+    for case in cases:
+        recipe = Recipe.from_options({**shared, **case.options})
+        trial = try_out(Session.open(recipe, loaded, dense.calibration), dense.held_out_windows, report)
+        totals = trial.result.totals
+        counted = {"seconds": trial.seconds, "asked": totals.asked, "achieved": totals.achieved}
+        _report(case.name, trial.perplexity.perplexity, arguments.perturb, **counted)
 
 
 @torch.no_grad()

@@ -20,10 +20,11 @@ from time import perf_counter
 import torch
 from rows import print_row
 
-from owl_compress import Line, Recipe, measure
+from owl_compress import Recipe, Session, make_plan, measure
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.windows import TokenWindows
-from owl_compress.pipeline.line import DEFAULT_MEASURE_SAMPLES
+from owl_compress.pipeline.execution import compress_
+from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES
 
 _PUBLISHED_SAMPLES = 128
 
@@ -51,8 +52,8 @@ def main() -> None:
             "seq_len": arguments.seq_len,
         }
     )
-    loaded = Line(recipe).load()
-    windows = Line(recipe).windows(loaded)
+    session = Session.open(recipe)
+    loaded, windows = session.loaded, session.calibration
     if windows is None:
         raise ValueError("Wanda needs calibration text")
     for name, (base, ours) in _pairs(loaded, recipe, windows).items():
@@ -112,10 +113,10 @@ def _forward(loaded: LoadedModel, windows: TokenWindows) -> None:
 
 def _compress(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> None:
     """Allocate and compress; the weights are changed further each time, which costs the same."""
-    line = Line(recipe)
-    _, plan = line.plan(loaded, windows)
+    session = Session.open(recipe, loaded, windows)
+    _, plan = make_plan(session)
     with TemporaryDirectory() as folder:
-        line.compress_(loaded, plan, windows, Path(folder))
+        compress_(session, plan, Path(folder))
 
 
 def _owl_pair(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> Pair:
