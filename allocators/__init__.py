@@ -18,6 +18,7 @@ from owl_compress.registry import Registry
 __all__ = [
     "ALLOCATORS",
     "DEFAULT_ALLOCATOR",
+    "EQUAL_SHARES",
     "Allocator",
     "Curve",
     "Granularity",
@@ -47,6 +48,9 @@ ALLOCATORS = Registry(
 
 DEFAULT_ALLOCATOR = "owl"
 """Who divides a budget where nobody says."""
+
+EQUAL_SHARES = "uniform"
+"""Who gives every block the same: what any other is measured against."""
 
 
 def allocate(

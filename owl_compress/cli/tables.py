@@ -68,8 +68,9 @@ def result_table(result: Result) -> Table:
     """Totals of one compression."""
     totals = result.totals
     table = new_table(f"{result.model.id}, compressed by {result.backend.name}", "what", "value")
-    if "importance" in result.backend.parameters:
-        table.add_row("importance", str(result.backend.parameters["importance"]))
+    for name, value in result.backend.parameters.items():
+        if value is not None:
+            table.add_row(name.replace("_", " "), str(value))
     table.add_row("asked (mean over compressed weights)", f"{totals.asked:.6f}")
     table.add_row("achieved, counted", f"{totals.achieved:.6f}")
     table.add_row("compressed weights", f"{totals.n_weights:,}")

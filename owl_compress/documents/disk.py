@@ -17,11 +17,20 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` through a temporary file beside it, so that `path` is never half written."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        RequestError: the disk is full, or the file cannot be written.
+    """
     with _disk_errors(path):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             _permit_(Path(temporary))
             Path(temporary).replace(path)
         except BaseException:

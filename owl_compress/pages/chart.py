@@ -1,7 +1,6 @@
 """The picture of a plan: importance and budget of every block (Figure 1 of the OWL paper, 2310.05175)."""
 
 import io
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from owl_compress.documents.disk import write_bytes
 from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
@@ -161,15 +161,4 @@ def _write_png(figure: Figure, path: Path) -> None:
     """Write the figure whole or not at all, always the same bytes for the same figure."""
     picture = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(picture, format="png", dpi=_DPI, metadata={"Software": None})
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(picture.getvalue())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    write_bytes(path, picture.getvalue())

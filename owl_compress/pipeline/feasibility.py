@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from owl_compress.allocators import allocate
+from owl_compress.allocators import EQUAL_SHARES, allocate
 from owl_compress.compression.contract import PlanChecker
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.prediction import predict
@@ -24,7 +24,7 @@ def check_request(session: Session) -> None:
     backend, target = session.request.backend, session.request.target
     if target and isinstance(backend, PlanChecker) and backend.equal_shares_stand_for_all:
         report = outline(session.loaded.model, session.identity, session.structure)
-        check_plan(session, allocate(report, "uniform", target))
+        check_plan(session, allocate(report, EQUAL_SHARES, target))
 
 
 def check_plan(session: Session, plan: Plan) -> None:
