@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from owl_compress.checkpoints.narrow import LOAD_NARROW, is_narrow, load_narrow, save_narrow
+from owl_compress.checkpoints.narrow import LOAD_NARROW, load_narrow, save_narrow
+from owl_compress.checkpoints.narrow_config import is_narrow
 from owl_compress.checkpoints.packed import (
     Packed,
     check_packed_source,

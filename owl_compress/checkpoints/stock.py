@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from owl_compress.checkpoints.narrow import (
+from owl_compress.checkpoints.narrow_config import (
     anatomies_of,
     as_if_cut_in_memory_,
     stock_class,

@@ -18,7 +18,7 @@ from owl_compress.allocators import Target, allocate
 from owl_compress.backends.magnitude import Magnitude
 from owl_compress.backends.rtn import Rtn
 from owl_compress.checkpoints.loading import load_model
-from owl_compress.checkpoints.narrow import modelling_file
+from owl_compress.checkpoints.narrow_config import modelling_file
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.compression.driver import compress_with_

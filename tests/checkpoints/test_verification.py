@@ -1,0 +1,144 @@
+"""Saved tensors are counted against a pattern or a plan, and what breaks it is named with its place."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from owl_compress.allocators import Target, allocate
+from owl_compress.backends.magnitude import Magnitude
+from owl_compress.checkpoints.saving import save_checkpoint
+from owl_compress.checkpoints.stored_forms import form_named
+from owl_compress.checkpoints.verification import verify
+from owl_compress.compression.driver import compress_with_
+from owl_compress.documents.measurements import Violation
+from owl_compress.documents.plan import Plan
+from owl_compress.errors import RequestError
+from owl_compress.importance.estimator import outline
+from owl_compress.models.structure import find_structure
+
+pytest.importorskip("compressed_tensors")
+
+UP = "model.layers.1.mlp.up_proj"
+
+
+@pytest.fixture
+def planned(make_model: Callable[[str], Any], tmp_path: Path) -> Callable[..., tuple[Path, Plan]]:
+    """A function that compresses a tiny model to a target, and stores it with its plan."""
+
+    def store(target: Target, *, name: str = "llama", allocator: str = "random") -> tuple[Path, Plan]:
+        model = make_model(name)
+        plan = allocate(outline(model), allocator, target)
+        compress_with_(model, plan, Magnitude(), None)
+        (tmp_path / "OUT").mkdir()
+        save_checkpoint(model, None, tmp_path / "OUT")
+        plan.write(tmp_path / "OUT" / "plan.json")
+        return tmp_path / "OUT", plan
+
+    return store
+
+
+def fill(folder: Path, rows: slice, columns: slice) -> None:
+    """Put ones into a part of one saved tensor."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{UP}.weight"][rows, columns] = 1
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["narrow", "dense"])
+def test_forms_of_plain_weights_are_verified_by_a_count_of_every_linear(
+    saved: Callable[[str], Any], name: str
+) -> None:
+    there = saved(name)
+    sites = list(find_structure(there.model).linears)
+    found = form_named(name).verify(there.folder, "1:1")
+    assert found == verify(there.folder, "1:1")
+    assert found.ok
+    assert found.linears == len(sites)
+    assert found.groups == sum(site.module.weight.numel() for site in sites)
+
+
+@pytest.mark.parametrize("name", ["gptqmodel", "packed-narrow", "packed"])
+def test_verify_refuses_codes(saved: Callable[[str], Any], gptq_folder: Path, name: str) -> None:
+    folder = gptq_folder if name == "gptqmodel" else saved(name).folder
+    for attempt in (lambda: form_named(name).verify(folder, "plan"), lambda: verify(folder, "2:4")):
+        with pytest.raises(RequestError) as refused:
+            attempt()
+        assert str(refused.value) == (
+            f"{folder} holds packed codes and no zeros to count: verify takes sparse checkpoints"
+        )
+
+
+def test_verify_refuses_what_is_for_other_software(saved: Callable[[str], Any]) -> None:
+    with pytest.raises(RequestError, match="is a DeciLM checkpoint, which verify does not take apart"):
+        verify(saved("decilm").folder, "2:4")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "target", [Target.from_sparsity(0.6), Target.from_nm("2:4")], ids=["sparsity", "2:4"]
+)
+def test_what_a_backend_made_of_a_plan_keeps_it(
+    planned: Callable[..., tuple[Path, Plan]], target: Target, name: str
+) -> None:
+    folder, plan = planned(target, name=name)
+    found = verify(folder)
+    assert found.ok
+    assert found.linears == len(plan.budgets)
+    n_weights = sum(budget.n_weights for budget in plan.budgets)
+    assert found.groups == (n_weights // plan.grid.kept_of if plan.grid else len(plan.budgets))
+
+
+def test_a_group_that_keeps_too_much_is_named_with_its_place(
+    planned: Callable[..., tuple[Path, Plan]],
+) -> None:
+    folder, _ = planned(Target.from_nm("2:4"), allocator="uniform")
+    fill(folder, slice(5, 7), slice(8, 12))
+    fill(folder, slice(63, 64), slice(28, 31))
+    first = Violation(linear=UP, groups=64 * 8, violating=3, row=5, first_input=8, kept=4, allowed=2)
+    found = verify(folder, "2:4")
+    assert not found.ok
+    assert found.violations == (first,)
+    assert verify(folder, "4:4").ok
+    assert (found.pattern, found.linears) == ("2:4", 21)
+
+
+def test_without_a_grid_a_linear_is_one_group(planned: Callable[..., tuple[Path, Plan]]) -> None:
+    folder, plan = planned(Target.from_sparsity(0.5))
+    fill(folder, slice(None), slice(None))
+    allowed = int(plan.value_of(UP) * 64 * 32)
+    (violation,) = verify(folder).violations
+    assert violation == Violation(
+        linear=UP, groups=1, violating=1, row=0, first_input=0, kept=2048, allowed=allowed
+    )
+
+
+@pytest.mark.parametrize("pattern", ["2", "2:", "0:4", "5:4", "a:b", "2:4 ", "", "plans"])
+def test_a_pattern_that_is_none_is_refused(saved: Callable[[str], Any], pattern: str) -> None:
+    with pytest.raises(RequestError, match="is neither 'plan' nor N:M"):
+        verify(saved("dense").folder, pattern)
+
+
+def test_groups_that_do_not_divide_the_inputs_are_refused(saved: Callable[[str], Any]) -> None:
+    with pytest.raises(RequestError, match="has 32 inputs, which groups of 5 do not divide"):
+        verify(saved("dense").folder, "2:5")
+
+
+def test_what_cannot_be_compared_is_refused_with_what_to_do(
+    saved: Callable[[str], Any], planned: Callable[..., tuple[Path, Plan]], tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match="holds no checkpoint: verify takes a folder that compress or run"):
+        verify(tmp_path)
+    with pytest.raises(RequestError, match=r"has no plan\.json to verify against: name a pattern"):
+        verify(saved("dense").folder)
+    folder, plan = planned(Target.from_sparsity(0.5))
+    content = plan.model_dump()
+    renamed = content["budgets"][0] | {"name": "model.layers.9.up"}
+    Plan.model_validate(content | {"budgets": [renamed, *content["budgets"][1:]]}).write(folder / "plan.json")
+    with pytest.raises(RequestError, match=r"plan names linear 'model\.layers\.9\.up', which the model in"):
+        verify(folder)
+    allocate(outline(saved("dense").model), "uniform", Target.from_bits(4, (4,))).write(folder / "plan.json")
+    with pytest.raises(RequestError, match="is in bits: verify counts the zeros of sparse checkpoints"):
+        verify(folder)
