@@ -5,15 +5,17 @@ it. Other packages need nothing from here for that: the same keys in the metadat
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from functools import cached_property
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from owl_compress.errors import RequestError, first_problem, nearest
+
+_NUMBERS = ConfigDict(allow_inf_nan=False)
 
 NONE = "none"
 """How a user writes None, where an option has it for a value of its own."""
@@ -56,6 +58,11 @@ class Option:
     bounds: Mapping[str, float]
 
     @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is MISSING
+
+    @property
     def is_switch(self) -> bool:
         """Whether it is given by being named, without a value."""
         return self.annotation is bool
@@ -92,12 +99,21 @@ class Option:
             return None
         if self.choices and str(given) not in self.choices:
             raise RequestError(f"unknown {self.shown_name} {given!r}: {nearest(str(given), self.choices)}")
+        if isinstance(given, bool) and not self.is_switch:
+            raise RequestError(f"{self.shown_name} takes a value, not {given}")
         try:
-            value = TypeAdapter(self.annotation).validate_python(given)
+            value = TypeAdapter(self.annotation, config=_NUMBERS).validate_python(self._literal(given))
         except ValidationError as error:
             raise RequestError(f"{self.shown_name}: {first_problem(error)}") from error
         self._check_range(value)
         return value
+
+    def _literal(self, given: Any) -> Any:
+        """The member of a `Literal` that a word stands for: it may be a number."""
+        for kind in get_args(self.annotation) or (self.annotation,):
+            members = get_args(kind) if get_origin(kind) is Literal else ()
+            given = next((member for member in members if str(member) == given), given)
+        return given
 
     def given_for(self, value: Any) -> Any:
         """What a user gives for that `value` of the field, as plain data; None for a switch left alone."""
@@ -157,7 +173,7 @@ def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
     known = {one.name: one for one in options_of(method)}
     by_field = {one.field: one for one in known.values()}
     values: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in ((key.replace("-", "_"), value) for key, value in given.items()):
         if value is None:
             continue
         if name not in known and name not in by_field:
@@ -169,6 +185,9 @@ def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
                 values[name] = by_field[name].typed(value)
         except RequestError as error:
             raise RequestError(f"{what}: {error}") from error
+    lacking = [one.shown_name for one in known.values() if one.is_required and one.field not in values]
+    if lacking:
+        raise RequestError(f"{what} cannot do without {' and '.join(lacking)}")
     try:
         return method(**values)
     except ValueError as error:

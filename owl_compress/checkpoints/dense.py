@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModelForCausalLM
 
+from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
 from owl_compress.checkpoints.verification import count_kept
@@ -50,10 +51,9 @@ class Dense:
         """All tensors as they are in memory.
 
         Raises:
-            ValueError: blocks whose widths would be lost.
+            RequestError: blocks whose widths would be lost.
         """
-        if has_narrowed_blocks(model):
-            raise ValueError("plain weights do not say how wide each block is: save it as narrow")
+        refuse_narrowed(model, "narrow")
         write_weights(model, folder, max_shard_size=max_shard_size)
 
     def describe(self) -> StoredFormat:

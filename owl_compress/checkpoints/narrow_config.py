@@ -17,6 +17,7 @@ from owl_compress.documents.document import Frozen
 from owl_compress.errors import RequestError, first_problem
 from owl_compress.forms import modeling_narrow
 from owl_compress.forms.modeling_narrow import CONFIG_KEY, narrowed
+from owl_compress.forms.narrowing import has_narrowed_blocks
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.models.families import UNKNOWN_ROLE
 from owl_compress.models.structure import LinearSite, find_structure
@@ -32,12 +33,23 @@ INNER_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 
 
 def check_savable(model: Any) -> None:
-    """Refuse a narrowed model that no modelling file can describe.
+    """Refuse a model that no modelling file can describe.
 
     Raises:
-        RequestError: its class is not one of transformers.
+        RequestError: its class is not one of transformers, or no block of it is narrowed.
     """
     stock_class(model)
+    _widths_of(model)
+
+
+def refuse_narrowed(model: Any, form: str) -> None:
+    """Refuse to store a narrowed model in a form that does not say how wide each block is.
+
+    Raises:
+        RequestError: some block has lost heads or channels; `form` is what it can be stored in.
+    """
+    if has_narrowed_blocks(model):
+        raise RequestError(f"this form does not say how wide each block is: save the model as {form}")
 
 
 def stock_class(model: Any) -> type[Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.checkpoints.hub import quiet_bars
+from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
@@ -242,7 +243,12 @@ class Packed:
             check_packable(model, [linear.name for linear in structure.linears], code_format)
 
     def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
-        """The tensors of `packed_checkpoint`."""
+        """The tensors of `packed_checkpoint`.
+
+        Raises:
+            RequestError: see there; or blocks whose widths would be lost.
+        """
+        refuse_narrowed(model, "packed-narrow")
         write_weights(model, folder, packed=packed_checkpoint(model), max_shard_size=max_shard_size)
 
     def describe(self) -> StoredFormat:

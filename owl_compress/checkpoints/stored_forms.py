@@ -125,6 +125,6 @@ def _storing_forms() -> list[StoredForm]:
 
 def _all_forms() -> list[ReadableForm]:
     """Third-party ones first: they know something that ours do not."""
-    ours = list(STORED_FORMS.builtin)
-    others = [name for name in STORED_FORMS.names() if name not in STORED_FORMS.builtin]
-    return [STORED_FORMS.load(name)() for name in (*others, *ours)]
+    found = dict(STORED_FORMS.loadable())
+    others = [name for name in found if name not in STORED_FORMS.builtin]
+    return [found[name]() for name in (*others, *STORED_FORMS.builtin)]

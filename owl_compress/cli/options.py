@@ -186,7 +186,7 @@ def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]
 
 def _text(option: Option) -> str:
     choices = f" One of {', '.join(option.choices)}." if option.choices else ""
-    is_open = option.is_switch or option.default is None
+    is_open = option.is_switch or option.is_required or option.default is None
     default = "" if is_open else f" Default {option.given_for(option.default)}."
     return f"{option.help}{choices}{default}".strip()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from owl_compress.documents.plan import AllocatorRecord, BlockBudget, LinearBudget, Plan, weighted_mean
-from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 
 GOLDEN = Path(__file__).parent / "golden" / "plan.json"
@@ -135,11 +135,6 @@ def test_rounding_of_the_mean_is_no_offence() -> None:
     example_content = example().model_dump() | {"grid": None, "target": 0.1, "skipped": ()}
     plan = Plan.model_validate({**example_content, "budgets": [budget.model_dump() for budget in budgets]})
     assert plan.achieved == pytest.approx(0.1, rel=1e-12)
-
-
-def test_grids_list_their_values_rising() -> None:
-    assert KeptOfGrid(kept_of=4).values() == (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert BitsGrid(bits=(4, 2, 3, 2)).values() == (2.0, 3.0, 4.0)
 
 
 SIZES = {"layers.0.up": 40, "layers.0.down": 20, "layers.1.up": 20, "layers.1.gate": 20}

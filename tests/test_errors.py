@@ -1,0 +1,60 @@
+"""What was probably meant, and what is wrong with a value, each in one line."""
+
+from typing import Literal
+
+import pytest
+from pydantic import BaseModel, Field, ValidationError
+
+from owl_compress.errors import RequestError, first_problem, nearest
+
+
+class Inner(BaseModel):
+    size: int = Field(default=1, ge=1)
+
+
+class Outer(BaseModel, extra="forbid"):
+    inner: tuple[Inner, ...] = ()
+    kind: Literal["a", "b"] = "a"
+
+
+def problem(**content: object) -> str:
+    with pytest.raises(ValidationError) as refused:
+        Outer.model_validate(content)
+    return first_problem(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("wandas", "did you mean 'wanda'?"),
+        ("sparsgpt", "did you mean 'sparsegpt'?"),
+        ("zzz", "known: rtn, sparsegpt, wanda"),
+        ("", "known: rtn, sparsegpt, wanda"),
+    ],
+)
+def test_the_nearest_name_is_offered_or_else_all_of_them(name: str, hint: str) -> None:
+    assert nearest(name, iter(["wanda", "sparsegpt", "rtn"])) == hint
+
+
+def test_nothing_known_is_said_so() -> None:
+    assert nearest("wanda", ()) == "known: "
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"inner": [{}, {"size": 0}]}, "inner.1.size: Input should be greater than or equal to 1 (got 0)"),
+        ({"kind": "c"}, "kind: Input should be 'a' or 'b' (got 'c')"),
+        ({"surprise": "x"}, "surprise: Extra inputs are not permitted (got 'x')"),
+        ({"kind": ["a"]}, "kind: Input should be 'a' or 'b'"),
+        ({"kind": "c", "surprise": 1}, "kind: Input should be 'a' or 'b' (got 'c')"),
+    ],
+)
+def test_the_first_problem_has_its_place_and_the_value_where_that_is_short(
+    content: dict[str, object], message: str
+) -> None:
+    assert problem(**content) == message
+
+
+def test_a_refusal_is_no_kind_of_error_that_other_code_catches() -> None:
+    assert not issubclass(RequestError, ValueError | OSError | RuntimeError)
