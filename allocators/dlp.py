@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group, metric_values
-from owl_compress.allocators.spread import settled_lam, spread
+from owl_compress.allocators.spread import METRIC_TEXT, settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.options import option
 
@@ -35,7 +35,7 @@ class Dlp:
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
 
-    metric: str = option("score_median", "What blocks are ranked by, such as lod@5; see metrics.")
+    metric: str = option("score_median", METRIC_TEXT)
     lam: float | None = option(
         None, "The paper's alpha, as lam elsewhere: 0.15; on an N:M grid 2 weights of M; of bits 1."
     )

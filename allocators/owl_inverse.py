@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 from owl_compress.allocators.base import Curve, FloatArray, Group, metric_values
-from owl_compress.allocators.spread import PAPER, OwlLaw, settled_lam, settled_law, spread
+from owl_compress.allocators.spread import (
+    LAM_TEXT,
+    METRIC_TEXT,
+    PAPER,
+    OwlLaw,
+    settled_lam,
+    settled_law,
+    spread,
+)
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.options import option
 
@@ -23,10 +31,8 @@ class OwlInverse:
     reads_scores: ClassVar[bool] = True
     credit: ClassVar[str] = PAPER
 
-    metric: str = option("lod@5", "What blocks are ranked by, such as lod@5; see metrics.")
-    lam: float | None = option(
-        None, "How far budgets may move from the average: 0.08; on an N:M grid 2 weights of M; of bits 1."
-    )
+    metric: str = option("lod@5", METRIC_TEXT)
+    lam: float | None = option(None, LAM_TEXT)
     law: OwlLaw | None = option(
         None, "Range of 2 lam, or no further than lam; the first off a grid, else the second.", name="owl_law"
     )

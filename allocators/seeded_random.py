@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group
-from owl_compress.allocators.spread import settled_lam, spread
+from owl_compress.allocators.spread import LAM_TEXT, settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.options import option
 
@@ -30,9 +30,7 @@ class SeededRandom:
     reads_scores: ClassVar[bool] = False
 
     seed: int = option(0, "Which draw.")
-    lam: float | None = option(
-        None, "How far budgets may move from the average: 0.08; on an N:M grid 2 weights of M; of bits 1."
-    )
+    lam: float | None = option(None, LAM_TEXT)
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group
-from owl_compress.allocators.spread import settled_lam, spread
+from owl_compress.allocators.spread import LAM_TEXT, settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.errors import RequestError
 from owl_compress.options import option
@@ -31,9 +31,7 @@ class WeightL1:
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
 
-    lam: float | None = option(
-        None, "How far budgets may move from the average: 0.08; on an N:M grid 2 weights of M; of bits 1."
-    )
+    lam: float | None = option(None, LAM_TEXT)
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""

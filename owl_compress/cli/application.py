@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 from owl_compress.cli import demo, evaluate, planning, run
-from owl_compress.cli.options import Methods, of_methods, of_recipe, with_options
+from owl_compress.cli.options import OWN, PREFIX, Methods, of_methods, of_recipe, with_options
+from owl_compress.documents.recipe import plain_name
 
 _HELP = ("-h", "--help")
 
@@ -80,10 +81,9 @@ def _of_allocators() -> list[Parameter]:
 
 def _with_backends(parameters: list[Parameter], arguments: Sequence[str]) -> list[Parameter]:
     """`parameters` and those of backends, where the arguments want them."""
-    known = {f"--{one.name.removeprefix('recipe_').replace('_', '-')}" for one in parameters}
-    own = {"--out", "--plan", "--dry-run", "--json", "--quiet"}
-    words = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    if not words - known - own and not set(_HELP) & set(arguments):
+    known = {one.name.removeprefix(PREFIX) for one in parameters} | set(OWN)
+    words = {plain_name(word.partition("=")[0]) for word in arguments if word.startswith("--")}
+    if not words - known and not set(_HELP) & set(arguments):
         return parameters
     from owl_compress.pipeline.methods import BACKENDS, options_of_all
 

@@ -65,6 +65,9 @@ DryRun = Annotated[
 ]
 DryRunOfPlan = Annotated[bool, typer.Option("--dry-run", help="Show the budgets; write nothing.")]
 
+OWN = ("out", "plan", "model", "json", "quiet", "dry_run", "help")
+"""Options of the commands themselves, which no method can have."""
+
 PREFIX = "recipe_"
 """Of the parameters that stand for options of a recipe or a method: their names may be words of Python."""
 
@@ -122,14 +125,18 @@ def of_recipe(
 
     `methods` holds, by the name of a field, the names that it may have.
     """
-    found = []
     methods = methods or {}
-    for name, field in Recipe.model_fields.items():
-        extra = field.json_schema_extra
-        topic = extra.get("topic") if isinstance(extra, dict) else None
-        if topic in {one.value for one in topics} and name not in without:
-            found.append(_parameter_of_field(field.alias or name, field, str(topic), methods.get(name)))
-    return found
+    return [
+        _parameter_of_field(field.alias or name, field, topic.value, methods.get(name))
+        for topic in topics
+        for name, field in Recipe.model_fields.items()
+        if name not in without and _topic(field) == topic.value
+    ]
+
+
+def _topic(field: FieldInfo) -> object:
+    extra = field.json_schema_extra
+    return extra.get("topic") if isinstance(extra, dict) else None
 
 
 def _parameter_of_field(
@@ -163,32 +170,42 @@ def _simple_type(annotation: Any) -> Any:
 def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]:
     """Parameters for the options of methods, each given with the method that has it.
 
-    An option that several methods have is one parameter, and its help says who has it; one that every recipe
-    has is left out here.
+    An option that several methods have is one parameter, and its help says who has it. One that every recipe
+    has is left out here, and so is one that is called like an option of the command itself.
     """
-    texts: dict[str, dict[str, list[str]]] = {}
-    first: dict[str, Option] = {}
+    having: dict[str, list[tuple[str, Option]]] = {}
     for method, option in options:
-        if option.name not in Recipe.model_fields:
-            first.setdefault(option.name, option)
-            texts.setdefault(option.name, {}).setdefault(_text(option), []).append(method)
+        if option.name not in Recipe.model_fields and option.name not in OWN:
+            having.setdefault(option.name, []).append((method, option))
     return [
         _parameter(
             name,
-            bool if option.is_switch else (str | None),
-            False if option.is_switch else None,
-            " ".join(f"{text} For {', '.join(methods)}." for text, methods in texts[name].items()),
+            bool if members[0][1].is_switch else (str | None),
+            False if members[0][1].is_switch else None,
+            _text(members),
             "Options of allocators and backends",
         )
-        for name, option in first.items()
+        for name, members in having.items()
     ]
 
 
-def _text(option: Option) -> str:
-    choices = f" One of {', '.join(option.choices)}." if option.choices else ""
-    is_open = option.is_switch or option.is_required or option.default is None
-    default = "" if is_open else f" Default {option.given_for(option.default)}."
-    return f"{option.help}{choices}{default}".strip()
+def _text(members: Sequence[tuple[str, Option]]) -> str:
+    """What the option is, for whom, and its default, each said once for all methods that have it alike."""
+    texts: dict[str, dict[str, list[str]]] = {}
+    for method, option in members:
+        choices = f" One of {', '.join(option.choices)}." if option.choices else ""
+        is_open = option.is_switch or option.is_required or option.default is None
+        default = "" if is_open else str(option.given_for(option.default))
+        texts.setdefault(f"{option.help}{choices}", {}).setdefault(default, []).append(method)
+    return " ".join(f"{text} {_for_whom(defaults)}".strip() for text, defaults in texts.items())
+
+
+def _for_whom(defaults: Mapping[str, Sequence[str]]) -> str:
+    if len(defaults) == 1:
+        ((default, methods),) = defaults.items()
+        return f"For {', '.join(methods)}{f'; default {default}' if default else ''}."
+    each = (f"{', '.join(methods)} (default {default})" for default, methods in defaults.items())
+    return f"For {'; '.join(each)}."
 
 
 def _parameter(name: str, kind: Any, default: Any, text: str, panel: str) -> inspect.Parameter:

@@ -15,7 +15,10 @@ from owl_compress.errors import RequestError
 if TYPE_CHECKING:  # a refusal must not wait for torch
     from owl_compress.pipeline.session import Session
 
-RUN_TOPICS = tuple(topic for topic in Topic if topic not in {Topic.MODEL, Topic.PLAN})
+RUN_TOPICS = (
+    Topic.BUDGET, Topic.ALLOCATOR, Topic.SHAPE, Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.MEASURING,
+    Topic.SEED, Topic.EVALUATION, Topic.MACHINE,
+)  # fmt: skip
 COMPRESS_TOPICS = (
     Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.SEED, Topic.EVALUATION, Topic.MACHINE
 )  # fmt: skip
