@@ -11,11 +11,9 @@ from functools import cached_property
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from owl_compress.errors import RequestError, first_problem, nearest
-
-_NUMBERS = ConfigDict(allow_inf_nan=False)
 
 NONE = "none"
 """How a user writes None, where an option has it for a value of its own."""
@@ -102,7 +100,7 @@ class Option:
         if isinstance(given, bool) and not self.is_switch:
             raise RequestError(f"{self.shown_name} takes a value, not {given}")
         try:
-            value = TypeAdapter(self.annotation, config=_NUMBERS).validate_python(self._literal(given))
+            value = TypeAdapter(self.annotation).validate_python(self._literal(given))
         except ValidationError as error:
             raise RequestError(f"{self.shown_name}: {first_problem(error)}") from error
         self._check_range(value)

@@ -166,7 +166,7 @@ def test_text_and_typed_values_are_taken_under_the_users_name(of: str, given: ob
         ({"steps": "10"}, "steps 10 must be at most 9"),
         ({"damping": 0}, "damping 0 must be above 0"),
         ({"damping": "1"}, "damping 1 must be below 1"),
-        ({"damping": "nan"}, "damping: Input should be a finite number (got 'nan')"),
+        ({"damping": "nan"}, "damping nan must be above 0"),
         ({"tuning": 5}, "tuning 5 must be at most 4"),
         ({"owl_law": "papr"}, "unknown owl-law 'papr': did you mean 'paper'?"),
         ({"order": "none"}, "unknown order 'none': did you mean 'down'?"),
@@ -239,7 +239,7 @@ def values_of(of: str) -> st.SearchStrategy[Any]:
         "law": st.sampled_from(["paper", "code", None]),
         "order": st.sampled_from(["up", "down"]),
         "scope": st.sampled_from(Scope),
-        "plain": st.floats(allow_nan=False, allow_infinity=False),
+        "plain": st.floats(allow_nan=False),
         "tuned": st.integers(max_value=4),
     }.get(of, st.booleans())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, nearest
 from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # the table loads no torch
@@ -109,9 +109,16 @@ def suiting(model: Any, *, wants_codes: bool) -> StoredForm:
     return next(form for form in _storing_forms() if form.suits(model, wants_codes=wants_codes))
 
 
-def exports() -> tuple[str, ...]:
-    """Names of the forms for other software."""
-    return tuple(form.name for form in _storing_forms() if form.is_asked_for)
+def export_named(name: str) -> StoredForm:
+    """The form for other software that is called so.
+
+    Raises:
+        RequestError: unknown name, or one of ours, which are taken unasked.
+    """
+    found = {form.name: form for form in _storing_forms() if form.is_asked_for}
+    if name not in found:
+        raise RequestError(f"unknown export {name!r}: {nearest(name, found)}")
+    return found[name]
 
 
 def no_zeros_to_count(folder: Path) -> RequestError:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from owl_compress.compression.account import Account, Stored, method_record
-from owl_compress.compression.contract import Backend, GradientReader, Surveyed
+from owl_compress.compression.contract import AnyBackend, Backend, GradientReader, Surveyed
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
@@ -92,16 +92,25 @@ def _change(before: Footprint | None, after: Footprint | None) -> FootprintChang
     return FootprintChange(before=before, after=after) if before and after else None
 
 
+def check_unit(plan: Plan, backend: AnyBackend) -> None:
+    """Refuse a plan that counts in another unit than the backend.
+
+    Raises:
+        RequestError: see above.
+    """
+    if plan.unit is not backend.unit:
+        raise RequestError(
+            f"backend {backend.name!r} carries out budgets in {backend.unit}, the plan is in {plan.unit}: "
+            "choose another backend"
+        )
+
+
 def _check_request(
     plan: Plan, backend: Backend, calibration: TokenWindows | None, structure: ModelStructure
 ) -> None:
     name = backend.name
     plan.check_fits(structure.linear_sizes)
-    if plan.unit is not backend.unit:
-        raise RequestError(
-            f"backend {name!r} carries out budgets in {backend.unit}, the plan is in {plan.unit}: "
-            "choose another backend"
-        )
+    check_unit(plan, backend)
     if calibration is None and (backend.statistic is not None or _wants_gradients(backend)):
         raise RequestError(f"backend {name!r} needs calibration text: give --calib")
     if plan.grid is not None and plan.unit is Unit.WIDTH:

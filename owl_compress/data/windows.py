@@ -40,6 +40,7 @@ class CalibrationOptions:
         _check_choice("sampling", self.sampling, get_args(Sampling))
         _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
         _check_samples(self.samples, self.seed)
+        _check_seq_len(self.seq_len)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
         _check_max_windows(self.max_windows)
+        _check_seq_len(self.seq_len)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,7 @@ class TokenWindows:
 
     def batches(self, batch_size: int) -> list[Tensor]:
         """Views [<= batch_size, seq_len] of the ids, in order; only the last may be smaller."""
-        if batch_size < 1:
-            raise RequestError(f"batch size {batch_size} is below 1: set --batch-size to at least 1")
+        check_batch_size(batch_size)
         return [self.ids[start : start + batch_size] for start in range(0, len(self), batch_size)]
 
     def first(self, samples: int) -> "TokenWindows":
@@ -190,6 +191,16 @@ def token_ids_sha256(ids: Tensor) -> str:
     return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a number of sequences that is none.
+
+    Raises:
+        RequestError: below 1.
+    """
+    if batch_size < 1:
+        raise RequestError(f"batch size {batch_size} is below 1: set --batch-size to at least 1")
+
+
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise RequestError(f"unknown {what} {value!r}: {nearest(value, choices)}")
@@ -209,7 +220,11 @@ def _check_max_windows(max_windows: int | None) -> None:
 
 def _check_window(seq_len: int, bos: str) -> None:
     _check_choice("bos", bos, get_args(Bos))
-    if seq_len < 2:
+    _check_seq_len(seq_len)
+
+
+def _check_seq_len(seq_len: int | None) -> None:
+    if seq_len is not None and seq_len < 2:
         raise RequestError(f"sequence length {seq_len} is below 2: set --seq-len to at least 2")
 
 

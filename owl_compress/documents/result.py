@@ -96,7 +96,7 @@ class Result(Document):
     versions: dict[str, str]
     report: str
     plan: str
-    budgets: tuple[LinearResult, ...]
+    budgets: tuple[LinearResult, ...] = Field(min_length=1)
 
     @property
     def as_earlier(self) -> tuple[EarlierStep, ...]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from owl_compress.data.windows import EvaluationOptions
+from owl_compress.data.windows import EvaluationOptions, check_batch_size
 from owl_compress.device import resolve_device
 from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
@@ -61,11 +61,13 @@ class EvaluationRequest:
         if timing:
             timing.check_model(model)
         fields = Recipe.model_fields
+        batch_size = given.get("batch_size", fields["batch_size"].default)
+        check_batch_size(batch_size)
         return cls(
             model,
             EvaluationOptions(data, **taken(given, _TEXT)),
             resolve_device(given.get("device", fields["device"].default)),
-            given.get("batch_size", fields["batch_size"].default),
+            batch_size,
             taken(given, LOADING),
             timing,
         )

@@ -51,6 +51,8 @@ def run(
     """
     out = None if out is None else Path(out)
     request = Request.of(recipe)
+    if out is None and isinstance(request.backend, CheckpointBackend):
+        raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
     check_output(request, out)
     with memory_errors("running the recipe"):
         return execute(Session.open(request, loaded, progress=progress), out)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from owl_compress.allocators import EQUAL_SHARES, allocate
 from owl_compress.compression.contract import PlanChecker
+from owl_compress.compression.driver import check_unit
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.prediction import predict
 from owl_compress.documents.measurements import Prediction
@@ -50,8 +51,9 @@ def forecast(session: Session, plan: Plan) -> Forecast:
     """Predict the size of the checkpoint and the memory that carrying out `plan` takes.
 
     Raises:
-        RequestError: a plan of another model.
+        RequestError: a plan of another model or unit.
     """
+    check_unit(plan, session.request.backend)
     request, model = session.request, session.loaded.model
     batch_size = session.recipe.batch_size
     backend, notes = settled_backend(

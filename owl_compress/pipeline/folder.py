@@ -7,7 +7,7 @@ from owl_compress.allocators import ALLOCATORS
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import origin_of
 from owl_compress.checkpoints.saving import save_checkpoint
-from owl_compress.checkpoints.stored_forms import StoredForm, form_named, suiting
+from owl_compress.checkpoints.stored_forms import StoredForm, export_named, suiting
 from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.documents.disk import output_folder
 from owl_compress.documents.plan import Plan
@@ -53,10 +53,9 @@ def save(
         RequestError: the folder is not empty, the disk is full, or the form cannot hold the model.
     """
     is_quantized = any(coded_modules(loaded.model))
-    is_packed = is_quantized and keeps_codes
-    if isinstance(export, str):
-        export = form_named(export)
-    form = export or suiting(loaded.model, wants_codes=is_packed)
+    is_packed = is_quantized and keeps_codes and export is None
+    form = export_named(export) if isinstance(export, str) else export
+    form = form or suiting(loaded.model, wants_codes=is_packed)
     with output_folder(Path(folder)) as temporary:
         notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, form)
         counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}

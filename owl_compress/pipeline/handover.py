@@ -11,6 +11,7 @@ from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.compression.account import Account, Stored, method_record
 from owl_compress.compression.contract import CheckpointBackend
+from owl_compress.compression.driver import check_unit
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
@@ -32,6 +33,7 @@ def compress_checkpoint_(session: Session, backend: CheckpointBackend, plan: Pla
     start = perf_counter()
     loaded, structure, device = session.loaded, session.structure, session.request.device
     plan.check_fits(structure.linear_sizes)
+    check_unit(plan, backend)
     calibration = session.calibration
     if calibration is None:
         raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")

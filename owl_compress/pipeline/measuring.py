@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from owl_compress.data.windows import CalibrationOptions
+from owl_compress.data.windows import CalibrationOptions, check_batch_size
 from owl_compress.device import resolve_device
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
@@ -51,12 +51,14 @@ class Measurement:
             RequestError: an unknown metric or device, or a number that cannot be meant.
         """
         fields = Recipe.model_fields
+        batch_size = given.get("batch_size", fields["batch_size"].default)
+        check_batch_size(batch_size)
         return cls(
             model,
             CalibrationOptions(given.get("calib", fields["calib"].default), **taken(given, _CALIBRATION)),
             with_defaults(metrics),
             resolve_device(given.get("device", fields["device"].default)),
-            given.get("batch_size", fields["batch_size"].default),
+            batch_size,
             taken(given, LOADING),
         )
 

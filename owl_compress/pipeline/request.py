@@ -90,13 +90,9 @@ class Request:
 
 
 def _export_of(recipe: Recipe) -> "StoredForm | None":
-    from owl_compress.checkpoints.stored_forms import exports, form_named  # noqa: PLC0415 - loads torch
+    from owl_compress.checkpoints.stored_forms import export_named  # noqa: PLC0415 - loads torch
 
-    if recipe.export is None:
-        return None
-    if recipe.export not in exports():
-        raise RequestError(f"unknown export {recipe.export!r}: {nearest(recipe.export, exports())}")
-    return form_named(recipe.export)
+    return None if recipe.export is None else export_named(recipe.export)
 
 
 def _keeps_codes(recipe: Recipe, backend: "AnyBackend") -> bool:

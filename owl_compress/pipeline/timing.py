@@ -129,7 +129,8 @@ def time_model(
     """
     options = options or TimingOptions()
     options.check_model(model)
-    return prepare_timing(load(model, **loading), options).run(progress)
+    of_others = {name: loading[name] for name in ("trust_remote_code", "allow_pickle") if name in loading}
+    return prepare_timing(load(model, **loading), options, **of_others).run(progress)
 
 
 def _dense_beside(model: str, against: str | None, say: Say, loading: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.pipeline.execution import compress_, make_plan
 from owl_compress.pipeline.session import Session
@@ -43,6 +44,10 @@ def try_out(session: Session, windows: TokenWindows, report: ImportanceReport | 
     Raises:
         RequestError: what the request is refused for.
     """
+    if session.writes_by_itself:
+        raise RequestError(
+            f"backend {session.recipe.backend!r} writes its own checkpoint: use run, with a folder"
+        )
     copy, request = session.on_a_copy(), session.request
     start = perf_counter()
     if report is not None and request.allocator is not None and request.target is not None:

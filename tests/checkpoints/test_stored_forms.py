@@ -19,7 +19,7 @@ from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import (
     STORED_FORMS,
     StoredForm,
-    exports,
+    export_named,
     form_named,
     recognised,
     suiting,
@@ -51,7 +51,9 @@ def test_a_name_that_is_not_in_the_table_is_refused() -> None:
 
 def test_all_but_gguf_store_models_and_one_is_for_other_software() -> None:
     assert set(FORMS) - set(STORING) == {"gguf"}
-    assert exports() == ("decilm",)
+    assert export_named("decilm").name == "decilm"
+    with pytest.raises(RequestError, match="unknown export 'dense': known: decilm"):
+        export_named("dense")
 
 
 @pytest.mark.parametrize("name", SAVING)
@@ -272,4 +274,6 @@ def test_forms_of_other_packages_are_asked_first(
 ) -> None:
     assert recognised(saved("packed").source).name == "nest"
     assert suiting(make("narrowed"), wants_codes=False).name == "burrow"
-    assert exports() == ("decilm",)
+    assert export_named("decilm").name == "decilm"
+    with pytest.raises(RequestError, match="unknown export 'dense': known: decilm"):
+        export_named("dense")

@@ -176,8 +176,9 @@ def test_a_plan_is_carried_out_and_is_beside_the_recipe(
 def test_a_plan_of_another_model_is_refused(here: Path, recipe: MakeRecipe) -> None:
     plan = run(recipe("wanda", sparsity=0.6), None).plan
     plan.model_copy(update={"budgets": plan.budgets[1:]}).write("less.json")
+    session = Session.open(recipe("wanda", plan="less.json"))
     with pytest.raises(RequestError, match=r"plan has no budget for linear 'model\.layers\.0\.self_attn"):
-        run(recipe("wanda", plan="less.json"), None)
+        make_plan(session)
 
 
 def test_without_a_folder_nothing_is_written_and_the_model_is_compressed(
@@ -233,6 +234,15 @@ def test_a_budget_that_cannot_be_met_is_refused_before_importance_is_measured(
     monkeypatch.setattr("owl_compress.pipeline.execution.measure", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(RequestError, match="--allow-empty"):
         make_plan(Session.open(recipe("structured", prune_ratio=0.95, round_to=8)))
+
+
+def test_what_cannot_be_stored_is_refused_before_importance_is_measured(
+    here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owl_compress.pipeline.execution.measure", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(RequestError, match="asymmetric codes cannot be packed"):
+        run(recipe("rtn", bits=3, group_size=16, asymmetric=True), "OUT")
+    assert not Path("OUT").exists()
 
 
 def test_the_stages_of_a_run_one_by_one_make_its_checkpoint(

@@ -122,7 +122,7 @@ def test_an_export_may_be_named(here: Path, recipe: MakeRecipe, tokenizer: PreTr
 
 
 def test_an_unknown_export_is_refused(pruned: Compressed) -> None:
-    with pytest.raises(RequestError, match="unknown stored form 'decilmm': did you mean 'decilm'"):
+    with pytest.raises(RequestError, match="unknown export 'decilmm': did you mean 'decilm'"):
         save(*pruned, "OUT", export="decilmm")
     assert not Path("OUT").exists()
 
