@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
-from owl_compress.checkpoints.verification import count_kept
+from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
@@ -69,4 +69,4 @@ class Dense:
         """Count the zeros of every linear of the stock model."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(CheckpointSource.of_folder(folder).config)
-        return count_kept(folder, model, pattern)
+        return count_groups(folder, model, pattern)

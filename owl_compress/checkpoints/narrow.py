@@ -19,7 +19,7 @@ from owl_compress.checkpoints.narrow_config import (
 )
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
-from owl_compress.checkpoints.verification import count_kept
+from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
@@ -103,4 +103,4 @@ class Narrow:
         config = CheckpointSource.of_folder(folder).config
         with torch.device("meta"):
             model = narrowed_class(config, str(folder))(config)
-        return count_kept(folder, model, pattern)
+        return count_groups(folder, model, pattern)

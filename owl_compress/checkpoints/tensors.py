@@ -1,7 +1,7 @@
 """Reading a saved checkpoint tensor by tensor: the independent witness of what a compression kept."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,23 +68,6 @@ def saved_dtypes(folder: Path | str, ending: str) -> dict[str, str]:
         with _opened(file) as tensors:
             dtypes |= {name: tensors.get_slice(name).get_dtype() for name in those}
     return dtypes
-
-
-def count_kept(folder: Path | str, names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Count (non-zero, all) weights of each linear or tensor in `names`, from the saved files alone.
-
-    One tensor is in memory at a time. Names are the model's own ("model.layers.0.mlp.up_proj"), with or
-    without ".weight". The order of `names` is kept.
-
-    Raises:
-        RequestError: the checkpoint is corrupt or lacks one of the tensors.
-    """
-    files = tensor_files(folder)
-    counts = {}
-    for name in names:
-        tensor = _read(*_find(files, name, folder))
-        counts[name] = (int(torch.count_nonzero(tensor)), tensor.numel())
-    return counts
 
 
 def _find(files: dict[str, Path], name: str, folder: Path | str) -> tuple[Path, str]:

@@ -37,7 +37,7 @@ def verify(folder: Path, pattern: str = "plan") -> Verification:
         return form.verify(folder, pattern)
 
 
-def count_kept(folder: Path, model: nn.Module, pattern: str) -> Verification:
+def count_groups(folder: Path, model: nn.Module, pattern: str) -> Verification:
     """Count the saved tensors that are the linears of `model`, whose own weights are not looked at.
 
     Raises:
