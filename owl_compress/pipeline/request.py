@@ -57,7 +57,7 @@ class Request:
     @property
     def unit(self) -> Unit:
         """What the budgets count."""
-        return self.target.unit if self.target else self.backend.unit
+        return self.backend.unit
 
     @classmethod
     def of(cls, recipe: Recipe, where: str = "options") -> "Request":
@@ -69,16 +69,18 @@ class Request:
         """
         from owl_compress.importance.metrics import with_defaults  # noqa: PLC0415 - loads torch
 
-        plan = Plan.read(recipe.plan) if recipe.plan is not None else None
-        allocator, target = None, None
-        if plan is None:
+        plan, allocator, target = None, None, None
+        if recipe.plan is not None:
+            plan = Plan.read(recipe.plan)
+            unit = plan.unit
+        else:
             allocator, target = allocator_of(recipe), target_of(recipe)
             allocator.settled(target)
+            unit = target.unit
         check_options(recipe, where)
-        unit = plan.unit if plan else target.unit if target else None
         check_unit(recipe.backend, unit)
         export = _export_of(recipe)
-        if export and unit is not None:
+        if export:
             # The parts of a plan are what its linears are; those of a request, what it names.
             export.check_request(unit, recipe.parts if target else (), recipe.options)
         backend = backend_of(recipe, export.option_defaults if export else {})
@@ -190,7 +192,7 @@ def plan_for(report: ImportanceReport, recipe: Recipe) -> Plan:
     return allocate(report, allocator_of(recipe), target_of(recipe))
 
 
-def check_unit(backend: str, unit: Unit | None) -> None:
+def check_unit(backend: str, unit: Unit) -> None:
     """Refuse a backend that does not carry out budgets in `unit`; those that do are named.
 
     Raises:

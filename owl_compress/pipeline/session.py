@@ -53,7 +53,8 @@ class Session:
     ) -> "Session":
         """Load the model of the request, find its blocks, and cut its calibration text into windows.
 
-        A model that is `loaded` already, or windows that are there, are taken instead.
+        A model that is `loaded` already, or windows that are there, are taken instead; the recipe beside a
+        result then says what was asked for, and not where these came from.
 
         Raises:
             RequestError: what `Request.of` and `load` refuse, an unknown architecture, or too little text.
