@@ -73,14 +73,22 @@ class Option:
     @cached_property
     def choices(self) -> tuple[str, ...]:
         """The words that it may be; empty where it is no choice between words."""
-        kinds = get_args(self.annotation) if NoneType in get_args(self.annotation) else (self.annotation,)
         words: list[str] = []
-        for kind in kinds:
+        for kind in self._kinds:
             if get_origin(kind) is Literal:
                 words += map(str, get_args(kind))
             elif isinstance(kind, type) and issubclass(kind, Enum):
                 words += (str(member.value) for member in kind)
+            else:
+                return ()
         return tuple(words)
+
+    @property
+    def _kinds(self) -> tuple[Any, ...]:
+        """The types that it may have, None left aside."""
+        is_one = get_origin(self.annotation) is Literal or not get_args(self.annotation)
+        kinds = (self.annotation,) if is_one else get_args(self.annotation)
+        return tuple(kind for kind in kinds if kind is not NoneType)
 
     def parsed(self, given: Any) -> Any:
         """The value of the field for what a user gave under the option's name, text as well as numbers.
@@ -97,7 +105,7 @@ class Option:
             return None
         if self.choices and str(given) not in self.choices:
             raise RequestError(f"unknown {self.shown_name} {given!r}: {nearest(str(given), self.choices)}")
-        if isinstance(given, bool) and not self.is_switch:
+        if isinstance(given, bool) and set(self._kinds) <= {int, float}:
             raise RequestError(f"{self.shown_name} takes a value, not {given}")
         try:
             value = TypeAdapter(self.annotation).validate_python(self._literal(given))
@@ -108,7 +116,7 @@ class Option:
 
     def _literal(self, given: Any) -> Any:
         """The member of a `Literal` that a word stands for: it may be a number."""
-        for kind in get_args(self.annotation) or (self.annotation,):
+        for kind in self._kinds:
             members = get_args(kind) if get_origin(kind) is Literal else ()
             given = next((member for member in members if str(member) == given), given)
         return given
@@ -118,6 +126,18 @@ class Option:
         if self.is_switch:
             return True if value is not self.default else None
         return NONE if value is None else getattr(value, "value", value)
+
+    @property
+    def shown_type(self) -> str:
+        """What kind of value it takes, in a word: "int", "float or none"."""
+        word = "text" if self.choices else getattr(self._kinds[0], "__name__", "text")
+        is_none_meant = NoneType in get_args(self.annotation) and self.default is not None
+        return f"{word} or {NONE}" if is_none_meant else word
+
+    @property
+    def shown_range(self) -> str:
+        """Its range in words: "at least 0, below 1"; empty where it has none."""
+        return ", ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in self.bounds.items())
 
     @property
     def shown_name(self) -> str:
@@ -146,7 +166,7 @@ def options_of(method: type) -> tuple[Option, ...]:
             field=one.name,
             name=one.metadata.get("name") or _usual_name(one.name, one.default),
             help=one.metadata.get("help", ""),
-            default=one.default,
+            default=one.default if one.default_factory is MISSING else one.default_factory(),
             annotation=annotations[one.name],
             stated=bool(one.metadata.get("stated")),
             bounds={

@@ -101,7 +101,11 @@ def form_named(name: str) -> StoredForm:
 
 def recognised(source: "CheckpointSource") -> ReadableForm:
     """The form of a checkpoint, the first in the table that knows it."""
-    return next(form for form in _all_forms() if form.recognise(source))
+    for form in _all_forms():
+        with STORED_FORMS.answering_for(getattr(form, "name", type(form).__name__), "asked"):
+            if form.recognise(source):
+                return form
+    raise TypeError("no form in the table is dense")
 
 
 def suiting(model: Any, *, wants_codes: bool) -> StoredForm:
@@ -132,6 +136,10 @@ def _storing_forms() -> list[StoredForm]:
 
 def _all_forms() -> list[ReadableForm]:
     """Third-party ones first: they know something that ours do not."""
-    found = dict(STORED_FORMS.loadable())
-    others = [name for name in found if name not in STORED_FORMS.builtin]
-    return [found[name]() for name in (*others, *STORED_FORMS.builtin)]
+    ours = list(STORED_FORMS.builtin)
+    others = [name for name, _ in STORED_FORMS.loadable() if name not in STORED_FORMS.builtin]
+    forms = []
+    for name in (*others, *ours):
+        with STORED_FORMS.answering_for(name, "made"):
+            forms.append(STORED_FORMS.load(name)())
+    return forms

@@ -74,9 +74,9 @@ def _methods() -> dict[str, Methods]:
 
 
 def _of_allocators() -> list[Parameter]:
-    from owl_compress.pipeline.methods import ALLOCATORS, options_of_all
+    from owl_compress.pipeline.methods import ALLOCATORS
 
-    return of_methods(options_of_all(ALLOCATORS))
+    return of_methods(ALLOCATORS.every_option())
 
 
 def _with_backends(parameters: list[Parameter], arguments: Sequence[str]) -> list[Parameter]:
@@ -85,8 +85,8 @@ def _with_backends(parameters: list[Parameter], arguments: Sequence[str]) -> lis
     words = {plain_name(word.partition("=")[0]) for word in arguments if word.startswith("--")}
     if not words - known and not set(_HELP) & set(arguments):
         return parameters
-    from owl_compress.pipeline.methods import BACKENDS, options_of_all
+    from owl_compress.pipeline.methods import BACKENDS
 
-    further = of_methods(options_of_all(BACKENDS))
+    further = of_methods(BACKENDS.every_option())
     taken = {one.name for one in parameters}
     return [*parameters, *(one for one in further if one.name not in taken)]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from owl_compress.documents.recipe import Recipe, Topic, option_name
+from owl_compress.documents.recipe import RECIPE_NAMES, Recipe, Topic, option_name
 from owl_compress.options import Option
 
 _LATENCY = "Latency"
@@ -175,7 +175,7 @@ def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]
     """
     having: dict[str, list[tuple[str, Option]]] = {}
     for method, option in options:
-        if option.name not in Recipe.model_fields and option.name not in OWN:
+        if option.name not in {*RECIPE_NAMES, *OWN}:
             having.setdefault(option.name, []).append((method, option))
     return [
         _parameter(
@@ -184,6 +184,7 @@ def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]
             False if members[0][1].is_switch else None,
             _text(members),
             "Options of allocators and backends",
+            None if members[0][1].is_switch else f"<{members[0][1].shown_type}>",
         )
         for name, members in having.items()
     ]
@@ -194,6 +195,7 @@ def _text(members: Sequence[tuple[str, Option]]) -> str:
     texts: dict[str, dict[str, list[str]]] = {}
     for method, option in members:
         choices = f" One of {', '.join(option.choices)}." if option.choices else ""
+        choices += f" {option.shown_range.capitalize()}." if option.shown_range else ""
         is_open = option.is_switch or option.is_required or option.default is None
         default = "" if is_open else str(option.given_for(option.default))
         texts.setdefault(f"{option.help}{choices}", {}).setdefault(default, []).append(method)
@@ -208,8 +210,10 @@ def _for_whom(defaults: Mapping[str, Sequence[str]]) -> str:
     return f"For {'; '.join(each)}."
 
 
-def _parameter(name: str, kind: Any, default: Any, text: str, panel: str) -> inspect.Parameter:
-    described = typer.Option(f"--{option_name(name)}", help=text, rich_help_panel=panel)
+def _parameter(
+    name: str, kind: Any, default: Any, text: str, panel: str, metavar: str | None = None
+) -> inspect.Parameter:
+    described = typer.Option(f"--{option_name(name)}", help=text, rich_help_panel=panel, metavar=metavar)
     return inspect.Parameter(
         f"{PREFIX}{name}",
         inspect.Parameter.KEYWORD_ONLY,

@@ -215,19 +215,14 @@ class Recipe(Frozen):
             RequestError: an option that is given twice, or a bad value. What is no option of every recipe is
                 taken for one of its methods, and left for them to refuse.
         """
-        known = {field.alias or name: name for name, field in cls.model_fields.items()}
+        known = RECIPE_NAMES
         content: dict[str, Any] = {}
         methods: dict[str, Any] = {}
         for key, value in options.items():
             name = plain_name(key)
             if name in content or name in methods:
                 raise RequestError(f"{where}: {option_name(name)} is given twice")
-            if name == "options" and isinstance(value, Mapping):  # a recipe's own, handed on
-                methods |= value
-            elif name in known:
-                content[name] = value
-            elif value is not None:
-                methods[name] = value
+            (content if name in known else methods)[name] = value
         content["options"] = methods
         try:
             return cls.model_validate(content)
@@ -247,13 +242,16 @@ class Recipe(Frozen):
         """
         given = {plain_name(key): value for key, value in options.items() if value is not None}
         old = self.model_dump(exclude_unset=True, exclude={"options"})
-        if "options" not in given:
-            old |= {name: value for name, value in self.options.items() if name not in given}
+        old |= {name: value for name, value in self.options.items() if name not in given}
         if given.keys() & set(BUDGETS):
             dropped = {*BUDGETS, "bit_choices"} if "bits" not in given else set(BUDGETS)
             old = {key: value for key, value in old.items() if key not in dropped}
         kept = {plain_name(name): value for name, value in old.items()}
         return type(self).from_options(kept | given, "options")
+
+    def with_method_options(self, options: Mapping[str, JsonValue]) -> Self:
+        """The same recipe with these options of its methods in the place of all that it had."""
+        return self.model_copy(update={"options": dict(options)})
 
     def beside(self, folder: Path) -> Self:
         """The same recipe, with the path of its plan seen from where `folder` is."""
@@ -289,6 +287,12 @@ class Recipe(Frozen):
         lines = {option_name(name): content[name] for name in order if content.get(name) is not None}
         body = yaml.dump(lines, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
         return "# owl-compress run recipe.yaml -o OUT\n" + body
+
+
+RECIPE_NAMES = frozenset(
+    field.alias or name for name, field in Recipe.model_fields.items() if name != "options"
+)
+"""What every recipe has; everything else in one is an option of its methods."""
 
 
 def plain_name(option: object) -> str:

@@ -170,6 +170,7 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
         RequestError: what the backend refuses; with `strict` also any fallback.
     """
     backend, recipe = session.request.backend, session.recipe
+    session.spend()
     if isinstance(backend, CheckpointBackend):
         if folder is None:
             raise RequestError(f"backend {backend.name!r} writes its own checkpoint: name a folder")
@@ -202,10 +203,10 @@ def settled_recipe(session: Session, result: Result) -> Recipe:
         filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
     if session.request.keeps_codes or recipe.format_:
         filled["format"] = "packed" if session.request.keeps_codes else recipe.format_
-    return recipe.with_options(filled | {"options": _settled_options(session, result)})
+    return recipe.with_options(filled).with_method_options(_settled_options(session, result))
 
 
-def _settled_options(session: Session, result: Result) -> dict[str, object]:
+def _settled_options(session: Session, result: Result) -> dict[str, Any]:
     """The options of the methods: those that were given, or always matter, as they were in the end."""
     settled: dict[str, object] = dict(session.recipe.options)
     allocator, backend = session.request.allocator, session.request.backend

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from owl_compress.allocators import Allocator, Target, allocate
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import BUDGETS, Recipe, option_name
+from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, option_name
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
-from owl_compress.options import not_taken, options_of
-from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, options_of_all
+from owl_compress.options import not_taken
+from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS
 from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # a plan is made without loading torch
@@ -67,6 +67,15 @@ class Request:
             RequestError: names and options that do not exist or do not go together, values that cannot be
                 meant, a device or package that is not there.
         """
+        try:
+            return cls._of(recipe)
+        except RequestError as error:
+            if where == "options":
+                raise
+            raise RequestError(f"{where}: {error}") from error
+
+    @classmethod
+    def _of(cls, recipe: Recipe) -> "Request":
         from owl_compress.importance.metrics import with_defaults  # noqa: PLC0415 - loads torch
 
         plan, allocator, target = None, None, None
@@ -77,7 +86,7 @@ class Request:
             allocator, target = allocator_of(recipe), target_of(recipe)
             allocator.settled(target)
             unit = target.unit
-        check_options(recipe, where)
+        check_options(recipe)
         check_unit(recipe.backend, unit)
         export = _export_of(recipe)
         if export:
@@ -149,13 +158,13 @@ def backend_of(recipe: Recipe, defaults: Mapping[str, Any] | None = None) -> "An
 
 def _created(registry: Registry, name: str, recipe: Recipe, defaults: Mapping[str, Any]) -> Any:
     """The method with those options of the recipe that it takes, be they its own or every recipe's."""
-    known = {one.name for one in options_of(registry.load(name))}
-    given = {**defaults, **recipe.options}
-    shared = {one: getattr(recipe, one) for one in known & type(recipe).model_fields.keys()}
+    known = {one.name for one in registry.options(name)}
+    given = {**defaults, **{one: value for one, value in recipe.options.items() if value is not None}}
+    shared = {one: getattr(recipe, one) for one in known & RECIPE_NAMES & type(recipe).model_fields.keys()}
     return registry.create(name, {one: value for one, value in given.items() if one in known} | shared)
 
 
-def check_options(recipe: Recipe, where: str = "options") -> None:
+def check_options(recipe: Recipe) -> None:
     """Refuse an option that neither the allocator nor the backend of `recipe` takes.
 
     Raises:
@@ -166,20 +175,20 @@ def check_options(recipe: Recipe, where: str = "options") -> None:
         for registry, name in ((ALLOCATORS, recipe.allocator), (BACKENDS, recipe.backend))
         if name is not None and name in registry.names()
     ]
-    taken = {one.name for registry, name in methods for one in options_of(registry.load(name))}
+    taken = {one.name for registry, name in methods for one in registry.options(name)}
     for option in recipe.options:
         if option not in taken:
-            raise RequestError(_not_taken(option, methods, where))
+            raise RequestError(_not_taken(option, methods))
 
 
-def _not_taken(option: str, methods: Sequence[tuple[Registry, str]], where: str) -> str:
+def _not_taken(option: str, methods: Sequence[tuple[Registry, str]]) -> str:
     for registry, name in methods:
-        if any(option == one.name for _, one in options_of_all(registry)):
-            return not_taken(f"{registry.kind} {name!r}", option, options_of(registry.load(name)))
+        if any(option == one.name for _, one in registry.every_option()):
+            return not_taken(f"{registry.kind} {name!r}", option, registry.options(name))
     shown = option_name(option)
-    known = {option_name(field.alias or name) for name, field in Recipe.model_fields.items()} - {"options"}
-    known |= {one.shown_name for registry, _ in methods for _, one in options_of_all(registry)}
-    return f"{where}: unknown key {shown!r}: {nearest(shown, known)}"
+    known = set(map(option_name, RECIPE_NAMES))
+    known |= {one.shown_name for registry, _ in methods for _, one in registry.every_option()}
+    return f"unknown key {shown!r}: {nearest(shown, known)}"
 
 
 def plan_for(report: ImportanceReport, recipe: Recipe) -> Plan:

@@ -1,7 +1,7 @@
 """One request on one model: everything that the steps of a run read, found once."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from owl_compress.checkpoints.loading import LoadedModel
@@ -42,6 +42,7 @@ class Session:
     identity: ModelIdentity
     calibration: TokenWindows | None
     progress: Progress = SILENT
+    _spent: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -80,6 +81,18 @@ class Session:
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
         loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
         return replace(self, loaded=loaded, structure=find_structure(loaded.model))
+
+    def spend(self) -> None:
+        """Note that the model is about to be compressed, which is done once.
+
+        Raises:
+            RequestError: it was before: what is measured and recorded next would be of another model.
+        """
+        if self._spent:
+            raise RequestError(
+                "the model of this session is compressed already: open another, or use try_out on a dense one"
+            )
+        self._spent.append(True)
 
     @property
     def recipe(self) -> Recipe:

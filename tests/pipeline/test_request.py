@@ -58,6 +58,9 @@ def test_a_form_brings_what_it_needs_unless_told_otherwise() -> None:
     [
         ({**WANDA, "sparsty": 1}, "recipe.yaml: unknown key 'sparsty': did you mean 'sparsity'?"),
         ({**WANDA, "seqlen": 1}, "did you mean 'seq-len'?"),
+        ({**WANDA, "bogus": None}, "recipe.yaml: unknown key 'bogus'"),
+        ({**WANDA, "options": {"sparsity": 0.9}}, "recipe.yaml: unknown key 'options'"),
+        ({**WANDA, "scope": "rwo"}, "recipe.yaml: backend 'wanda': unknown scope 'rwo'"),
         ({**WANDA, "group_sise": 1}, "did you mean 'group-size'?"),
         ({**WANDA, "group_size": 64}, "backend 'wanda' takes no group-size; it takes: scope"),
         ({**WANDA, "allocator": "uniform", "lam": 0.1}, "allocator 'uniform' takes no lam; it takes no"),
