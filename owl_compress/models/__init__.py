@@ -1,1 +1,1 @@
-"""What a model is made of: families, blocks, linears, heads and channels; read, not changed."""
+"""What a model is made of: families, blocks, linears, heads and channels; taken apart and looked at."""

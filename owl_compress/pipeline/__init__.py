@@ -1,1 +1,1 @@
-"""The thin layer that knows allocators and backends by name: single stages, and a recipe's whole line."""
+"""The layer that knows allocators and backends by name: a request, its session, and what is done with it."""
