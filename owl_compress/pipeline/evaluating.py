@@ -12,7 +12,7 @@ from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.measuring import LOADING, taken
+from owl_compress.pipeline.measuring import CONSENT, LOADING, taken
 from owl_compress.pipeline.stages import held_out_windows, load
 from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
 from owl_compress.progress import SILENT, Progress
@@ -80,7 +80,7 @@ class EvaluationRequest:
         """
         loaded = load(self.model, **self.loading)
         # What cannot be loaded beside it is told before the long evaluation.
-        of_others = taken(self.loading, ("trust_remote_code", "allow_pickle"))
+        of_others = taken(self.loading, CONSENT)
         timing = prepare_timing(loaded, self.timing, say, **of_others) if self.timing else None
         windows = held_out_windows(loaded, find_structure(loaded.model), self.text)
         found = perplexity(

@@ -20,6 +20,9 @@ from owl_compress.progress import SILENT, Progress
 LOADING = ("dtype", "revision", "trust_remote_code", "allow_pickle")
 """Options of a recipe that say how its model is loaded."""
 
+CONSENT = ("trust_remote_code", "allow_pickle")
+"""Those of them that hold for the dense model beside it too."""
+
 _CALIBRATION = ("samples", "seq_len", "sampling", "seed", "bos", "text_field")
 
 

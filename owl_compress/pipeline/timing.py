@@ -13,6 +13,7 @@ from owl_compress.device import DTYPES, resolve_device
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.latency import check_kernel, compare, compare_kernels
+from owl_compress.pipeline.measuring import CONSENT, taken
 from owl_compress.pipeline.original import original_of
 from owl_compress.pipeline.stages import load
 from owl_compress.progress import SILENT, Progress
@@ -129,8 +130,7 @@ def time_model(
     """
     options = options or TimingOptions()
     options.check_model(model)
-    of_others = {name: loading[name] for name in ("trust_remote_code", "allow_pickle") if name in loading}
-    return prepare_timing(load(model, **loading), options, **of_others).run(progress)
+    return prepare_timing(load(model, **loading), options, **taken(loading, CONSENT)).run(progress)
 
 
 def _dense_beside(model: str, against: str | None, say: Say, loading: Mapping[str, Any]) -> dict[str, Any]:
