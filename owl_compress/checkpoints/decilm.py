@@ -224,9 +224,9 @@ class DeciLM:
             "the weights). Loading it there was not tried.",
         )
 
-    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
         """Refuse it, as `check_loadable`."""
         raise RequestError(
-            f"{folder} is a DeciLM checkpoint, which verify does not take apart: verify takes sparse "
+            f"{source.where} is a DeciLM checkpoint, which verify does not take apart: verify takes sparse "
             "checkpoints"
         )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoModelForCausalLM
 
+from owl_compress.checkpoints.door import from_config
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
@@ -65,8 +66,8 @@ class Dense:
             how_to_load=LOAD,
         )
 
-    def verify(self, folder: Path, pattern: str) -> Verification:
-        """Count the zeros of every linear of the stock model."""
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:
+        """Count the zeros of every linear of the model that the configuration describes."""
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(CheckpointSource.of_folder(folder).config)
-        return count_groups(folder, model, pattern)
+            model = from_config(AutoModelForCausalLM, source.config, trust_remote_code=source.trusts_code)
+        return count_groups(Path(source.where), model, pattern)

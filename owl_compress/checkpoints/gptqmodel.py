@@ -110,6 +110,6 @@ class GptqModelCodes:
             "tokenizer = model.tokenizer\n```",
         )
 
-    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
         """There is nothing to count."""
-        raise no_zeros_to_count(folder)
+        raise no_zeros_to_count(Path(source.where))

@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import recognised
@@ -82,7 +83,7 @@ def load_model(
         commit = None if checkpoint.is_local else _commit_of(checkpoint.where, revision)
         if commit:
             checkpoint = replace(checkpoint, options={**checkpoint.options, "revision": commit})
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.where, **checkpoint.all_options)
+        tokenizer = pretrained(AutoTokenizer, checkpoint.where, **checkpoint.all_options)
         model = form.load(checkpoint)
     model.eval()
     builtin = source == BUILTIN

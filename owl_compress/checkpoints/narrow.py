@@ -98,9 +98,8 @@ class Narrow:
             how_to_load=LOAD_NARROW,
         )
 
-    def verify(self, folder: Path, pattern: str) -> Verification:
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:
         """Count the zeros of every linear at its own width."""
-        config = CheckpointSource.of_folder(folder).config
         with torch.device("meta"):
-            model = narrowed_class(config, str(folder))(config)
-        return count_groups(folder, model, pattern)
+            model = narrowed_class(source.config, source.named)(source.config)
+        return count_groups(Path(source.where), model, pattern)

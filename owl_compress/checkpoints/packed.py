@@ -260,6 +260,6 @@ class Packed:
             how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{LOAD}",
         )
 
-    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
         """There is nothing to count."""
-        raise no_zeros_to_count(folder)
+        raise no_zeros_to_count(Path(source.where))

@@ -64,6 +64,6 @@ class PackedNarrow:
         packed = Packed().describe()
         return replace(packed, how_to_load=packed.how_to_load.replace(LOAD, LOAD_NARROW))
 
-    def verify(self, folder: Path, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
         """There is nothing to count."""
-        raise no_zeros_to_count(folder)
+        raise no_zeros_to_count(Path(source.where))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from owl_compress.checkpoints.door import check_kernels, pretrained
 from owl_compress.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,14 @@ class CheckpointSource:
     options: Mapping[str, Any] = field(default_factory=lambda: {"trust_remote_code": False})
 
     @classmethod
-    def of_folder(cls, folder: Path) -> "CheckpointSource":
-        """The checkpoint in a folder; nothing of it is run."""
-        return cls(str(folder), str(folder))
+    def of_folder(cls, folder: Path, *, trust_remote_code: bool = False) -> "CheckpointSource":
+        """The checkpoint in a folder; its code is run only where that is said to be trusted."""
+        return cls(str(folder), str(folder), options={"trust_remote_code": trust_remote_code})
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether code beside the checkpoint may be run."""
+        return bool(self.options.get("trust_remote_code", False))
 
     @cached_property
     def described(self) -> Mapping[str, Any]:
@@ -52,13 +58,20 @@ class CheckpointSource:
 
     @cached_property
     def config(self) -> Any:
-        """The configuration as an object of transformers."""
-        return AutoConfig.from_pretrained(self.where, **self.all_options)
+        """The configuration as an object of transformers.
+
+        Raises:
+            RequestError: it has code fetched from elsewhere, and no code is to be run.
+        """
+        if not self.trusts_code:
+            check_kernels(self.described, self.named)
+        return pretrained(AutoConfig, self.where, **self.all_options)
 
     @property
     def all_options(self) -> dict[str, Any]:
         """The options of `from_pretrained`, with the name of a GGUF file."""
-        return {**self.options, **({"gguf_file": self.gguf} if self.gguf else {})}
+        gguf = {"gguf_file": self.gguf} if self.gguf else {}
+        return {**self.options, "trust_remote_code": self.trusts_code, **gguf}
 
     def from_pretrained(
         self,
@@ -69,15 +82,16 @@ class CheckpointSource:
     ) -> Any:
         """The model with all its weights, as `kind` builds it.
 
-        Without `runs_code` the class is one of ours, and code beside the checkpoint is not asked about.
+        Without `runs_code` the class is one of ours, and no code beside the checkpoint is run at all.
 
         Raises:
             RequestError: a tensor that is missing or of another shape.
         """
         options = self.all_options
         if not runs_code:
-            options.pop("trust_remote_code", None)
-        model, info = kind.from_pretrained(
+            options["trust_remote_code"] = False
+        model, info = pretrained(
+            kind,
             self.where,
             config=self.config,
             dtype=dtype or self.dtype,

@@ -69,7 +69,7 @@ class StoredForm(ReadableForm, Protocol):
         """What the model card says of it."""
         ...
 
-    def verify(self, folder: Path, pattern: str) -> "Verification":
+    def verify(self, source: "CheckpointSource", pattern: str) -> "Verification":
         """Count what the saved tensors keep, see `verification.verify`."""
         ...
 

@@ -18,23 +18,25 @@ from owl_compress.models.structure import find_structure, in_rows
 _PATTERN = re.compile(r"(\d+):(\d+)")
 
 
-def verify(folder: Path, pattern: str = "plan") -> Verification:
+def verify(folder: Path, pattern: str = "plan", *, trust_remote_code: bool = False) -> Verification:
     """Count the non-zero weights of every linear of the checkpoint in `folder`, one tensor at a time.
 
     `pattern` is "plan" (what the plan.json in the folder asks of each linear: N kept of every M inputs, or a
-    number of weights) or a fixed N:M such as "2:4", N *kept* of every M consecutive inputs.
+    number of weights) or a fixed N:M such as "2:4", N *kept* of every M consecutive inputs. Code in the
+    folder is run with `trust_remote_code` alone.
 
     Raises:
-        RequestError: no checkpoint, no plan, a plan that sparsity cannot be counted by, or M that does not
-            divide the inputs of a linear.
+        RequestError: no checkpoint, one that needs code to be understood, no plan, a plan that sparsity
+            cannot be counted by, or M that does not divide the inputs of a linear.
     """
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder} holds no checkpoint: verify takes a folder that compress or run wrote")
     with quietly_explained(str(folder)):
-        form = recognised(CheckpointSource.of_folder(folder))
+        source = CheckpointSource.of_folder(folder, trust_remote_code=trust_remote_code)
+        form = recognised(source)
         if not isinstance(form, StoredForm):
             raise RequestError(f"{folder} holds a {form.name}: verify takes sparse checkpoints")
-        return form.verify(folder, pattern)
+        return form.verify(source, pattern)
 
 
 def count_groups(folder: Path, model: nn.Module, pattern: str) -> Verification:

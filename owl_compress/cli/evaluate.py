@@ -77,13 +77,14 @@ def verify(
     pattern: Annotated[
         str, typer.Option(help="'plan', or N:M with N weights KEPT at most of every M inputs.")
     ] = "plan",
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Count the saved tensors group by group; exit code 2 if any group keeps more than it may."""
     from owl_compress.pipeline.stages import verify as verify_folder
 
-    verification = verify_folder(folder, pattern)
+    verification = verify_folder(folder, pattern, trust_remote_code=trust_remote_code)
     Output(as_json=as_json, quiet=quiet).answer(
         verification.model_dump(mode="json"), verification_table(verification)
     )

@@ -65,6 +65,10 @@ DryRun = Annotated[
 ]
 DryRunOfPlan = Annotated[bool, typer.Option("--dry-run", help="Show the budgets; write nothing.")]
 
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code from the repository or folder of MODEL.")
+]
+
 OWN = ("out", "plan", "model", "json", "quiet", "dry_run", "help")
 """Options of the commands themselves, which no method can have."""
 

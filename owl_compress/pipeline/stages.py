@@ -163,9 +163,9 @@ def allocate(
     return allocate_to_target(report, allocator, target, options)
 
 
-def verify(folder: Path | str, pattern: str = "plan") -> Verification:
+def verify(folder: Path | str, pattern: str = "plan", *, trust_remote_code: bool = False) -> Verification:
     """Count the saved tensors of a folder; see `owl_compress.checkpoints.verification.verify`."""
-    return verify_folder(Path(folder), pattern)
+    return verify_folder(Path(folder), pattern, trust_remote_code=trust_remote_code)
 
 
 def compress_(

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.magnitude import Magnitude
+from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.checkpoints.verification import verify
@@ -53,7 +54,7 @@ def test_forms_of_plain_weights_are_verified_by_a_count_of_every_linear(
 ) -> None:
     there = saved(name)
     sites = list(find_structure(there.model).linears)
-    found = form_named(name).verify(there.folder, "1:1")
+    found = form_named(name).verify(there.source, "1:1")
     assert found == verify(there.folder, "1:1")
     assert found.ok
     assert found.linears == len(sites)
@@ -63,7 +64,10 @@ def test_forms_of_plain_weights_are_verified_by_a_count_of_every_linear(
 @pytest.mark.parametrize("name", ["gptqmodel", "packed-narrow", "packed"])
 def test_verify_refuses_codes(saved: Callable[[str], Any], gptq_folder: Path, name: str) -> None:
     folder = gptq_folder if name == "gptqmodel" else saved(name).folder
-    for attempt in (lambda: form_named(name).verify(folder, "plan"), lambda: verify(folder, "2:4")):
+    for attempt in (
+        lambda: form_named(name).verify(CheckpointSource.of_folder(folder), "plan"),
+        lambda: verify(folder, "2:4"),
+    ):
         with pytest.raises(RequestError) as refused:
             attempt()
         assert str(refused.value) == (
