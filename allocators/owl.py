@@ -19,7 +19,7 @@ from owl_compress.allocators.spread import (
     LAM_TEXT,
     METRIC_TEXT,
     PAPER,
-    OwlLaw,
+    MixedLaw,
     settled_lam,
     settled_law,
     spread,
@@ -45,14 +45,18 @@ class Owl:
 
     Left open, the law is `published` without a grid and `bounded` on one.
 
-    On an N:M grid the law `published` is the rule of the paper's mixed N:M code instead, and it drifts off
-    the budget: every block keeps N + d_i of M with d_i = round(lam · z_i - mean(lam · z)), where lam counts
-    kept weights (default 2) and is the whole range, not half of it. Rounding each block on its own makes the
-    sum of d_i anything but zero, and the code then turns every d_i of exactly 1 into 2, which only ever adds:
-    with lam = 2 and z spread evenly, a quarter of the blocks keep two more, a quarter one less, and 3:8 has
-    become 3.25:8. (The code counts pruned weights, N_pruned - d_i; the same rule.) The plan states the
-    average that came out as its target and, among the parameters, the one that was asked for and the drift.
-    Everything else here keeps the budget.
+    On an N:M grid the authors have rules of their own, in which lam counts kept weights of M (default 2) and
+    is the whole range, not half of it. With d_i = round(lam · z_i - mean(lam · z)), halves to even:
+
+    - law `published`: block i keeps N + d_i of M. That is what their README documents (`wanda_owl_structure`
+      in their code, which counts pruned weights: N_pruned - d_i). Every block is rounded on its own, so that
+      the d_i need not sum to zero, though they often do.
+    - law `published-special`: every d_i of exactly 1 is 2 instead (their `..._structure_special`, which no
+      document of theirs names). That only ever adds: with lam = 2 and z spread evenly, a quarter of the
+      blocks keep two more, a quarter one less, and 3:8 has become 3.25:8.
+
+    Where such a rule drifts off the budget, the plan states the average that came out as its target and,
+    among the parameters, the one that was asked for and the drift. Everything else here keeps the budget.
 
     Attributes:
         metric: of the report; a block's own, or with granularity linear each linear's own.
@@ -67,44 +71,61 @@ class Owl:
 
     metric: str = option("lod@5", METRIC_TEXT)
     lam: float | None = option(None, LAM_TEXT)
-    law: OwlLaw | None = option(
-        None, "Range of 2 lam, or no further than lam; the first off a grid, else the second.", name="owl_law"
+    law: MixedLaw | None = option(
+        None,
+        "Range of 2 lam, or no further than lam; the first off a grid, else the second. On an N:M grid the "
+        "authors' own rules: as their README has it, or special, which keeps 2 more where that keeps 1.",
+        name="owl_law",
     )
 
     def settled(self, target: Target) -> Self:
-        """Settle lam and law for the unit and grid."""
-        return replace(self, lam=settled_lam(self.lam, target), law=settled_law(self.law, target))
+        """Settle lam and law for the unit and grid.
+
+        Raises:
+            RequestError: lam cannot be meant, or the law is for another grid.
+        """
+        law = self.law or settled_law(None, target)
+        if law == "published-special" and not isinstance(target.grid, KeptOfGrid):
+            raise RequestError("owl-law 'published-special' is a rule for N:M (--nm): use 'published'")
+        return replace(self, lam=settled_lam(self.lam, target), law=law)
 
     def curve(self, groups: Sequence[Group], target: Target) -> Curve | OffBudget:
-        """The law, shifted by its argument; on an N:M grid `published` gives its own values."""
+        """The law, shifted by its argument; on an N:M grid the authors' rules give their own values."""
         scores = metric_values(groups, self.metric)
-        lam, law = settled_lam(self.lam, target), settled_law(self.law, target)
-        if law == "published" and isinstance(target.grid, KeptOfGrid):
-            return OffBudget(_published_kept(groups, target, scores, lam) / target.grid.kept_of)
-        return spread(groups, target, scores, lam, law)
+        lam, law = settled_lam(self.lam, target), self.law or settled_law(None, target)
+        if law != "bounded" and isinstance(target.grid, KeptOfGrid):
+            departure = mixed_departures(scores, sizes(groups), lam, is_special=law == "published-special")
+            return OffBudget(_kept_by_rule(groups, target, departure, lam) / target.grid.kept_of)
+        return spread(groups, target, scores, lam, "bounded" if law == "bounded" else "published")
 
     def importance(self, groups: Sequence[Group]) -> FloatArray:
         """The metric."""
         return metric_values(groups, self.metric)
 
 
-def _published_kept(groups: Sequence[Group], target: Target, scores: FloatArray, lam: float) -> FloatArray:
-    """N + d_i of the published mixed N:M rule."""
+def mixed_departures(scores: FloatArray, weights: FloatArray, lam: float, *, is_special: bool) -> FloatArray:
+    """d_i of the authors' rules for mixed N:M, in kept weights of M; see `Owl`."""
+    stretched = lam * unit_range(scores)
+    departure = np.round(stretched - weighted_mean(stretched, weights))
+    if is_special:
+        departure[departure == 1] = 2
+    return departure
+
+
+def _kept_by_rule(groups: Sequence[Group], target: Target, departure: FloatArray, lam: float) -> FloatArray:
+    """N + d_i of each group, refused where a block would be emptied or leave the bounds."""
     kept_of = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else 1
     kept = target.value * kept_of
     if abs(kept - round(kept)) > 1e-9:
         raise RequestError(
-            f"the published N:M law needs a whole N, not {kept:g}:{kept_of}; use law 'bounded'"
+            f"the authors' rules for N:M need a whole N, not {kept:g}:{kept_of}: use --owl-law bounded"
         )
-    stretched = lam * unit_range(scores)
-    departure = np.round(stretched - weighted_mean(stretched, sizes(groups)))
-    departure[departure == 1] = 2
     chosen = round(kept) + departure
-    low, high = (round(bound * kept_of) for bound in (target.plan_low, target.plan_high))
+    allowed = [round(level * kept_of) for level in target.levels]
     for group, value in zip(groups, chosen.tolist(), strict=True):
-        if not low <= value <= high:
+        if not allowed[0] <= value <= allowed[-1]:
             raise RequestError(
-                f"the published N:M law keeps {value:g} of {kept_of} in {group.name}, outside {low}..{high}: "
-                f"use a smaller lam than {lam:g}, or law 'bounded'"
+                f"the authors' rule for N:M keeps {value:g} of {kept_of} in {group.name}, outside "
+                f"{allowed[0]}..{allowed[-1]}: use a smaller lam than {lam:g}, or --owl-law bounded"
             )
     return chosen

@@ -12,7 +12,14 @@ from owl_compress.allocators.base import Allocator, FloatArray, Group, OffBudget
 from owl_compress.allocators.budget import continuous, optimal, proportional
 from owl_compress.allocators.groups import Partition, build_groups, partition
 from owl_compress.allocators.target import Granularity, Target
-from owl_compress.documents.plan import ASKED_TARGET, AllocatorRecord, LinearBudget, Plan, weighted_mean
+from owl_compress.documents.plan import (
+    ASKED_TARGET,
+    ROUNDING,
+    AllocatorRecord,
+    LinearBudget,
+    Plan,
+    weighted_mean,
+)
 from owl_compress.documents.report import ImportanceReport, LinearReport
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
@@ -48,16 +55,18 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         if linear.name not in split.skipped
     )
     achieved = weighted_mean(budgets)
-    drift: dict[str, JsonValue] = {ASKED_TARGET: target.value, "drift": achieved - target.value}
+    drift = 0.0 if keeps_budget else achieved - target.value
+    drifts = abs(drift) > ROUNDING * abs(target.value)
+    told: dict[str, JsonValue] = {ASKED_TARGET: target.value, "drift": drift} if drifts else {}
     return Plan(
         unit=target.unit,
-        target=target.value if keeps_budget else achieved,
+        target=achieved if drifts else target.value,
         grid=target.grid,
         low=target.plan_low,
         high=target.plan_high,
         allocator=AllocatorRecord(
             name=settled.name,
-            parameters=_parameters(settled, granularity, target) | ({} if keeps_budget else drift),
+            parameters=_parameters(settled, granularity, target) | told,
         ),
         report=report.fingerprint,
         skipped=tuple(linear.name for linear in _linears(report) if linear.name in split.skipped),

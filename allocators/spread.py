@@ -1,7 +1,7 @@
 """The shape shared by OWL and its relatives: scores stretched to a range around the target."""
 
 from collections.abc import Sequence
-from math import floor, isfinite
+from math import floor, isfinite, log10
 from typing import Literal
 
 import numpy as np
@@ -12,6 +12,10 @@ from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 
 OwlLaw = Literal["published", "bounded"]
+"""How far budgets may stray: a range of 2 lam, or no departure beyond lam."""
+
+MixedLaw = Literal["published", "bounded", "published-special"]
+"""The same, and the second of the two rules that OWL's authors have for mixed N:M."""
 
 PAPER = "[Outlier Weighed Layerwise Sparsity](https://arxiv.org/abs/2310.05175)"
 """What the model card of whoever follows OWL says of it."""
@@ -112,10 +116,19 @@ def _check_inside(groups: Sequence[Group], target: Target, shape: FloatArray, la
         return
     # Departures grow in proportion to lam; the room is 1 - target above and target below.
     room = np.where(shape > 0, 1 - target.value, target.value)
-    fitting = lam * float((room[shape != 0] / np.abs(shape[shape != 0])).min())
-    fitting = floor(fitting * 1e4) / 1e4
+    fitting = _rounded_down(lam * float((room[shape != 0] / np.abs(shape[shape != 0])).min()))
+    # With no room at all no lam helps: then all budgets are equal.
+    less = f"use lam {fitting:g} or less" if fitting > 0 else "use --allocator uniform"
     measure = "density" if target.unit is Unit.DENSITY else "width"
     raise RequestError(
-        f"lam {lam:g} gives {groups[worst].name} a {measure} of {values[worst]:.4g}, outside [0, 1]: use "
-        f"lam {fitting:g} or less, or --low/--high to clip"
+        f"lam {lam:g} gives {groups[worst].name} a {measure} of {values[worst]:.4g}, outside [0, 1]: {less}, "
+        "or --low/--high to clip"
     )
+
+
+def _rounded_down(value: float) -> float:
+    """`value` with three significant digits, never above it."""
+    if value <= 0:
+        return 0.0
+    digits = 2 - floor(log10(value))
+    return floor(value * 10.0**digits) / 10.0**digits

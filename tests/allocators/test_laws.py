@@ -156,6 +156,16 @@ def test_a_law_that_leaves_the_unit_interval_names_the_block_and_the_lam_that_fi
     assert clipped.achieved == pytest.approx(0.3, abs=1e-12)
 
 
+def test_the_lam_that_is_offered_fits(make_report):
+    report = make_report([0.0, 0.5, 1.0])
+    target = Target.from_sparsity(1e-9)
+    with pytest.raises(RequestError, match=r"use lam \S+ or less") as refused:
+        allocate(report, "owl", target)
+    offered = float(str(refused.value).split("use lam ")[1].split()[0])
+    assert 0 < offered < 1e-8
+    assert allocate(report, "owl", target, {"lam": offered}).achieved == pytest.approx(1 - 1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("lam", [-0.1, 1.5, float("nan")])
 @pytest.mark.parametrize("name", ["owl", "owl-inverse", "linear-depth", "weight-l1", "dlp", "random"])
 def test_lam_outside_the_unit_is_refused(name, lam, make_report):
@@ -164,30 +174,72 @@ def test_lam_outside_the_unit_is_refused(name, lam, make_report):
 
 
 class TestPublishedMixedNM:
-    """The rule of the paper's mixed N:M code, drift and all."""
+    """The two rules of the paper's authors for mixed N:M, drift and all.
 
-    def test_it_is_the_published_rule(self, make_report):
-        scores = [0.0, 0.35, 0.5, 0.74, 0.76, 0.9, 1.0, 0.2]
-        plan = allocate(make_report(scores), "owl", Target.from_nm("3:8"), {"law": "published"})
-        stretched = (np.array(scores) - min(scores)) / (max(scores) - min(scores)) * 2
-        departure = np.round(stretched - stretched.mean())
-        pruned = 5 - np.where(departure == 1, 2, departure)
-        assert _blocks(plan) == ((8 - pruned) / 8).tolist()
+    With lam 2 and scores from 0 to 1, lam · z is twice the score.
+    """
 
-    def test_it_states_the_average_that_came_out_and_the_drift(self, make_report):
-        plan = allocate(make_report([0.0, 0.5, 1.0]), "owl", Target.from_nm("3:8"), {"law": "published"})
+    # 2z:      0.0   0.7   1.0   1.48  1.52  1.8   2.0   0.4, mean 1.1125
+    # minus m: -1.11 -0.41 -0.11 0.37  0.41  0.69  0.89  -0.71
+    SCORES = (0.0, 0.35, 0.5, 0.74, 0.76, 0.9, 1.0, 0.2)
+
+    @pytest.mark.parametrize(
+        ("law", "kept"),
+        [("published", [2, 3, 3, 3, 3, 4, 4, 2]), ("published-special", [2, 3, 3, 3, 3, 5, 5, 2])],
+    )
+    def test_each_block_is_rounded_on_its_own(self, law, kept, make_report):
+        plan = allocate(make_report(self.SCORES), "owl", Target.from_nm("3:8"), {"law": law})
+        assert _blocks(plan) == [n / 8 for n in kept]
+
+    def test_the_documented_rule_need_not_drift(self, make_report):
+        plan = allocate(make_report(self.SCORES), "owl", Target.from_nm("3:8"), {"law": "published"})
+        assert plan.achieved == plan.target == plan.asked == 0.375
+        assert "drift" not in plan.allocator.parameters
+
+    def test_the_documented_rule_may_drift(self, make_report):
+        # 2z: 0, 2, 2; mean 4/3; rounded departures -1, 1, 1
+        plan = allocate(make_report([0.0, 1.0, 1.0]), "owl", Target.from_nm("3:8"), {"law": "published"})
+        assert _blocks(plan) == [2 / 8, 4 / 8, 4 / 8]
+        assert plan.asked == 0.375
+        assert plan.allocator.parameters["drift"] == pytest.approx(1 / 24)
+
+    def test_halves_go_to_the_even_number(self, make_report):
+        # lam 1: z - m is -0.5 and 0.5, both of which round to 0
+        report, target = make_report([0.0, 1.0]), Target.from_nm("3:8")
+        assert _blocks(allocate(report, "owl", target, {"law": "published", "lam": 1})) == [3 / 8, 3 / 8]
+
+    def test_a_plan_off_its_budget_states_the_average_that_came_out_and_the_drift(self, make_report):
+        report = make_report([0.0, 0.5, 1.0])
+        plan = allocate(report, "owl", Target.from_nm("3:8"), {"law": "published-special"})
         assert _blocks(plan) == [2 / 8, 3 / 8, 5 / 8]
         assert plan.target == plan.achieved == pytest.approx(10 / 24)
         assert plan.allocator.parameters["asked_target"] == 0.375
         assert plan.allocator.parameters["drift"] == pytest.approx(1 / 24)
         assert plan.allocator.parameters["lam"] == 2.0
 
-    def test_it_needs_a_whole_n_and_stays_in_range(self, make_report):
+    @pytest.mark.parametrize("law", ["published", "published-special"])
+    def test_they_need_a_whole_n(self, law, make_report):
+        with pytest.raises(RequestError, match=r"need a whole N, not 2.5:8"):
+            allocate(make_report([0.0, 0.5, 1.0]), "owl", Target.from_nm("2.5:8"), {"law": law})
+
+    def test_they_stay_in_range(self, make_report):
         report = make_report([0.0, 0.5, 1.0])
-        with pytest.raises(RequestError, match=r"needs a whole N, not 2.5:8"):
-            allocate(report, "owl", Target.from_nm("2.5:8"), {"law": "published"})
-        with pytest.raises(RequestError, match=r"keeps 9 of 8 in model.layers.2, outside 0..8"):
-            allocate(report, "owl", Target.from_nm("7:8"), {"law": "published"})
+        with pytest.raises(RequestError, match=r"keeps 9 of 8 in model.layers.2, outside 1..8"):
+            allocate(report, "owl", Target.from_nm("7:8"), {"law": "published-special"})
+
+    def test_no_block_is_emptied_or_leaves_the_bounds_unasked(self, make_report):
+        report = make_report([0.0, 0.5, 1.0])
+        with pytest.raises(RequestError, match=r"keeps 0 of 8 in model.layers.0, outside 1..8"):
+            allocate(report, "owl", Target.from_nm("1:8"), {"law": "published"})
+        with pytest.raises(RequestError, match=r"keeps 2 of 8 in model.layers.0, outside 3..8"):
+            allocate(report, "owl", Target.from_nm("3:8", low=0.3), {"law": "published"})
+        emptied = allocate(report, "owl", Target.from_nm("1:8", low=0), {"law": "published"})
+        assert _blocks(emptied) == [0, 1 / 8, 2 / 8]
+
+    def test_the_special_rule_is_for_n_of_m_alone(self, make_report):
+        for target in (Target.from_sparsity(0.7), Target.from_bits(3)):
+            with pytest.raises(RequestError, match=r"'published-special' is a rule for N:M \(--nm\)"):
+                allocate(make_report([0.0, 0.5, 1.0]), "owl", target, {"law": "published-special"})
 
     def test_by_default_the_budget_is_kept(self, make_report):
         plan = allocate(make_report([0.0, 0.5, 1.0]), "owl", Target.from_nm("3:8"))

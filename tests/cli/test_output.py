@@ -100,7 +100,7 @@ def test_dry_run_and_run_agree(done: Callable[..., Any], run_options: tuple[str,
 def test_a_drift_off_the_budget_is_told(
     done: Callable[..., Any], here: Path, report: Path, text_options: tuple[str, ...]
 ) -> None:
-    budget = ("--nm", "3:8", "--owl-law", "published")
+    budget = ("--nm", "3:8", "--owl-law", "published-special")
     shown = done("allocate", report, *budget, "-o", "plan.json").out
     plan = Plan.read(here / "plan.json")
     kept = [8 * block.value for block in plan.per_block]
