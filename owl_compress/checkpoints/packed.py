@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from owl_compress.checkpoints.hub import quiet_bars
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
+from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
 from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
@@ -136,6 +137,17 @@ def is_packed(described: Mapping[str, Any]) -> bool:
     return isinstance(description, dict) and description.get("quant_method") == _METHOD
 
 
+def _quantizes_activations(described: Mapping[str, Any]) -> bool:
+    """Whether any group of the `quantization_config` quantizes what goes into its linears, or comes out."""
+    groups = described["quantization_config"].get("config_groups") or {}
+    return any(
+        group.get(part)
+        for group in groups.values()
+        if isinstance(group, Mapping)
+        for part in ("input_activations", "output_activations")
+    )
+
+
 def check_saved_codes(folder: Path | str) -> None:
     """Refuse a packed checkpoint whose codes were saved as floating-point numbers.
 
@@ -152,11 +164,8 @@ def check_saved_codes(folder: Path | str) -> None:
             )
 
 
-def unpack_(model: nn.Module) -> bool:
+def unpack_(model: nn.Module) -> None:
     """Turn the linears of a packed checkpoint, as transformers loads it, into ordinary ones.
-
-    Returns:
-        False, with the model untouched, if activations are quantized too: it would become another model.
 
     Raises:
         RequestError: a linear whose stored shape is not the model's, naming the tensor.
@@ -166,9 +175,6 @@ def unpack_(model: nn.Module) -> bool:
     modules = {
         name: module for name, module in model.named_modules() if hasattr(module, "quantization_scheme")
     }
-    schemes: list[Any] = [module.quantization_scheme for module in modules.values()]
-    if any(scheme.input_activations or scheme.output_activations for scheme in schemes):
-        return False
     for name, module in modules.items():
         _check_stored_shape(name, module)
         decompress_module(module, leave_decompressed=False)
@@ -176,7 +182,6 @@ def unpack_(model: nn.Module) -> bool:
     if hook is not None:  # it would decompress on the first forward pass
         hook.remove()
         del model.ct_decompress_hook
-    return True
 
 
 def _check_stored_shape(name: str, module: nn.Module) -> None:
@@ -192,11 +197,14 @@ def _check_stored_shape(name: str, module: nn.Module) -> None:
 
 
 def check_packed_source(source: CheckpointSource) -> None:
-    """Refuse packed weights that cannot be read.
+    """Refuse packed weights that cannot be read, or that would become another model.
 
     Raises:
-        RequestError: compressed-tensors is missing, or the codes in a folder are no integers.
+        RequestError: compressed-tensors is missing, activations are quantized too, or the codes in a folder
+            are no integers.
     """
+    if _quantizes_activations(source.described):
+        raise refuse_quantized(source.named, f"{_METHOD}, with activations quantized too")
     require_package()
     if source.is_local:
         check_saved_codes(source.where)
@@ -206,8 +214,8 @@ def load_packed(source: CheckpointSource, load: Callable[[], Any]) -> Any:
     """The model that `load` reads, its packed linears turned into ordinary ones."""
     with quiet_bars() if source.is_local else nullcontext():
         model = load()
-    if unpack_(model):
-        forget_quantization_(model)
+    unpack_(model)
+    forget_quantization_(model)
     return model
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from owl_compress.checkpoints.door import check_kernels, pretrained
+from owl_compress.checkpoints.quantized_elsewhere import check_names, described_quantization
 from owl_compress.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class CheckpointSource:
             output_loading_info=True,
             **options,
         )
+        if described_quantization(self.described) is None:
+            check_names(self.named, info["unexpected_keys"])
         _check_is_complete(info, self.named)
         return model
 

@@ -26,7 +26,7 @@ class ReadableForm(Protocol):
     name: ClassVar[str]
 
     def recognise(self, source: "CheckpointSource") -> bool:
-        """Whether the checkpoint is of this form, told from its configuration alone."""
+        """Whether the checkpoint is of this form, told without reading a tensor, mostly by config.json."""
         ...
 
     def check_loadable(self, source: "CheckpointSource") -> None:
@@ -84,6 +84,7 @@ STORED_FORMS = Registry(
         "packed-narrow": "owl_compress.checkpoints.packed_narrow:PackedNarrow",
         "narrow": "owl_compress.checkpoints.narrow:Narrow",
         "packed": "owl_compress.checkpoints.packed:Packed",
+        "quantized-elsewhere": "owl_compress.checkpoints.quantized_elsewhere:QuantizedElsewhere",
         "dense": "owl_compress.checkpoints.dense:Dense",
     },
 )

@@ -35,6 +35,7 @@ def verify(folder: Path, pattern: str = "plan", *, trust_remote_code: bool = Fal
         source = CheckpointSource.of_folder(folder, trust_remote_code=trust_remote_code)
         form = recognised(source)
         if not isinstance(form, StoredForm):
+            form.check_loadable(source)
             raise RequestError(f"{folder} holds a {form.name}: verify takes sparse checkpoints")
         return form.verify(source, pattern)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from owl_compress.errors import RequestError
+from owl_compress.models.adapters import refuse_adapters
 from owl_compress.models.families import FAMILIES, UNKNOWN_ROLE, Family
 
 
@@ -91,8 +92,10 @@ def find_structure(model: nn.Module) -> ModelStructure:
     the walk, which runs it, and has nothing that could get a budget.
 
     Raises:
-        RequestError: no list of blocks, a block without any linear, or weights that are quantized already.
+        RequestError: no list of blocks, a block without any linear, weights that are quantized already, or an
+            adapter that is not merged.
     """
+    refuse_adapters(model)
     model_type = str(getattr(getattr(model, "config", None), "model_type", "unknown"))
     family = FAMILIES.get(model_type) or Family(model_type, "", {})
     path, blocks = family.blocks, _module_list(model, family.blocks)
@@ -164,13 +167,23 @@ def _find_linears(bare: BlockSite, roles: Mapping[str, str], taken: set[int]) ->
         if id(module.weight) in taken:
             shared.append(full_name)
             continue
-        if not module.weight.is_floating_point():
-            raise RequestError(
-                f"{full_name} holds {module.weight.dtype}: the model is quantized already; give the original"
-            )
+        check_is_plain(full_name, module.weight)
         taken.add(id(module.weight))
         (found if module.weight.numel() else emptied).append(site)
     return replace(bare, linears=tuple(found), emptied=tuple(emptied)), shared
+
+
+def check_is_plain(name: str, weight: Tensor) -> None:
+    """Refuse a weight that is not what its elements say: integer codes, 8-bit floats, packed tensors.
+
+    Raises:
+        RequestError: see above; `name` is the linear's.
+    """
+    is_ordinary = type(weight) in (Tensor, nn.Parameter)  # torchao and others have subclasses that unpack
+    if is_ordinary and weight.is_floating_point() and weight.element_size() > 1:
+        return
+    found = str(weight.dtype) if is_ordinary else type(weight).__name__
+    raise RequestError(f"{name} holds {found}: the model is quantized already; give the original")
 
 
 def _longest_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:

@@ -311,3 +311,16 @@ def test_the_card_tells_how_the_weights_are_stored(
     card = (tmp_path / "dense" / "README.md").read_text()
     assert "compressed-tensors" not in card
     assert "stored dequantised" in card
+
+
+@pytest.mark.parametrize("part", ["input_activations", "output_activations"])
+def test_quantized_activations_are_refused_before_anything_is_loaded(
+    folder: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for group in config["quantization_config"]["config_groups"].values():
+        group[part] = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": "token"}
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    with pytest.raises(RequestError, match=r"\(compressed-tensors, with activations quantized too\)"):
+        load_model(str(folder))

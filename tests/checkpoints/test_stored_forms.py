@@ -49,8 +49,8 @@ def test_a_name_that_is_not_in_the_table_is_refused() -> None:
         form_named("pack")
 
 
-def test_all_but_gguf_store_models_and_one_is_for_other_software() -> None:
-    assert set(FORMS) - set(STORING) == {"gguf"}
+def test_all_but_two_store_models_and_one_is_for_other_software() -> None:
+    assert set(FORMS) - set(STORING) == {"gguf", "quantized-elsewhere"}
     assert export_named("decilm").name == "decilm"
     with pytest.raises(RequestError, match="unknown export 'dense': known: decilm"):
         export_named("dense")
@@ -78,13 +78,22 @@ def test_a_gguf_is_recognised_by_its_file_whatever_lies_beside_it(saved: Callabl
     assert recognised(CheckpointSource("x.gguf", folder, gguf="x.gguf")).name == "gguf"
 
 
-@pytest.mark.parametrize("quantization", [None, {"quant_method": "fp8"}, "gptq", ["compressed-tensors"]])
-def test_codes_that_nobody_knows_are_left_to_transformers(
-    saved: Callable[[str], Any], tmp_path: Path, quantization: object
+@pytest.mark.parametrize(
+    ("quantization", "name"),
+    [
+        (None, "dense"),
+        ({}, "dense"),
+        ("gptq", "dense"),
+        (["compressed-tensors"], "dense"),
+        ({"quant_method": "fp8"}, "quantized-elsewhere"),
+    ],
+)
+def test_a_description_of_codes_that_nobody_here_reads_is_told_from_none(
+    saved: Callable[[str], Any], tmp_path: Path, quantization: object, name: str
 ) -> None:
     config = json.loads((saved("dense").folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
-    assert recognised(CheckpointSource.of_folder(tmp_path)).name == "dense"
+    assert recognised(CheckpointSource.of_folder(tmp_path)).name == name
 
 
 @pytest.mark.parametrize("name", LOADING)

@@ -177,10 +177,22 @@ def test_a_block_that_is_all_shared_stays_in_the_walk(tiny_llama: LlamaForCausal
     assert len(structure.notes) == 7
 
 
-def test_a_quantized_model_is_refused(tiny_llama: LlamaForCausalLM) -> None:
+class _Unpacking(torch.Tensor):
+    """A weight that is something else in memory, as quantizing packages have them."""
+
+
+@pytest.mark.parametrize(
+    ("weight", "shown"),
+    [
+        (torch.zeros(64, 32, dtype=torch.int8), r"torch\.int8"),
+        (torch.zeros(64, 32).to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
+        (torch.zeros(64, 32).as_subclass(_Unpacking), "_Unpacking"),
+    ],
+)
+def test_a_quantized_model_is_refused(tiny_llama: LlamaForCausalLM, weight: torch.Tensor, shown: str) -> None:
     linear = tiny_llama.model.layers[1].mlp.up_proj
-    linear.weight = nn.Parameter(torch.zeros(64, 32, dtype=torch.int8), requires_grad=False)
-    message = r"model\.layers\.1\.mlp\.up_proj holds torch\.int8: the model is quantized already"
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    message = rf"model\.layers\.1\.mlp\.up_proj holds {shown}: the model is quantized already"
     with pytest.raises(RequestError, match=message):
         find_structure(tiny_llama)
 
