@@ -1,6 +1,7 @@
 # make demo   creates the environment and prunes the embedded model, uniformly and by OWL
 # make test   installs what the tests need and runs the quick suite; SLOW=1 runs the slow tests too
 # make gptqmodel   tests the backend of that name with the real package; before every release, not in CI
+# make docs   builds the documentation as a site in build/site, and refuses broken links
 # make lint   ruff and mypy, as continuous integration runs them
 
 PYTHON      ?= python3
@@ -10,7 +11,7 @@ PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MARKERS     := $(if $(SLOW),not gpu and not gptqmodel,not slow and not gpu and not gptqmodel)
 
-.PHONY: demo test gptqmodel lint types build clean
+.PHONY: demo test gptqmodel docs lint types parts build clean
 
 demo: $(VENV)/.demo
 	rm -rf demo
@@ -34,12 +35,18 @@ lint: $(VENV)/.lint
 	$(VENV)/bin/ruff format --check .
 	$(MAKE) --no-print-directory types
 
-# allocators/ and backends/ are parts of owl_compress by package-dir, which mypy does not know: show it the
-# package as it is installed.
-types: $(VENV)/.lint
+# allocators/ and backends/ are parts of owl_compress by package-dir, which mypy and mkdocstrings do not know:
+# show them the package as it is installed.
+types: $(VENV)/.lint parts
+	cd build/types && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml -p owl_compress
+
+parts:
 	@rm -rf build/types && mkdir -p build/types/owl_compress
 	@ln -s $(foreach part,$(wildcard owl_compress/*) allocators backends,$(CURDIR)/$(part)) build/types/owl_compress/
-	cd build/types && $(CURDIR)/$(VENV)/bin/mypy --config-file $(CURDIR)/pyproject.toml -p owl_compress
+
+docs: $(VENV)/.docs parts
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
 
 build: $(VENV)/.lint
 	$(VENV)/bin/python -m build --wheel --outdir dist
@@ -65,5 +72,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/bin/python
 
 $(VENV)/.lint: pyproject.toml $(VENV)/bin/python
 	$(call install,gguf$(comma)lint)
+
+$(VENV)/.docs: pyproject.toml $(VENV)/bin/python
+	$(call install,docs)
 
 comma := ,

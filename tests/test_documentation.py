@@ -1,0 +1,193 @@
+"""README and docs/ say what is true: Python runs, commands parse, nothing registered is missing."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from typer.main import get_command
+
+import owl_compress
+from owl_compress.allocators import ALLOCATORS
+from owl_compress.backends import BACKENDS
+from owl_compress.cli.application import application
+from owl_compress.cli.options import typed_options
+from owl_compress.documents.recipe import Recipe, is_recipe
+from owl_compress.importance.metrics import METRICS
+from owl_compress.options import options_of
+from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+MEASURED = "docs/measured.md"
+
+
+def blocks(language: str, text: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands() -> list[list[str]]:
+    """Every owl-compress command line, as words, each once."""
+    found = [block.replace("\\\n", " ") for text in PAGES.values() for block in blocks("sh", text)]
+    lines = [line for block in found for line in block.splitlines() if line.startswith("owl-compress")]
+    return [shlex.split(line, comments=True) for line in dict.fromkeys(lines)]
+
+
+def known_options() -> set[str]:
+    """The options of all commands."""
+    names = get_command(application([])).commands  # type: ignore[attr-defined]
+    groups: dict[str, Any] = {name: get_command(application([name, "--help"])) for name in names}
+    return {
+        option
+        for name, group in groups.items()
+        for parameter in group.commands[name].params
+        for option in parameter.opts
+    }
+
+
+def test_every_command_is_shown() -> None:
+    known = set(get_command(application([])).commands)  # type: ignore[attr-defined]
+    assert {words[1] for words in commands()} >= known - {"demo"}  # which `make demo` runs
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_command_can_be_meant(words: list[str]) -> None:
+    if words[1].startswith("-"):
+        return  # an option of the program itself
+    group: Any = get_command(application(words[1:]))
+    context = group.commands[words[1]].make_context(words[1], words[2:])
+    if words[1] in {"run", "allocate"} and not is_recipe(words[2]):
+        defaults = {"model": "MODEL", "allocator": "owl", "backend": "wanda"}
+        recipe = Recipe.from_options(defaults | typed_options(context))
+        target = target_of(recipe)
+        allocator_of(recipe).settled(target)
+        backend_of(recipe)
+        if words[1] == "run":
+            check_unit(recipe.backend, target.unit)
+
+
+def test_readme_is_no_manual() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 250
+
+
+def test_make_targets_exist() -> None:
+    readme = PAGES["README.md"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.findall(r"^make (\w+)", "\n".join(blocks("sh", readme)), re.M) == ["demo", "test"]
+    for target in re.findall(r"`make (\w+)`", "\n".join(PAGES.values())):
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+class TestPython:
+    """Code runs as it stands, but for a smaller model and shorter windows."""
+
+    SMALLER = (
+        ('load("builtin")', 'load("model")'), ("seq_len=512", "seq_len=32"), ("windows=16", "windows=2"),
+        ('"model": "builtin"', '"model": "model"'), ('"seq_len": 512', '"seq_len": 32'),
+        ('"max_windows": 16', '"max_windows": 2'),
+    )  # fmt: skip
+
+    def run(self, page: str) -> dict[str, Any]:
+        code = "\n".join(blocks("python", PAGES[page]))
+        for theirs, ours in self.SMALLER:
+            code = code.replace(theirs, ours)
+        assert code
+        namespace: dict[str, Any] = {"__name__": "documentation"}
+        exec(compile(code, page, "exec", dont_inherit=True), namespace)
+        return namespace
+
+    @pytest.fixture
+    def model(
+        self,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        tiny_llama: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+    ) -> Path:
+        tiny_llama.save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path / "model"
+
+    def test_of_readme(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        namespace = self.run("README.md")
+        assert re.fullmatch(
+            r"\d+\.\d -> \d+\.\d at density 0\.\d{4}", capsys.readouterr().out.splitlines()[0]
+        )
+        assert len(namespace["sparsity"]) == 3 * 7
+        assert (model.parent / "OUT" / "model.safetensors").is_file()
+
+    def test_of_the_reference(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.run("docs/python.md")
+        first, density, size, tried, whole = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"\d+\.\d -> \d+\.\d", first)
+        assert float(density) == pytest.approx(0.4, abs=1e-3)
+        assert int(size) > 0
+        assert re.fullmatch(r"\d+\.\d+ 0\.\d+", tried)
+        assert whole == "True"
+
+    def test_of_the_first_steps(self, model: Path) -> None:
+        loaded = owl_compress.load("model")
+        calibration = owl_compress.calibrate(loaded, "builtin", samples=2, seq_len=16)
+        report = owl_compress.measure(loaded.model, calibration)
+        owl_compress.allocate(report, "uniform", sparsity=0.5).write("plan.json")
+        sparsity = self.run("docs/start.md")["sparsity"]
+        assert set(sparsity.values()) == {0.5}
+
+    def test_of_methods_of_ones_own(self, model: Path) -> None:
+        made = self.run("docs/extending.md")
+        loaded = owl_compress.load("model")
+        calibration = owl_compress.calibrate(loaded, "builtin", samples=2, seq_len=16)
+        report = owl_compress.measure(loaded.model, calibration)
+        plan = owl_compress.allocate(report, made["LastHeaviest"](slope=0.2), sparsity=0.5)
+        values = [block.value for block in plan.per_block]
+        assert values == sorted(values)
+        assert values[0] < values[-1]
+        result = owl_compress.compress_(loaded.model, plan, made["Shrink"](share=0.1), calibration)
+        assert result.totals.achieved == pytest.approx(0.5, abs=1e-3)
+        assert {option.shown_name for option in options_of(made["Shrink"])} == {"share"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_recipes_are_recipes(page: str) -> None:
+    for block in blocks("yaml", PAGES[page]):
+        recipe = Recipe.from_options(yaml.safe_load(block))
+        allocator_of(recipe)
+        backend_of(recipe)
+
+
+@pytest.mark.parametrize(
+    ("registry", "page"),
+    [(ALLOCATORS, "docs/allocators.md"), (BACKENDS, "docs/backends.md"), (METRICS, "docs/files.md")],
+)
+def test_everything_registered_is_described(registry: Any, page: str) -> None:
+    rows = re.findall(r"^(?:- |\| )`([\w@-]+)`", PAGES[page], re.M)
+    assert {name.replace("@M", "") for name in rows} >= {name.split("@")[0] for name in registry.builtin}
+
+
+def test_every_option_is_real() -> None:
+    outside = {"--no-deps", "--perturb", "--help", "--no"}  # of others; --no-NAME
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(PAGES.values())))
+    lines = "\n".join(re.findall(r"^- `python .*`$", PAGES[MEASURED], re.M))
+    of_benchmarks = set(re.findall(r"--[a-z][a-z-]*[a-z]", lines))
+    assert named - outside - of_benchmarks <= known_options()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", PAGES[page]):
+        made = link.startswith("schemas/")  # by docs/hooks.py
+        assert made or link.startswith("https://") or ((ROOT / page).parent / link).exists(), link
+
+
+def test_figures_of_the_readme_are_measured() -> None:
+    rows = re.findall(r"^\| (?:dense|wanda|sparsegpt) .*\|$", PAGES["README.md"], re.M)
+    assert rows
+    assert all(row in PAGES[MEASURED].splitlines() for row in rows)
