@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from owl_compress.consent import Consent
     from owl_compress.documents.plan import Plan
     from owl_compress.documents.recipe import Recipe
     from owl_compress.documents.report import ImportanceReport
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from owl_compress.pipeline.trial import try_out
 
 _HOMES = {
+    "Consent": "consent",
     "ImportanceReport": "documents.report",
     "Plan": "documents.plan",
     "Recipe": "documents.recipe",
@@ -58,6 +60,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Consent",
     "ImportanceReport",
     "Plan",
     "Recipe",

@@ -9,6 +9,7 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.measurements import LatencyShape
 from owl_compress.documents.recipe import Topic
 from owl_compress.errors import RequestError
@@ -26,6 +27,10 @@ def evaluate(
     against: options.Against = None,
     prompt_len: options.PromptLen = 128,
     new_tokens: options.NewTokens = 32,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    against_trust_remote_code: options.AgainstTrustRemoteCode = False,
+    against_allow_pickle: options.AgainstAllowPickle = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     **given: Any,
@@ -40,16 +45,19 @@ def evaluate(
     from owl_compress.pipeline.timing import timing_options
 
     output = Output(as_json=as_json, quiet=quiet)
+    of_against = Consent(against_trust_remote_code, against_allow_pickle)
     where = resolve_device(given.get("device", "auto"))
     timing = None
     if latency:
         shape = LatencyShape(
             batch_size=given.get("batch_size", 1), prompt_len=prompt_len, new_tokens=new_tokens
         )
-        timing = timing_options(where, shape, kernel or "dense", against, compiled=compiled)
+        timing = timing_options(
+            where, shape, kernel or "dense", against, compiled=compiled, against_consent=of_against
+        )
     else:
-        _refuse_options_of_latency(kernel, against, compiled=compiled)
-    request = EvaluationRequest.of(model, data, given, timing)
+        _refuse_options_of_latency(kernel, against, of_against, compiled=compiled)
+    request = EvaluationRequest.of(model, data, given, timing, Consent(trust_remote_code, allow_pickle))
     output.say(f"loading {model}")
     with memory_errors("evaluating"):
         found = request.run(output.progress, output.say)
@@ -63,13 +71,17 @@ def evaluate(
         sys.stdout.write(f"{found.perplexity.perplexity:.4f}\n")
 
 
-def _refuse_options_of_latency(kernel: str | None, against: str | None, *, compiled: bool) -> None:
+def _refuse_options_of_latency(
+    kernel: str | None, against: str | None, of_against: Consent, *, compiled: bool
+) -> None:
     if kernel is not None:
         raise RequestError("--kernel says how --latency is measured: add --latency, or drop it")
     if compiled:
         raise RequestError("--compile says how --latency is measured: add --latency, or drop it")
     if against is not None:
         raise RequestError(f"--against {against} is timed by --latency: add --latency, or drop it")
+    if of_against != NO_CONSENT:
+        raise RequestError("consent for the model of --against is for --latency: add both, or drop it")
 
 
 def verify(

@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.recipe import RECIPE_NAMES, Recipe, Topic, option_name
 from owl_compress.options import Option
 
 _LATENCY = "Latency"
+_CONSENT = "Consent"
 
 Model = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
@@ -66,10 +68,39 @@ DryRun = Annotated[
 DryRunOfPlan = Annotated[bool, typer.Option("--dry-run", help="Show the budgets; write nothing.")]
 
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code from the repository or folder of MODEL.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code from the repository or folder of MODEL, and of no other model.",
+        rich_help_panel=_CONSENT,
+    ),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Load pickled weights of MODEL, which can run code while they load.",
+        rich_help_panel=_CONSENT,
+    ),
+]
+AgainstTrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--against-trust-remote-code",
+        help="As --trust-remote-code, for the model that --against names.",
+        rich_help_panel=_CONSENT,
+    ),
+]
+AgainstAllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--against-allow-pickle",
+        help="As --allow-pickle, for the model that --against names.",
+        rich_help_panel=_CONSENT,
+    ),
 ]
 
-OWN = ("out", "plan", "model", "json", "quiet", "dry_run", "help")
+OWN = ("out", "plan", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
 """Options of the commands themselves, which no method can have."""
 
 PREFIX = "recipe_"

@@ -8,6 +8,7 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, report_table
+from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.recipe import Recipe, Topic
 from owl_compress.documents.report import ImportanceReport
@@ -23,6 +24,8 @@ def measure(
     metric: Annotated[
         list[str] | None, typer.Option(help="A metric besides the default ones; repeatable.")
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     **given: Any,
@@ -32,7 +35,7 @@ def measure(
 
     output = Output(as_json=as_json, quiet=quiet)
     check_output_file(out)
-    measurement = Measurement.of(model, given, metric or ())
+    measurement = Measurement.of(model, given, metric or (), Consent(trust_remote_code, allow_pickle))
     output.say(f"loading {model}")
     report = measurement.run(output.progress)
     report.write(out)

@@ -8,6 +8,7 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, prediction_table, result_table
+from owl_compress.consent import Consent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe, Topic, is_recipe
 from owl_compress.errors import RequestError
@@ -28,6 +29,8 @@ def run(
     model: Annotated[str, typer.Argument(help="A model as elsewhere, or a recipe (.yaml).")],
     out: options.OptionalOut = None,
     dry_run: options.DryRun = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     **given: Any,
@@ -41,7 +44,8 @@ def run(
     else:
         defaults = {"model": model, "allocator": DEFAULT_ALLOCATOR, "backend": DEFAULT_BACKEND}
         recipe, where = Recipe.from_options(defaults | given, "options"), "options"
-    _execute(recipe, where, out, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
+    consent = Consent(trust_remote_code, allow_pickle)
+    _execute(recipe, where, out, consent, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
 
 
 def compress(
@@ -49,6 +53,8 @@ def compress(
     plan: Annotated[Path, typer.Option(help="The plan that `allocate` wrote.")],
     out: options.OptionalOut = None,
     dry_run: options.DryRun = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     **given: Any,
@@ -59,10 +65,13 @@ def compress(
     Plan.read(plan)
     defaults = {"model": model, "plan": str(plan), "backend": DEFAULT_BACKEND}
     recipe = Recipe.from_options(defaults | given, "options")
-    _execute(recipe, "options", out, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
+    consent = Consent(trust_remote_code, allow_pickle)
+    _execute(recipe, "options", out, consent, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
 
 
-def _execute(recipe: Recipe, where: str, out: Path | None, output: Output, *, dry_run: bool) -> None:
+def _execute(
+    recipe: Recipe, where: str, out: Path | None, consent: Consent, output: Output, *, dry_run: bool
+) -> None:
     """Carry the recipe out and show what came of it."""
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.execution import check_output, execute
@@ -71,7 +80,7 @@ def _execute(recipe: Recipe, where: str, out: Path | None, output: Output, *, dr
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the folder to write, or add --dry-run")
-    request = Request.of(recipe, where)
+    request = Request.of(recipe, where, consent)
     check_output(request, None if dry_run else out)
     output.say(f"loading {recipe.model}")
     with memory_errors("running the recipe"):

@@ -1,6 +1,6 @@
 """The driver: walks the blocks of a model and has a backend compress each one, exactly to the plan."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -31,12 +31,16 @@ from owl_compress.walk.input_statistics import Statistic
 
 @dataclass(frozen=True)
 class WalkOptions:
-    """How the walk runs: where, how many sequences at a time, and who is told about it."""
+    """How the walk runs: where, how many sequences at a time, and who is told about it.
+
+    `before_change` is called before each block that is compressed: the first time, no weight is changed yet.
+    """
 
     device: torch.device | None = None
     batch_size: int = 1
     keep_on: torch.device | None = None
     progress: Progress = SILENT
+    before_change: Callable[[], None] = lambda: None
 
 
 def compress_with_(
@@ -178,6 +182,7 @@ class _Driver:
         statistic = self.backend.statistic
         with closing(self._visits(plan, statistic, "compressing blocks")) as visits:
             for visit, budgets in visits:
+                self.options.before_change()
                 # No name holds the task: its statistics must be gone before the next block's are gathered.
                 done = self.backend.compress_block_(
                     replace(

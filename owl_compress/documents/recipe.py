@@ -1,5 +1,6 @@
 """The recipe: everything `owl-compress run` was asked for, in a YAML file that does it again."""
 
+import logging
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -17,10 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.units import Sublayer
 from owl_compress.documents.yaml12 import Dumper, Loader
 from owl_compress.errors import RequestError, first_problem
+
+logger = logging.getLogger(__name__)
 
 BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
 """The budget options, of which a request names exactly one."""
@@ -72,8 +76,6 @@ class Recipe(Frozen):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _on(
         Topic.MACHINE, "auto", "auto (the checkpoint's), bfloat16, float16, float32."
     )
-    trust_remote_code: bool = _on(Topic.MACHINE, False, "Run code from the model's repository.")
-    allow_pickle: bool = _on(Topic.MACHINE, False, "Load pickled weights, which can run code.")
 
     sparsity: float | None = _on(Topic.BUDGET, None, "Share of weights removed, 0.7 = 70 %.")
     nm: str | None = _on(Topic.BUDGET, None, "N:M, N weights KEPT on average of every M: 3:8, 2.5:8.")
@@ -212,14 +214,19 @@ class Recipe(Frozen):
         """Build a recipe from options named as on the command line, with hyphens or underscores.
 
         Raises:
-            RequestError: an option that is given twice, or a bad value. What is no option of every recipe is
-                taken for one of its methods, and left for them to refuse.
+            RequestError: an option that is given twice, consent to run code, or a bad value. What is no
+                option of every recipe is taken for one of its methods, and left for them to refuse.
         """
         known = RECIPE_NAMES
         content: dict[str, Any] = {}
         methods: dict[str, Any] = {}
         for key, value in options.items():
             name = plain_name(key)
+            if name in CONSENT_NAMES:
+                raise RequestError(
+                    f"{where}: {option_name(name)} is no part of a recipe: consent is given beside it, as "
+                    f"--{option_name(name)} or Consent({name}=True)"
+                )
             if name in content or name in methods:
                 raise RequestError(f"{where}: {option_name(name)} is given twice")
             (content if name in known else methods)[name] = value
@@ -263,6 +270,8 @@ class Recipe(Frozen):
     def read(cls, path: Path | str) -> Self:
         """Read the recipe at `path`.
 
+        Consent to run code, which recipes once held, is left out and said to be.
+
         Raises:
             RequestError: unreadable, not YAML, or not a recipe.
         """
@@ -275,7 +284,7 @@ class Recipe(Frozen):
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise RequestError(f"{path} is not a recipe: expected lines of the form `option: value`")
-        return cls.from_options(content, str(path))
+        return cls.from_options(_without_consent(content, str(path)), str(path))
 
     def to_yaml(self) -> str:
         """The recipe as YAML: what differs from the defaults, and whatever shapes the checkpoint."""
@@ -287,6 +296,17 @@ class Recipe(Frozen):
         lines = {option_name(name): content[name] for name in order if content.get(name) is not None}
         body = yaml.dump(lines, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
         return "# owl-compress run recipe.yaml -o OUT\n" + body
+
+
+def _without_consent(content: Mapping[Any, Any], where: str) -> dict[Any, Any]:
+    """What a file says, without the consent that it cannot give; older versions wrote it down."""
+    for key, value in content.items():
+        if plain_name(key) in CONSENT_NAMES and value:
+            logger.warning(
+                "%s: %s is ignored: a file cannot give consent; where the model needs it, add --%s yourself",
+                where, key, option_name(plain_name(key)),
+            )  # fmt: skip
+    return {key: value for key, value in content.items() if plain_name(key) not in CONSENT_NAMES}
 
 
 RECIPE_NAMES = frozenset(

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import EvaluationOptions, check_batch_size
 from owl_compress.device import resolve_device
 from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.measuring import CONSENT, LOADING, taken
+from owl_compress.pipeline.measuring import LOADING, taken
 from owl_compress.pipeline.stages import held_out_windows, load
 from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
 from owl_compress.progress import SILENT, Progress
@@ -50,7 +51,12 @@ class EvaluationRequest:
 
     @classmethod
     def of(
-        cls, model: str, data: str, given: Mapping[str, Any], timing: TimingOptions | None = None
+        cls,
+        model: str,
+        data: str,
+        given: Mapping[str, Any],
+        timing: TimingOptions | None = None,
+        consent: Consent = NO_CONSENT,
     ) -> "EvaluationRequest":
         """The evaluation that options ask for, under their names in a recipe.
 
@@ -68,7 +74,7 @@ class EvaluationRequest:
             EvaluationOptions(data, **taken(given, _TEXT)),
             resolve_device(given.get("device", fields["device"].default)),
             batch_size,
-            taken(given, LOADING),
+            {**taken(given, LOADING), **consent.as_options},
             timing,
         )
 
@@ -80,8 +86,7 @@ class EvaluationRequest:
         """
         loaded = load(self.model, **self.loading)
         # What cannot be loaded beside it is told before the long evaluation.
-        of_others = taken(self.loading, CONSENT)
-        timing = prepare_timing(loaded, self.timing, say, **of_others) if self.timing else None
+        timing = prepare_timing(loaded, self.timing, say) if self.timing else None
         windows = held_out_windows(loaded, find_structure(loaded.model), self.text)
         found = perplexity(
             loaded.model, windows, batch_size=self.batch_size, device=self.device, progress=progress

@@ -11,6 +11,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
 from owl_compress.compression.contract import CheckpointBackend, ModelFinisher
 from owl_compress.compression.driver import WalkOptions, compress_with_
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.disk import check_output_folder, output_folder
 from owl_compress.documents.measurements import Evaluation, PerplexityRecord
 from owl_compress.documents.plan import Plan
@@ -40,17 +41,22 @@ class Outcome:
 
 
 def run(
-    recipe: Recipe, out: Path | str | None, loaded: LoadedModel | None = None, progress: Progress = SILENT
+    recipe: Recipe,
+    out: Path | str | None,
+    loaded: LoadedModel | None = None,
+    progress: Progress = SILENT,
+    consent: Consent = NO_CONSENT,
 ) -> Outcome:
     """Do all that `recipe` asks for, and write the folder `out` unless it is None.
 
-    A `loaded` model is used, and compressed in place, instead of loading one.
+    A `loaded` model is used, and compressed in place, instead of loading one. `consent` is what the model of
+    the recipe may run while it loads.
 
     Raises:
         RequestError: see everything this calls; with `strict` also any fallback.
     """
     out = None if out is None else Path(out)
-    request = Request.of(recipe)
+    request = Request.of(recipe, consent=consent)
     if out is None and isinstance(request.backend, CheckpointBackend):
         raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
     check_output(request, out)
@@ -170,7 +176,7 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
         RequestError: what the backend refuses; with `strict` also any fallback.
     """
     backend, recipe = session.request.backend, session.recipe
-    session.spend()
+    session.check_fresh()
     if isinstance(backend, CheckpointBackend):
         if folder is None:
             raise RequestError(f"backend {backend.name!r} writes its own checkpoint: name a folder")
@@ -181,7 +187,12 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
             plan,
             backend,
             session.calibration,
-            WalkOptions(session.request.device, recipe.batch_size, progress=session.progress),
+            WalkOptions(
+                session.request.device,
+                recipe.batch_size,
+                progress=session.progress,
+                before_change=session.spend,
+            ),
             structure=session.structure,
             identity=session.identity,
         )

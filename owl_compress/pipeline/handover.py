@@ -41,6 +41,7 @@ def compress_checkpoint_(session: Session, backend: CheckpointBackend, plan: Pla
     account = Account(plan, session.identity, structure.notes, calibration, device, start)
     n_params = n_parameters(loaded.model)
     outcomes = _carry_out(loaded, plan, backend, calibration, folder, device)
+    session.spend()
     sites = {linear.name: linear for linear in structure.linears}
     for outcome in outcomes:
         site, codes = sites[outcome.name], outcome.quantized

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import CalibrationOptions, check_batch_size
 from owl_compress.device import resolve_device
 from owl_compress.documents.recipe import Recipe
@@ -17,11 +18,8 @@ from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.stages import calibration_windows, identity_of, load
 from owl_compress.progress import SILENT, Progress
 
-LOADING = ("dtype", "revision", "trust_remote_code", "allow_pickle")
+LOADING = ("dtype", "revision")
 """Options of a recipe that say how its model is loaded."""
-
-CONSENT = ("trust_remote_code", "allow_pickle")
-"""Those of them that hold for the dense model beside it too."""
 
 _CALIBRATION = ("samples", "seq_len", "sampling", "seed", "bos", "text_field")
 
@@ -47,7 +45,13 @@ class Measurement:
     loading: Mapping[str, Any]
 
     @classmethod
-    def of(cls, model: str, given: Mapping[str, Any], metrics: Sequence[str] = ()) -> "Measurement":
+    def of(
+        cls,
+        model: str,
+        given: Mapping[str, Any],
+        metrics: Sequence[str] = (),
+        consent: Consent = NO_CONSENT,
+    ) -> "Measurement":
         """The measurement that options ask for, under their names in a recipe.
 
         Raises:
@@ -62,7 +66,7 @@ class Measurement:
             with_defaults(metrics),
             resolve_device(given.get("device", fields["device"].default)),
             batch_size,
-            taken(given, LOADING),
+            {**taken(given, LOADING), **consent.as_options},
         )
 
     def run(self, progress: Progress = SILENT) -> ImportanceReport:

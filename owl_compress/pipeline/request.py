@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from owl_compress.allocators import Allocator, Target, allocate
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, option_name
@@ -42,6 +43,7 @@ class Request:
         plan: to be carried out, or None: then `allocator` makes one that meets `target`.
         allocator, target: None where there is a plan.
         metrics: to measure: the default ones, and the allocator's own if it is another.
+        consent: what the recipe's model may run.
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class Request:
     allocator: Allocator | None
     target: Target | None
     metrics: tuple[str, ...]
+    consent: Consent = NO_CONSENT
 
     @property
     def unit(self) -> Unit:
@@ -60,7 +63,7 @@ class Request:
         return self.backend.unit
 
     @classmethod
-    def of(cls, recipe: Recipe, where: str = "options") -> "Request":
+    def of(cls, recipe: Recipe, where: str = "options", consent: Consent = NO_CONSENT) -> "Request":
         """Resolve `recipe`, which came from `where`; whatever can be refused without a model is.
 
         Raises:
@@ -68,14 +71,14 @@ class Request:
                 meant, a device or package that is not there.
         """
         try:
-            return cls._of(recipe)
+            return cls._of(recipe, consent)
         except RequestError as error:
             if where == "options":
                 raise
             raise RequestError(f"{where}: {error}") from error
 
     @classmethod
-    def _of(cls, recipe: Recipe) -> "Request":
+    def _of(cls, recipe: Recipe, consent: Consent) -> "Request":
         from owl_compress.importance.metrics import with_defaults  # noqa: PLC0415 - loads torch
 
         plan, allocator, target = None, None, None
@@ -97,7 +100,7 @@ class Request:
         device = resolve_device(recipe.device)
         metrics = with_defaults([own] if (own := getattr(allocator, "metric", None)) else [])
         keeps_codes = _keeps_codes(recipe, backend)
-        return cls(recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics)
+        return cls(recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics, consent)
 
 
 def _export_of(recipe: Recipe) -> "StoredForm | None":

@@ -7,6 +7,7 @@ from functools import cached_property
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 from owl_compress.compression.contract import CheckpointBackend, Quantizer
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
@@ -51,17 +52,19 @@ class Session:
         loaded: LoadedModel | None = None,
         calibration: TokenWindows | None = None,
         progress: Progress = SILENT,
+        consent: Consent = NO_CONSENT,
     ) -> "Session":
         """Load the model of the request, find its blocks, and cut its calibration text into windows.
 
         A model that is `loaded` already, or windows that are there, are taken instead; the recipe beside a
-        result then says what was asked for, and not where these came from.
+        result then says what was asked for, and not where these came from. `consent` is what the model of a
+        recipe may run; a request holds its own.
 
         Raises:
             RequestError: what `Request.of` and `load` refuse, an unknown architecture, or too little text.
         """
         if isinstance(request, Recipe):
-            request = Request.of(request)
+            request = Request.of(request, consent=consent)
         recipe = request.recipe
         if loaded is None:
             loaded = load(
@@ -69,8 +72,7 @@ class Session:
                 dtype=recipe.dtype,
                 device=request.device,
                 revision=recipe.revision,
-                trust_remote_code=recipe.trust_remote_code,
-                allow_pickle=recipe.allow_pickle,
+                **request.consent.as_options,
             )
         structure = find_structure(loaded.model)
         if calibration is None and _looks_at_text(request):
@@ -82,8 +84,8 @@ class Session:
         loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
         return replace(self, loaded=loaded, structure=find_structure(loaded.model))
 
-    def spend(self) -> None:
-        """Note that the model is about to be compressed, which is done once.
+    def check_fresh(self) -> None:
+        """Refuse to compress the model a second time.
 
         Raises:
             RequestError: it was before: what is measured and recorded next would be of another model.
@@ -92,7 +94,10 @@ class Session:
             raise RequestError(
                 "the model of this session is compressed already: open another, or use try_out on a dense one"
             )
-        self._spent.append(True)
+
+    def spend(self) -> None:
+        """Note that a weight of the model is about to be changed; a refusal before that leaves it fresh."""
+        self._spent[:] = [True]
 
     @property
     def recipe(self) -> Recipe:

@@ -1,6 +1,7 @@
 """How fast a model or a folder runs, beside the dense model that it was made from."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import torch
 
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.verification import verify
+from owl_compress.consent import CONSENT_NAMES, NO_CONSENT, Consent
 from owl_compress.device import DTYPES, resolve_device
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.latency import check_kernel, compare, compare_kernels
-from owl_compress.pipeline.measuring import CONSENT, taken
 from owl_compress.pipeline.original import original_of
 from owl_compress.pipeline.stages import load
 from owl_compress.progress import SILENT, Progress
@@ -31,6 +32,8 @@ class TimingOptions:
         kernel: dense, or semi-structured: then a 2:4 model is timed against itself.
         against: a dense model to time in turn; None stands for the one that a folder was made from.
         compiled: decode through torch.compile.
+        against_consent: what the model named by `against` may run while it loads. The one that a folder says
+            it was made from may run nothing: nobody has named it.
     """
 
     device: torch.device = field(default_factory=lambda: resolve_device("auto"))
@@ -38,8 +41,14 @@ class TimingOptions:
     kernel: Kernel = "dense"
     against: str | None = None
     compiled: bool = False
+    against_consent: Consent = NO_CONSENT
 
     def __post_init__(self) -> None:
+        if self.against is None and self.against_consent != NO_CONSENT:
+            raise RequestError(
+                "--against-trust-remote-code and --against-allow-pickle are for the model that --against "
+                "names: name it, or drop them"
+            )
         if self.compiled and self.kernel != "dense":
             raise RequestError(f"--compile is for dense kernels: drop it, or --kernel {self.kernel}")
         if self.against is not None and self.kernel != "dense":
@@ -55,7 +64,7 @@ class TimingOptions:
         Raises:
             RequestError: it is named as its own dense model, or breaks the pattern of the kernel.
         """
-        if self.against == model:
+        if self.against is not None and _is_same(self.against, model):
             raise RequestError(
                 f"--against {self.against} is the model itself: name the dense one it was made from"
             )
@@ -63,8 +72,23 @@ class TimingOptions:
             check_two_of_four(Path(model))
 
 
+def _is_same(one: str, other: str) -> bool:
+    """Whether two names stand for the same model, or the same folder or file."""
+    if one == other:
+        return True
+    with suppress(OSError, RuntimeError, ValueError):  # no path, or none that can be followed
+        return Path(one).expanduser().samefile(Path(other).expanduser())
+    return False
+
+
 def timing_options(
-    device: torch.device, shape: LatencyShape, kernel: str, against: str | None, *, compiled: bool
+    device: torch.device,
+    shape: LatencyShape,
+    kernel: str,
+    against: str | None,
+    *,
+    compiled: bool,
+    against_consent: Consent = NO_CONSENT,
 ) -> TimingOptions:
     """Options from words: the kernel is still text.
 
@@ -73,7 +97,7 @@ def timing_options(
     """
     if compiled and kernel != "dense":
         raise RequestError(f"--compile is for dense kernels: drop it, or --kernel {kernel}")
-    return TimingOptions(device, shape, check_kernel(kernel, device), against, compiled)
+    return TimingOptions(device, shape, check_kernel(kernel, device), against, compiled, against_consent)
 
 
 @dataclass(frozen=True)
@@ -96,16 +120,13 @@ class Timing:
         return compare_kernels(name, model, options.kernel, options.shape, options.device, progress)
 
 
-def prepare_timing(
-    loaded: LoadedModel, options: TimingOptions, say: Say = lambda _: None, **loading: Any
-) -> Timing:
+def prepare_timing(loaded: LoadedModel, options: TimingOptions, say: Say = lambda _: None) -> Timing:
     """What `options` want of `loaded`, with the dense model beside it where there is one.
 
     Args:
         loaded: the model.
         options: see there.
         say: is told what is loaded, and why a model made from another is timed alone.
-        loading: how the dense model is loaded, such as trust_remote_code.
 
     Raises:
         RequestError: the model named by `against` cannot be loaded.
@@ -114,7 +135,7 @@ def prepare_timing(
     dense: dict[str, Any] = {}
     if options.kernel == "dense":
         dtype = loaded.dtype if loaded.dtype in DTYPES else "auto"
-        dense = _dense_beside(name, options.against, say, {"dtype": dtype, **loading})
+        dense = _dense_beside(name, options, say, dtype)
     return Timing({**dense, name: loaded.model}, options)
 
 
@@ -123,30 +144,44 @@ def time_model(
 ) -> list[LatencyRecord]:
     """Load `model` and time it, beside the dense model that it was made from if that is known.
 
-    `loading` are options of `owl_compress.load`.
+    `loading` are options of `owl_compress.load`, for `model` alone.
 
     Raises:
         RequestError: a model that cannot be loaded or timed.
     """
     options = options or TimingOptions()
     options.check_model(model)
-    return prepare_timing(load(model, **loading), options, **taken(loading, CONSENT)).run(progress)
+    return prepare_timing(load(model, **loading), options).run(progress)
 
 
-def _dense_beside(model: str, against: str | None, say: Say, loading: Mapping[str, Any]) -> dict[str, Any]:
+def _dense_beside(model: str, options: TimingOptions, say: Say, dtype: str) -> dict[str, Any]:
     """The dense model to time in turn with `model`, by its name; empty if there is none to be had."""
-    if against is not None:
-        say(f"loading {against}")
-        return {against: load(against, **loading).model}
+    if options.against is not None:
+        say(f"loading {options.against}")
+        try:
+            dense = load(options.against, dtype=dtype, **options.against_consent.as_options)
+        except RequestError as error:
+            raise RequestError(_of_against(error)) from error
+        return {options.against: dense.model}
     try:
         original = original_of(Path(model).expanduser())
         if original is None:
             return {}
         say(f"loading {original.source}, which {model} was made from")
-        return {original.source: original.load(**loading)}
+        return {original.source: original.load(dtype=dtype)}
     except RequestError as error:
-        say(f"only {model} is timed, without the model it was made from ({error}); --against names one")
+        reason = _of_against(error)
+        say(f"only {model} is timed, without the model it was made from ({reason}); --against names one")
         return {}
+
+
+def _of_against(error: RequestError) -> str:
+    """What a model beside the one that is timed was refused for; its consent goes by names of its own."""
+    text = str(error)
+    for name in CONSENT_NAMES:
+        option = name.replace("_", "-")
+        text = text.replace(f"--{option}", f"--against-{option}")
+    return text
 
 
 def check_two_of_four(folder: Path) -> None:

@@ -169,3 +169,20 @@ def test_parts_are_listed_with_commas_or_as_a_list(file: Path) -> None:
     assert Recipe.read(written(file, yaml_of(prune_ratio=0.2, parts=["mlp"]))).parts == ("mlp",)
     assert "parts" in refusal(file, yaml_of(prune_ratio=0.2, parts="heads"))
     assert "protect-first" in refusal(file, yaml_of(prune_ratio=0.2, protect_first=-1))
+
+
+@pytest.mark.parametrize("key", ["trust-remote-code", "trust_remote_code", "allow-pickle"])
+def test_a_file_cannot_give_consent(file: Path, caplog: pytest.LogCaptureFixture, key: str) -> None:
+    """Recipes that older versions wrote say it: they still load, and are told to be without it."""
+    consenting = Recipe.read(written(file, yaml_of(sparsity=0.5, **{key: True})))
+    assert consenting == Recipe.read(written(file, yaml_of(sparsity=0.5, **{key: False})))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{file}: {key} is ignored: a file cannot give consent; where the model needs it, add "
+        f"--{key.replace('_', '-')} yourself"
+    ]
+    assert key not in consenting.to_yaml()
+
+
+def test_consent_is_no_option_of_a_recipe() -> None:
+    with pytest.raises(RequestError, match="given beside it, as --allow-pickle or Consent"):
+        Recipe.from_options(BASE | {"sparsity": 0.5, "allow_pickle": True})

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from owl_compress.consent import Consent
 from owl_compress.documents.measurements import LatencyShape
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
@@ -93,15 +94,25 @@ def test_a_folder_is_evaluated_and_timed_beside_its_dense_model(here: Path, reci
     assert said == ["loading model, which OUT was made from"]
 
 
-def test_the_dense_model_may_be_pickled_where_that_is_allowed(here: Path, recipe: MakeRecipe) -> None:
+def test_consent_is_for_the_model_that_it_names(here: Path, recipe: MakeRecipe) -> None:
+    """The dense model is pickled: not what OUT says of its origin, but the user has to allow that."""
     run(recipe("structured", **WIDTH), "OUT")
     torch.save(load("model").model.state_dict(), here / "model" / "pytorch_model.bin")
     (here / "model" / "model.safetensors").unlink()
-    timing = TimingOptions(CPU, SHAPE)
-    for allowed, names in ((False, ["OUT"]), (True, ["model", "OUT"])):
-        given = {**GIVEN, "allow_pickle": allowed}
-        latency = EvaluationRequest.of("OUT", "other.txt", given, timing).run().latency
-        assert [record.name for record in latency] == names
+    allowed = Consent(allow_pickle=True)
+
+    def names_timed(timing: TimingOptions, said: list[str]) -> list[str]:
+        request = EvaluationRequest.of("OUT", "other.txt", GIVEN, timing, allowed)
+        return [record.name for record in request.run(say=said.append).latency]
+
+    said: list[str] = []
+    assert names_timed(TimingOptions(CPU, SHAPE), said) == ["OUT"]
+    assert "only OUT is timed" in said[-1]
+    assert "--against-allow-pickle" in said[-1]
+    with pytest.raises(RequestError, match="only pickled ones"):
+        names_timed(TimingOptions(CPU, SHAPE, against="model"), said)
+    named = TimingOptions(CPU, SHAPE, against="model", against_consent=allowed)
+    assert names_timed(named, said) == ["model", "OUT"]
 
 
 def test_the_blocks_are_looked_for_once(

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from owl_compress.consent import Consent
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.execution import compress_, make_plan
+from owl_compress.pipeline.execution import compress_, make_plan, run
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session
 from owl_compress.pipeline.stages import calibration_windows, load
@@ -170,3 +171,27 @@ def test_what_cannot_be_stored_is_told_before_it_is_done(here: Path, recipe: Mak
     with pytest.raises(RequestError, match="asymmetric codes cannot be packed"):
         session.check_storage()
     Session.open(recipe("rtn", **options, format="dense")).check_storage()
+
+
+def test_a_refusal_that_changed_nothing_leaves_the_session_fresh(here: Path, recipe: MakeRecipe) -> None:
+    session = Session.open(recipe("wanda", sparsity=0.5))
+    _, plan = make_plan(session)
+    wrong = plan.model_copy(
+        update={"budgets": tuple(one.model_copy(update={"name": f"x.{one.name}"}) for one in plan.budgets)}
+    )
+    with pytest.raises(RequestError, match="which the model does not have"):
+        compress_(session, wrong)
+    compress_(session, plan)
+    with pytest.raises(RequestError, match="compressed already"):
+        compress_(session, plan)
+
+
+def test_consent_reaches_the_model_and_no_file(here: Path, recipe: MakeRecipe) -> None:
+    torch.save(load("model").model.state_dict(), here / "model" / "pytorch_model.bin")
+    (here / "model" / "model.safetensors").unlink()
+    asked = recipe("magnitude", allocator="uniform", sparsity=0.5)
+    with pytest.raises(RequestError, match="--allow-pickle"):
+        run(asked, "OUT")
+    run(asked, "OUT", consent=Consent(allow_pickle=True))
+    written = [here / "OUT" / name for name in ("recipe.yaml", "result.json", "plan.json", "README.md")]
+    assert not any("pickle" in path.read_text(encoding="utf-8") for path in written)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from owl_compress.consent import Consent
 from owl_compress.documents.measurements import LatencyShape
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
@@ -95,6 +96,19 @@ def test_the_dense_model_has_the_type_of_the_other(narrowed: str) -> None:
         "model": torch.bfloat16,
         "NARROW": torch.bfloat16,
     }
+
+
+@pytest.mark.parametrize("other", ["./model", "model/", "../{here}/model", "MODEL"])
+def test_a_model_is_known_under_another_of_its_names(here: Path, other: str) -> None:
+    (here / "MODEL").symlink_to(here / "model")
+    options = TimingOptions(CPU, SHAPE, against=other.format(here=here.name))
+    with pytest.raises(RequestError, match="is the model itself"):
+        options.check_model("model")
+
+
+def test_consent_for_a_dense_model_needs_its_name() -> None:
+    with pytest.raises(RequestError, match="for the model that --against names"):
+        TimingOptions(CPU, SHAPE, against_consent=Consent(trust_remote_code=True))
 
 
 def test_against_names_another_dense_model(narrowed: str, here: Path) -> None:
