@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
+from rich.text import Text
 
+from owl_compress.cli.sheet import Sheet
 from owl_compress.progress import SILENT, Progress
 
 T = TypeVar("T")
@@ -87,15 +88,25 @@ class Output:
         if not self.quiet:
             sys.stderr.write(text + "\n")
 
-    def answer(self, value: Mapping[str, Any] | Sequence[Any], table: Table | None = None) -> None:
+    def answer(self, value: Mapping[str, Any] | Sequence[Any], table: Sheet | None = None) -> None:
         """The answer of the command: `value` as JSON, or the `table` that shows it."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
         elif table is not None and not self.quiet:
-            console = Console(width=None if sys.stdout.isatty() else 110)
-            console.print(table)
+            _print(table)
 
-    def show(self, table: Table) -> None:
+    def show(self, table: Sheet) -> None:
         """A further table for people; JSON has its content in the answer already."""
         if not self.as_json:
             self.answer({}, table)
+
+
+def _print(table: Sheet) -> None:
+    """Write a table to stdout: as wide as the terminal at most, in a pipe as wide as it is."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    shown = table.fitting(console.width) if console.is_terminal else table
+    for line in shown.head():
+        console.print(Text(line, style="bold"), soft_wrap=True)
+    for line in shown.body():
+        console.print(Text(line), soft_wrap=True)
+    console.print()

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.tables import new_table
+from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.documents.disk import check_output_folder
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
@@ -76,24 +75,21 @@ def demo(
     )
 
 
-def _table(rows: Sequence[_Row]) -> Table:
-    table = new_table(
-        f"SmolLM2-135M at {_SPARSITY:.0%} sparsity with Wanda, calibrated and evaluated on the builtin text",
-        "budgets",
-        "sparsity asked",
-        "sparsity achieved",
-        "perplexity",
-        "seconds",
+def _table(rows: Sequence[_Row]) -> Sheet:
+    return Sheet(
+        f"SmolLM2-135M at {_SPARSITY:.0%} sparsity with Wanda",
+        (
+            Column("budgets", tuple(row.name for row in rows), is_text=True),
+            Column("sparsity asked", tuple(f"{row.asked:.4f}" for row in rows)),
+            Column("sparsity achieved", tuple(f"{row.achieved:.4f}" for row in rows)),
+            Column("perplexity", tuple(f"{row.perplexity:.2f}" for row in rows)),
+            Column("seconds", tuple(f"{row.seconds:.1f}" if row.seconds else "" for row in rows)),
+        ),
+        (
+            f"calibrated and evaluated on the builtin text; perplexity over {_WINDOWS} windows of {_SEQ_LEN}",
+            "tokens: lower is better",
+        ),
     )
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.asked:.4f}",
-            f"{row.achieved:.4f}",
-            f"{row.perplexity:.2f}",
-            f"{row.seconds:.1f}" if row.seconds else "",
-        )
-    return table
 
 
 def _recipe(allocator: str, device: str) -> Recipe:

@@ -89,7 +89,7 @@ def _execute(
             _show_forecast(session, output)
             return
         done = execute(session, out)
-    output.answer(done.result.model_dump(mode="json"), plan_table(done.plan))
+    output.answer(done.result.model_dump(mode="json"), plan_table(done.plan, done.result))
     output.show(result_table(done.result))
     output.say(f"wrote {out}")
 
@@ -105,4 +105,4 @@ def _show_forecast(session: "Session", output: Output) -> None:
         output.say(note)
     answer = {"plan": plan.model_dump(mode="json"), "prediction": found.prediction.model_dump(mode="json")}
     output.answer(answer, plan_table(plan))
-    output.show(prediction_table(found.prediction))
+    output.show(prediction_table(found.prediction, plan))

@@ -1,9 +1,10 @@
 """The tables that commands print."""
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
 
-from rich.table import Table
-
+from owl_compress.cli.sheet import Column, Sheet, number_format
 from owl_compress.documents.measurements import (
     LatencyRecord,
     PartLatency,
@@ -12,172 +13,290 @@ from owl_compress.documents.measurements import (
     Speedup,
     Verification,
 )
-from owl_compress.documents.plan import Plan
+from owl_compress.documents.plan import Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
-from owl_compress.documents.result import Result
+from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.pages.words import as_asked, asked_name, block_numbers, target_in_words
 
-_UNIT_HEADINGS = {
-    Unit.DENSITY: ("density (kept)", "sparsity (removed)"),
-    Unit.WIDTH: ("width (kept)", "removed"),
-    Unit.BITS: ("bits per weight", ""),
-}
+_KEPT = {Unit.DENSITY: "density", Unit.WIDTH: "width"}
+_ALL = "all"
+_NOTICED = 5e-4
+"""From here on the difference between what was asked for and what was got is worth a word."""
 
-
-def new_table(title: str, *headings: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
-    return table
+Pairs = list[tuple[str, str]]
 
 
-def report_table(report: ImportanceReport) -> Table:
+def report_table(report: ImportanceReport) -> Sheet:
     """Metrics per block."""
-    metrics = list(report.blocks[0].metrics)
-    table = new_table(f"Importance of {report.model.id}", "block", "weights", *metrics)
-    for block in report.blocks:
-        table.add_row(block.name, f"{block.n_weights:,}", *(f"{block.metrics[name]:.5g}" for name in metrics))
-    return table
+    blocks = report.blocks
+    numbers, notes = _numbers([block.name for block in blocks])
+    metrics = list(blocks[0].metrics)
+    columns = [numbers]
+    sizes = [block.n_weights for block in blocks]
+    if len(set(sizes)) == 1:
+        notes.append(f"{sizes[0]:,} weights in each block")
+    else:
+        columns.append(Column("weights", _counts(sizes), is_optional=True))
+    for name in metrics:
+        values = [block.metrics[name] for block in blocks]
+        columns.append(Column(name, _formatted(values), is_optional=name != metrics[0]))
+    return Sheet(f"Importance of {report.model.id}", tuple(columns), tuple(notes))
 
 
-def plan_table(plan: Plan) -> Table:
-    """Budget per block, with the total below."""
-    kept, removed = _UNIT_HEADINGS[plan.unit]
-    headings = ["block", "weights", kept, *([removed] if removed else [])]
+def plan_table(plan: Plan, result: Result | None = None) -> Sheet:
+    """Budget per block, with the whole below; beside it what was `result` of it, where that is known."""
+    rows = plan.per_block
+    numbers, notes = _numbers([row.name for row in rows], _ALL)
+    sizes = [row.n_weights for row in rows]
+    values = [*(row.value for row in rows), plan.achieved]
+    columns = [
+        numbers,
+        Column("weights", _counts([*sizes, sum(sizes)])),
+        Column(asked_name(plan.unit), _budgets(plan.unit, values)),
+    ]
+    if plan.unit in _KEPT:
+        columns.append(Column(_KEPT[plan.unit], _shares(values), is_optional=True))
     if isinstance(plan.grid, KeptOfGrid):
-        headings.append(f"N kept of {plan.grid.kept_of}")
-    asked = (
-        "" if plan.asked == plan.target else f", a drift of {plan.target - plan.asked:+g} off {plan.asked:g}"
-    )
-    title = f"Plan by {plan.allocator.name}: {plan.unit} {plan.target:g} on average{asked}"
-    table = new_table(title, *headings)
-    total = sum(budget.n_weights for budget in plan.budgets)
-    rows = [(row.name, row.n_weights, row.value) for row in plan.per_block]
-    for name, n_weights, value in [*rows, ("all blocks", total, plan.achieved)]:
-        cells = [f"{value:.4f}"]
-        if removed:
-            cells.append(f"{1 - value:.4f}")
-        if isinstance(plan.grid, KeptOfGrid):
-            cells.append(f"{value * plan.grid.kept_of:.4g}")
-        table.add_row(name, f"{n_weights:,}", *cells)
-    return table
+        kept = tuple(f"{value * plan.grid.kept_of:.4g}" for value in values)
+        columns.append(Column(f"N of {plan.grid.kept_of}", kept, is_optional=True))
+    if result:
+        columns += _columns_of_result(result, [row.name for row in rows])
+    return Sheet(_plan_title(plan), tuple(columns), tuple(notes))
 
 
-def result_table(result: Result) -> Table:
+def _plan_title(plan: Plan) -> str:
+    drift = plan.target - plan.asked
+    off = f", a drift of {drift:+g} off {plan.asked:g}" if drift else ""
+    return f"Plan by {plan.allocator.name}: {target_in_words(plan)} on average{off}"
+
+
+def _columns_of_result(result: Result, blocks: Sequence[str]) -> list[Column]:
+    """What each block got, and its error."""
+    unit = result.budgets[0].unit
+    rows = [[one for one in result.budgets if one.block == block] for block in blocks]
+    achieved = [_mean(members, lambda one: one.achieved) for members in rows]
+    errors = [_mean(members, lambda one: one.relative_error) for members in rows]
+    whole = _mean(result.budgets, lambda one: one.relative_error)
+    return [
+        Column("achieved", _budgets(unit, [*achieved, result.totals.achieved])),
+        Column("error", _shares([*errors, whole]), is_optional=True),
+    ]
+
+
+def _mean(rows: Sequence[LinearResult], read: Callable[[LinearResult], float]) -> float:
+    """Mean over the weights of the linears."""
+    return sum(row.n_weights * read(row) for row in rows) / sum(row.n_weights for row in rows)
+
+
+def result_table(result: Result) -> Sheet:
     """Totals of one compression."""
-    totals = result.totals
-    table = new_table(f"{result.model.id}, compressed by {result.backend.name}", "what", "value")
-    for name, value in result.backend.parameters.items():
-        if value is not None:
-            table.add_row(name.replace("_", " "), str(value))
-    table.add_row("asked (mean over compressed weights)", f"{totals.asked:.6f}")
-    table.add_row("achieved, counted", f"{totals.achieved:.6f}")
-    table.add_row("compressed weights", f"{totals.n_weights:,}")
-    table.add_row("parameters before / after", f"{totals.n_params_before:,} / {totals.n_params_after:,}")
-    table.add_row("bits per weight, whole model", f"{totals.bits_per_weight:.3f}")
+    totals, unit = result.totals, result.budgets[0].unit
+    asked, achieved = as_asked(unit, totals.asked), as_asked(unit, totals.achieved)
+    rows = [
+        (f"{asked_name(unit)} asked", _budgets(unit, [totals.asked])[0]),
+        (f"{asked_name(unit)} achieved, counted", _budgets(unit, [totals.achieved])[0]),
+        ("compressed weights", f"{totals.n_weights:,}"),
+        *_before_and_after("parameters", totals.n_params_before, totals.n_params_after),
+        ("bits per weight, whole model", f"{totals.bits_per_weight:.3f}"),
+    ]
     if totals.bytes_on_disk is not None:
-        table.add_row("bytes on disk", f"{totals.bytes_on_disk:,}")
+        rows.append(("size on disk", size_in_words(totals.bytes_on_disk)))
     if result.evaluation:
-        table.add_row("perplexity before", f"{result.evaluation.dense.perplexity:.4f}")
-        table.add_row("perplexity after", f"{result.evaluation.compressed.perplexity:.4f}")
-    table.add_row("fallbacks", str(sum(fallback.count for fallback in result.fallbacks)))
-    table.add_row("seconds", f"{result.wall_seconds:.1f}")
-    table.add_row("peak host memory, GiB", f"{result.peak_host_bytes / 2**30:.2f}")
+        rows.append(("perplexity before", _perplexity(result.evaluation.dense)))
+        rows.append(("perplexity after", _perplexity(result.evaluation.compressed)))
+    rows += [(name.replace("_", " "), _plain(value)) for name, value in _stated(result)]
+    if result.fallbacks:
+        rows.append(("fallbacks", str(sum(fallback.count for fallback in result.fallbacks))))
+    rows.append(("seconds", f"{result.wall_seconds:.1f}"))
+    rows.append(("peak host memory", size_in_words(result.peak_host_bytes)))
     if result.peak_device_bytes:
-        table.add_row("peak device memory, GiB", f"{result.peak_device_bytes / 2**30:.2f}")
-    return table
+        rows.append(("peak device memory", size_in_words(result.peak_device_bytes)))
+    notes = _rounding_note(unit, asked, achieved, result.backend.parameters.get("round_to"))
+    return Sheet.of_pairs(f"{result.model.id}, compressed by {result.backend.name}", rows, notes)
 
 
-def perplexity_table(record: PerplexityRecord) -> Table:
+def _stated(result: Result) -> list[tuple[str, Any]]:
+    """The options of the backend that it had a value for."""
+    return [(name, value) for name, value in result.backend.parameters.items() if value is not None]
+
+
+def _before_and_after(what: str, before: int, after: int) -> Pairs:
+    if before == after:
+        return [(what, f"{before:,}")]
+    return [(f"{what} before", f"{before:,}"), (f"{what} after", f"{after:,}")]
+
+
+def _rounding_note(unit: Unit, asked: float, achieved: float, step: object) -> list[str]:
+    """Why a narrowed model is not as narrow as asked."""
+    if unit is not Unit.WIDTH or abs(asked - achieved) < _NOTICED:
+        return []
+    multiple = f", channels in multiples of {step} (--round-to)" if step and step != 1 else ""
+    return [f"asked {asked:.4f}, got {achieved:.4f}: heads go whole{multiple}"]
+
+
+def perplexity_table(record: PerplexityRecord) -> Sheet:
     """One evaluation."""
-    table = new_table(f"Perplexity on {record.data}", "what", "value")
-    for name, value in record.model_dump().items():
-        if name != "data":
-            table.add_row(name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
-    return table
+    return Sheet.of_pairs(
+        f"Perplexity on {record.data}",
+        [
+            ("perplexity", _perplexity(record)),
+            ("windows", f"{record.windows:,} of {record.seq_len:,} tokens"),
+            ("tokens predicted", f"{record.tokens:,}"),
+            ("begin-of-text token", record.bos),
+            ("data type", record.dtype),
+            ("parameters", f"{record.n_params:,}"),
+        ],
+    )
 
 
-def latency_table(rows: Sequence[LatencyRecord]) -> Table:
+def _perplexity(record: PerplexityRecord) -> str:
+    value = record.perplexity
+    return f"{value:,.3f}" if value < 1e6 else f"{value:.4g}"
+
+
+def latency_table(rows: Sequence[LatencyRecord]) -> Sheet:
     """What was timed: a column for each model, the one that others are compared with first."""
     first = rows[0]
-    shape = first.shape
-    threads = f" with {first.threads} threads" if first.threads else ""
-    title = (
-        f"Median of {first.runs} runs on {first.device}{threads} in {first.dtype}: batch {shape.batch_size}, "
-        f"prompt {shape.prompt_len}, {shape.new_tokens} new tokens{', decode compiled' * first.compiled}"
-    )
     kernels = {row.kernel for row in rows}
-    headings = [row.name if len(kernels) == 1 else f"{row.name}, {row.kernel}" for row in rows]
-    table = new_table(title, "what", *headings)
-    table.add_row("parameters", *(f"{row.n_params:,}" for row in rows))
-    table.add_row("prefill, tokens per second", *(f"{row.prefill_tokens_per_second:,.1f}" for row in rows))
-    table.add_row("decode, tokens per second", *(f"{row.decode_tokens_per_second:,.1f}" for row in rows))
-    table.add_row("prefill, ms", *_milliseconds(row.prefill_seconds for row in rows))
-    table.add_row("decode, ms per token", *_milliseconds(row.decode_seconds_per_token for row in rows))
-    _add_part(table, "blocks", [row.blocks for row in rows])
-    _add_part(table, "head", [row.head for row in rows])
-    if any(row.speedup for row in rows):
-        _add_speedups(table, rows)
-    table.add_row("weights", *(_size(row.weight_bytes) for row in rows))
-    table.add_row("peak device memory", *(_size(row.peak_device_bytes) for row in rows))
-    table.add_row("peak host memory of the process", *(_size(row.peak_host_bytes) for row in rows))
-    return table
+    names = _shortest([row.name for row in rows])
+    headings = [
+        name if len(kernels) == 1 else f"{name}, {row.kernel}" for name, row in zip(names, rows, strict=True)
+    ]
+    lines: list[tuple[str, list[str]]] = [
+        ("parameters", [f"{row.n_params:,}" for row in rows]),
+        ("prefill, tokens per second", [f"{row.prefill_tokens_per_second:,.1f}" for row in rows]),
+        ("decode, tokens per second", [f"{row.decode_tokens_per_second:,.1f}" for row in rows]),
+        ("prefill, ms", _milliseconds(row.prefill_seconds for row in rows)),
+        ("decode, ms per token", _milliseconds(row.decode_seconds_per_token for row in rows)),
+        *_part("blocks", [row.blocks for row in rows]),
+        *_part("head", [row.head for row in rows]),
+        *(_speedups(rows) if any(row.speedup for row in rows) else []),
+        ("weights", [size_in_words(row.weight_bytes) for row in rows]),
+    ]
+    if any(row.peak_device_bytes for row in rows):
+        lines.append(("peak device memory", [size_in_words(row.peak_device_bytes) for row in rows]))
+    lines.append(("peak host memory of the process", [size_in_words(row.peak_host_bytes) for row in rows]))
+    columns = [Column("what", tuple(name for name, _ in lines), is_text=True)]
+    columns += [
+        Column(heading, tuple(cells[index] for _, cells in lines)) for index, heading in enumerate(headings)
+    ]
+    return Sheet(f"Latency on {_machine(first)}", tuple(columns), (_shape(first),))
+
+
+def _machine(row: LatencyRecord) -> str:
+    threads = f", {row.threads} thread{'s' * (row.threads > 1)}" if row.threads else ""
+    return f"{row.device}{threads}, {row.dtype}"
+
+
+def _shape(row: LatencyRecord) -> str:
+    shape = row.shape
+    compiled = ", decode compiled" * row.compiled
+    return (
+        f"median of {row.runs} runs: batch {shape.batch_size}, prompt {shape.prompt_len}, "
+        f"{shape.new_tokens} new tokens{compiled}"
+    )
+
+
+def _shortest(names: Sequence[str]) -> list[str]:
+    """The last part of each path, where these differ."""
+    short = [PurePath(name).name or name for name in names]
+    return short if len(set(short)) == len(set(names)) else list(names)
 
 
 def _milliseconds(seconds: Iterable[float | None]) -> list[str]:
-    return ["" if value is None else f"{1000 * value:.3f}" for value in seconds]
+    return ["" if value is None else f"{1000 * value:,.3f}" for value in seconds]
 
 
-def _add_part(table: Table, name: str, parts: Sequence[PartLatency | None]) -> None:
+def _part(name: str, parts: Sequence[PartLatency | None]) -> list[tuple[str, list[str]]]:
+    if not any(parts):
+        return []
     prefill = _milliseconds(part.prefill_seconds if part else None for part in parts)
     decode = _milliseconds(part.decode_seconds_per_token if part else None for part in parts)
-    table.add_row(f"{name}, prefill, ms", *prefill)
-    table.add_row(f"{name}, decode, ms per token", *decode)
+    return [(f"{name}, prefill, ms", prefill), (f"{name}, decode, ms per token", decode)]
 
 
-def _add_speedups(table: Table, rows: Sequence[LatencyRecord]) -> None:
+def _speedups(rows: Sequence[LatencyRecord]) -> list[tuple[str, list[str]]]:
     """How many times as fast as the first model the others are."""
 
-    def add(name: str, read: Callable[[Speedup], float]) -> None:
-        cells = (f"{read(row.speedup):.2f}" if row.speedup else "1" for row in rows)
-        table.add_row(f"{name}, times as fast", *cells)
+    def line(name: str, read: Callable[[Speedup], float]) -> tuple[str, list[str]]:
+        cells = [f"{read(row.speedup):.2f}" if row.speedup else "1" for row in rows]
+        return f"{name}, times as fast", cells
 
-    add("prefill", lambda speedup: speedup.prefill)
-    add("decode", lambda speedup: speedup.decode)
-    add("blocks, prefill", lambda speedup: speedup.blocks_prefill)
-    add("blocks, decode", lambda speedup: speedup.blocks_decode)
+    return [
+        line("prefill", lambda speedup: speedup.prefill),
+        line("decode", lambda speedup: speedup.decode),
+        line("blocks, prefill", lambda speedup: speedup.blocks_prefill),
+        line("blocks, decode", lambda speedup: speedup.blocks_decode),
+    ]
 
 
-def prediction_table(prediction: Prediction) -> Table:
+def prediction_table(prediction: Prediction, plan: Plan) -> Sheet:
     """What a compression will need and leave."""
-    table = new_table("Predicted", "what", "value")
-    table.add_row("checkpoint", _size(prediction.checkpoint_bytes))
-    table.add_row("weights kept in the linears", f"{prediction.n_weights_kept:,}")
-    table.add_row("one block at work on the device", _size(prediction.working_bytes))
-    table.add_row("activations between blocks", _size(prediction.activation_bytes))
-    return table
+    rows = [("checkpoint", size_in_words(prediction.checkpoint_bytes))]
+    notes: list[str] = []
+    if plan.unit is not Unit.BITS:  # quantization keeps every weight
+        total = sum(budget.n_weights for budget in plan.budgets)
+        rows.append(("weights kept in the linears", f"{prediction.n_weights_kept:,} of {total:,}"))
+        asked = as_asked(plan.unit, weighted_mean(plan.budgets))
+        notes = _rounding_note(plan.unit, asked, 1 - prediction.n_weights_kept / total, None)
+    rows.append(("one block at work on the device", size_in_words(prediction.working_bytes)))
+    if prediction.activation_bytes:
+        rows.append(("activations between blocks", size_in_words(prediction.activation_bytes)))
+    return Sheet.of_pairs("Predicted", rows, notes)
 
 
-def _size(n_bytes: int) -> str:
+def size_in_words(n_bytes: int) -> str:
     """Bytes in the largest unit of which there is at least one."""
     power = max(0, min(3, (n_bytes.bit_length() - 1) // 10))
-    return f"{n_bytes / 2 ** (10 * power):,.1f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+    unit = ("bytes", "KiB", "MiB", "GiB")[power]
+    return f"{n_bytes / 2 ** (10 * power):,.{1 if power else 0}f} {unit}"
 
 
-def verification_table(verification: Verification) -> Table:
+def verification_table(verification: Verification) -> Sheet:
     """The linears that keep more than they may, or a line that says there are none."""
     title = f"{verification.groups:,} groups of {verification.linears} linears against {verification.pattern}"
-    table = new_table(title, "linear", "groups", "violating", "first (row, input)", "kept", "allowed")
-    for broken in verification.violations:
-        table.add_row(
-            broken.linear,
-            f"{broken.groups:,}",
-            f"{broken.violating:,}",
-            f"{broken.row}, {broken.first_input}",
-            str(broken.kept),
-            str(broken.allowed),
-        )
     if verification.ok:
-        table.add_row("every group keeps no more than it may", "", "", "", "", "")
-    return table
+        return Sheet(title, (), ("every group keeps no more than it may",))
+    found = verification.violations
+    columns = (
+        Column("linear", tuple(one.linear for one in found), is_text=True),
+        Column("groups", _counts(one.groups for one in found), is_optional=True),
+        Column("violating", _counts(one.violating for one in found)),
+        Column(
+            "first (row, input)", tuple(f"{one.row}, {one.first_input}" for one in found), is_optional=True
+        ),
+        Column("kept", _counts(one.kept for one in found)),
+        Column("allowed", _counts(one.allowed for one in found)),
+    )
+    return Sheet(title, columns)
+
+
+def _numbers(names: Sequence[str], *further: str) -> tuple[Column, list[str]]:
+    """The column of the blocks, and what their short names stand for."""
+    short, prefix = block_numbers(names)
+    notes = [f"block {short[-1]} is {names[-1]}"] if prefix else []
+    return Column("block", (*short, *further), is_text=not prefix), notes
+
+
+def _formatted(values: Sequence[float]) -> tuple[str, ...]:
+    form = number_format(values)
+    return tuple(format(value, form) for value in values)
+
+
+def _shares(values: Iterable[float]) -> tuple[str, ...]:
+    return tuple(f"{value:.4f}" for value in values)
+
+
+def _budgets(unit: Unit, values: Iterable[float]) -> tuple[str, ...]:
+    """Values of a plan as they are asked for: sparsities to four decimals, bits to two."""
+    return tuple(f"{as_asked(unit, value):.{2 if unit is Unit.BITS else 4}f}" for value in values)
+
+
+def _counts(values: Iterable[int]) -> tuple[str, ...]:
+    return tuple(f"{value:,}" for value in values)
+
+
+def _plain(value: Any) -> str:
+    """A value of an option as people write it."""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

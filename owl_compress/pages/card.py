@@ -11,6 +11,7 @@ from owl_compress.documents.provenance import Origin
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.pages.words import as_asked, asked_name
 
 # The hub knows adapter, merge, quantized and finetune. A pruned model is none of them to the letter;
 # "finetune" stands for whole weights that differ from the base model's, and is where the hub lists a
@@ -106,8 +107,8 @@ def _target(plan: Plan) -> str:
 def _totals(result: Result, plan: Plan) -> str:
     totals = result.totals
     rows = [
-        (f"{_quantity(plan)}, asked", f"{totals.asked:.6f}"),
-        (f"{_quantity(plan)}, achieved (counted)", f"{totals.achieved:.6f}"),
+        (f"{asked_name(plan.unit)}, asked", f"{as_asked(plan.unit, totals.asked):.6f}"),
+        (f"{asked_name(plan.unit)}, achieved (counted)", f"{as_asked(plan.unit, totals.achieved):.6f}"),
         ("weights in the compressed linears", f"{totals.n_weights:,}"),
         ("parameters before", f"{totals.n_params_before:,}"),
         ("parameters after", f"{totals.n_params_after:,}"),
@@ -127,7 +128,7 @@ def _earlier(result: Result) -> list[str]:
         (
             f"`{step.model}`",
             step.backend,
-            f"{step.unit} {step.achieved:.6f}",
+            f"{asked_name(step.unit)} {as_asked(step.unit, step.achieved):.6f}",
             f"{step.n_params_before:,}",
             f"{step.n_params_after:,}",
         )
@@ -227,15 +228,15 @@ def _blocks(result: Result, plan: Plan) -> str:
     achieved: dict[str, list[LinearResult]] = {}
     for linear in result.budgets:
         achieved.setdefault(linear.block, []).append(linear)
-    removed = plan.unit is not Unit.BITS
     rows = []
     for block in plan.per_block:
         linears = achieved.get(block.name)
-        got = f"{_mean(linears, 'achieved'):.4f}" if linears else "–"
+        got = f"{as_asked(plan.unit, _mean(linears, 'achieved')):.4f}" if linears else "–"
         error = f"{_mean(linears, 'relative_error'):.4f}" if linears else "–"
-        share = (f"{1 - block.value:.4f}",) if removed else ()
-        rows.append((f"`{block.name}`", f"{block.n_weights:,}", *share, f"{block.value:.4f}", got, error))
-    header = ("block", "weights", *(("sparsity",) if removed else ()), _quantity(plan), "achieved", "error")
+        rows.append(
+            (f"`{block.name}`", f"{block.n_weights:,}", f"{as_asked(plan.unit, block.value):.4f}", got, error)
+        )
+    header = ("block", "weights", f"{asked_name(plan.unit)}, asked", "achieved", "error")
     return (
         "## Budget of each block\n\n"
         + _table(header, rows)
@@ -260,10 +261,6 @@ def _versions(result: Result, credit: str | None) -> str:
     if credit:
         text += f"\nThe allocator follows {credit}."
     return f"## Versions\n\n{text}"
-
-
-def _quantity(plan: Plan) -> str:
-    return {Unit.DENSITY: "density", Unit.WIDTH: "width", Unit.BITS: "bits per weight"}[plan.unit]
 
 
 def _mean(rows: Sequence[LinearResult], field: str) -> float:

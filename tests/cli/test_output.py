@@ -63,7 +63,7 @@ def test_dry_run_shows_budgets_and_needs_and_writes_nothing(
     outcome = done(*run_options, "--dry-run")
     for words in (
         "model.layers.2",
-        "sparsity (removed)",
+        "sparsity 0.6 on average",
         "checkpoint",
         "173.6 KiB",
         "on the device",

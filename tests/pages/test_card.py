@@ -115,7 +115,9 @@ def test_each_unit_states_its_relation_and_target(
     card = card_of(plan_of(unit, values, grid))
     assert metadata(card)["base_model_relation"] == relation
     assert words in card
-    assert ("sparsity" in card.partition("## Budget")[2].partition("##")[0]) == (unit is not Unit.BITS)
+    asked = {Unit.DENSITY: "sparsity", Unit.WIDTH: "prune ratio", Unit.BITS: "bits per weight"}[unit]
+    assert f"| {asked}, asked |" in card.partition("## Budget")[2].partition("##")[0]
+    assert f"| {asked}, achieved (counted) |" in card
 
 
 def test_quality_is_not_claimed_when_it_was_not_measured() -> None:

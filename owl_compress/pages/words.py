@@ -1,0 +1,40 @@
+"""What people call what files hold: budgets by what was asked for, blocks by their numbers."""
+
+from collections.abc import Sequence
+
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.units import KeptOfGrid, Unit
+
+_ASKED_NAMES = {Unit.DENSITY: "sparsity", Unit.WIDTH: "prune ratio", Unit.BITS: "bits per weight"}
+
+
+def asked_name(unit: Unit) -> str:
+    """What a budget in `unit` is called where it is asked for: by what is removed, bits by what is kept."""
+    return _ASKED_NAMES[unit]
+
+
+def as_asked(unit: Unit, value: float) -> float:
+    """A value of a plan as it is asked for: 0.7 of the weights removed where it keeps 0.3 of them."""
+    return value if unit is Unit.BITS else 1 - value
+
+
+def target_in_words(plan: Plan) -> str:
+    """The budget of a plan as the command line takes it: "sparsity 0.7", "3:8 kept", "3 bits per weight"."""
+    if isinstance(plan.grid, KeptOfGrid):
+        return f"{plan.target * plan.grid.kept_of:.6g}:{plan.grid.kept_of} kept"
+    shown = f"{as_asked(plan.unit, plan.target):.6g}"
+    return (
+        f"{shown} {asked_name(plan.unit)}" if plan.unit is Unit.BITS else f"{asked_name(plan.unit)} {shown}"
+    )
+
+
+def block_numbers(names: Sequence[str]) -> tuple[list[str], str]:
+    """Short names for blocks, and what stands before them all: "7" and "model.layers.".
+
+    Names that are not one prefix and a number each stay as they are, with nothing before them.
+    """
+    parts = [name.rpartition(".") for name in names]
+    prefixes = {head + dot for head, dot, _ in parts}
+    if len(prefixes) != 1 or not all(number.isdigit() for *_, number in parts):
+        return list(names), ""
+    return [number for *_, number in parts], prefixes.pop()
