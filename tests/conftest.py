@@ -140,6 +140,33 @@ TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_grouped": ("FalconConfig", _SIZE | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon_alibi": ("FalconConfig", _SIZE | {"alibi": True, "multi_query": False, "parallel_attn": False}),
 }
+_ROTARY = _GPT2 | _IDS | {"rotary_dim": 4}
+_NEO = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_layers": 4,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 2]],
+    "max_position_embeddings": 128,
+}
+_MPT = {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 3, "n_heads": 4, "max_seq_len": 128}
+# The same of families that no table knows.
+UNTABLED_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "starcoder2": ("Starcoder2Config", _GATED),
+    "phi": ("PhiConfig", _GATED),
+    "stablelm": ("StableLmConfig", _GATED),
+    "gptj": ("GPTJConfig", _ROTARY),
+    "codegen": ("CodeGenConfig", _ROTARY),
+    "gpt_neo": ("GPTNeoConfig", _NEO | _IDS),
+    "cohere": ("CohereConfig", _GATED),
+    "olmo": ("OlmoConfig", _GATED),
+    "granite": ("GraniteConfig", _GATED),
+    "nemotron": ("NemotronConfig", _GATED | {"head_dim": 8}),
+    "gemma": ("GemmaConfig", _GATED | {"head_dim": 8}),
+    "persimmon": ("PersimmonConfig", _SIZE | {"intermediate_size": 64}),
+    "mpt": ("MptConfig", _MPT | _IDS),
+    "glm": ("GlmConfig", _GATED | {"head_dim": 8}),
+}
 UNKNOWN = "unknown"
 
 
@@ -185,12 +212,12 @@ class PlainDecoder(nn.Module):
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[str], Any]:
-    """A function that builds the tiny model of a name in TINY_MODELS, or the unknown one: always the same."""
+    """A function that builds the tiny model of a name above, or the unknown one: always the same."""
 
     def build(name: str) -> nn.Module:
         if name == UNKNOWN:
             return PlainDecoder()
-        config_class, options = TINY_MODELS[name]
+        config_class, options = (TINY_MODELS | UNTABLED_MODELS)[name]
         config = getattr(transformers, config_class)(**options)
         return transformers.AutoModelForCausalLM.from_config(config)
 

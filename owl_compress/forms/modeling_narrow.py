@@ -26,6 +26,8 @@ from transformers.conversion_mapping import (
 from transformers.pytorch_utils import Conv1D
 
 CONFIG_KEY = "owl_compress_widths"
+ALIBI_NAMES = frozenset({"alibi", "position_bias"})
+"""Arguments of an attention that hold something for each of its heads."""
 _CACHE_NAMES = ("cache", "past_key_values", "layer_past")  # the first since transformers 5.24
 
 
@@ -49,8 +51,7 @@ def set_widths_(block: nn.Module, widths: Mapping[str, Any]) -> None:
     for path, heads in widths.get("alibi_heads", {}).items():
         _slice_alibi_(block.get_submodule(path), heads["kept"], heads["of"])
     for path in widths.get("empty", ()):
-        module = block.get_submodule(path)
-        vars(module)["forward"] = partial(_contribute_bias, module)  # unlike a method it can be pickled
+        contribute_bias_(block.get_submodule(path))
     vars(block)["narrow_widths"] = widths
 
 
@@ -149,15 +150,18 @@ def _slice_alibi_(attention: nn.Module, kept: Sequence[int], n_heads: int) -> No
 def _keep_alibi_heads(
     attention: Any, positional: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Leave the kept heads' slopes in `alibi`, and in a mask that holds them (Falcon)."""
+    """Leave the kept heads' slopes in `alibi` or `position_bias`, and in a mask that holds them (Falcon)."""
     kept, n_heads = attention.narrow_alibi
     named = dict(named)
-    alibi, mask = named.get("alibi"), named.get("attention_mask")
+    alibi, mask, bias = named.get("alibi"), named.get("attention_mask"), named.get("position_bias")
     if alibi is not None and alibi.ndim == 3:
         # [batch * heads, 1, keys] -> [batch, heads, 1, keys] -> [batch * kept, 1, keys]
         named["alibi"] = _select(alibi.unflatten(0, (-1, n_heads)), kept).flatten(0, 1)
     elif alibi is not None:
         named["alibi"] = _select(alibi, kept)
+    if bias is not None:
+        # [heads, queries, keys] -> [kept, queries, keys]
+        named["position_bias"] = _select(bias[None], kept)[0] if bias.ndim == 3 else _select(bias, kept)
     if mask is not None and n_heads > 1 and mask.ndim == 4 and mask.shape[1] == n_heads:
         named["attention_mask"] = _select(mask, kept)
     return positional, named
@@ -166,6 +170,11 @@ def _keep_alibi_heads(
 def _select(tensor: Tensor, kept: tuple[int, ...]) -> Tensor:
     """`tensor[:, kept]`, without an index that would have to be sent to the device at each call."""
     return torch.stack([tensor[:, head] for head in kept], dim=1)
+
+
+def contribute_bias_(module: nn.Module) -> None:
+    """Make the forward of an attention or feed-forward that of one that has nothing left."""
+    vars(module)["forward"] = partial(_contribute_bias, module)  # unlike a method it can be pickled
 
 
 def _contribute_bias(self: Any, *positional: Any, **named: Any) -> Any:

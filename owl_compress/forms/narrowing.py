@@ -1,5 +1,6 @@
 """Cutting heads and channels out of a block in place: smaller dense matrices, nothing masked."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,21 +10,24 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from owl_compress.errors import RequestError
-from owl_compress.forms.modeling_narrow import set_widths_
+from owl_compress.forms.modeling_narrow import ALIBI_NAMES, contribute_bias_, set_widths_
 from owl_compress.models.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot, below
+from owl_compress.models.families import FAMILIES
+from owl_compress.models.probing import Rows, computes_the_same, probe
+from owl_compress.models.removable import Count, Counted
 from owl_compress.models.structure import BlockSite
 
-# What the forward pass of an attention reads besides its tensors, by family.
-_HEAD_COUNTS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3"), ("num_key_value_groups",)
-    ),
-    "phi3": ("num_key_value_groups", "num_key_value_heads"),  # and its config's num_attention_heads
-    "opt": ("num_heads",),
-    "gpt2": ("num_heads", "split_size"),
-    "gpt_neox": (),
-    "bloom": ("num_heads",),
-    "falcon": ("num_heads", "num_kv_heads"),
+# What the forward pass of an attention reads besides its tensors, by family; of others the anatomy says it.
+_GROUPS: Mapping[str, Count] = {"num_key_value_groups": "queries_per_group"}
+_HEADS: Mapping[str, Count] = {"num_heads": "heads"}
+_HEAD_COUNTS: Mapping[str, Mapping[str, Count]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3"), _GROUPS),
+    "phi3": {**_GROUPS, "num_key_value_heads": "kv_heads"},
+    "opt": _HEADS,
+    "gpt2": {**_HEADS, "split_size": "width"},
+    "gpt_neox": {},
+    "bloom": _HEADS,
+    "falcon": {**_HEADS, "num_kv_heads": "kv_heads"},
 }
 
 
@@ -172,9 +176,9 @@ def _changes(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> dict[st
             empty.add(path.rpartition(".")[0])
     attention = anatomy.attention
     if attention is not None and kept.heads is not None and kept.heads.numel() < attention.n_heads:
-        path = below(site, attention.output).rpartition(".")[0]
+        path = _path_of(site, attention)
         if kept.heads.numel() == 0:
-            _check_counts_tokens(site, path)
+            _check_may_go_whole(site, path, attention)
             empty.add(path)
         else:
             widths |= _head_counts(site, path, attention, kept)
@@ -186,18 +190,17 @@ def _head_counts(site: BlockSite, path: str, attention: Attention, kept: KeptUni
     heads, kv_heads = kept.heads, kept.kv_heads
     if heads is None or kv_heads is None:
         return {}
-    n_heads, n_kv_heads = heads.numel(), kv_heads.numel()
-    values = {
-        "num_heads": n_heads,
-        "num_kv_heads": n_kv_heads,
-        "num_key_value_heads": n_kv_heads,
-        "num_key_value_groups": n_heads // n_kv_heads,
-        "split_size": n_heads * attention.head_dim,
-    }
-    attributes = {f"{path}.{name}": values[name] for name in _HEAD_COUNTS[site.family]}
-    counts: dict[str, Any] = {"attributes": attributes} if attributes else {}
-    if site.family == "phi3":
-        counts["config"] = {path: {"num_attention_heads": n_heads}}
+    sizes = heads.numel(), kv_heads.numel()
+    counts: dict[str, Any] = {}
+    counted = attention.counted or _counted(site, path)
+    if counted.attributes:
+        counts["attributes"] = {
+            f"{path}.{name}": attention.count(what, *sizes) for name, what in counted.attributes.items()
+        }
+    if counted.config:
+        counts["config"] = {
+            path: {key: attention.count(what, *sizes) for key, what in counted.config.items()}
+        }
     if _has_alibi(site, path):
         before = getattr(site.module, "narrow_widths", {}).get("alibi_heads", {}).get(path)
         original = before or {"kept": list(range(attention.n_heads)), "of": attention.n_heads}
@@ -206,14 +209,41 @@ def _head_counts(site: BlockSite, path: str, attention: Attention, kept: KeptUni
     return counts
 
 
+def _path_of(site: BlockSite, attention: Attention) -> str:
+    """The path of the attention below its block."""
+    if attention.counted is not None:
+        return attention.counted.module
+    return below(site, attention.output).rpartition(".")[0]
+
+
+def _counted(site: BlockSite, path: str) -> Counted:
+    """What the forward pass of an attention of a family in the table reads."""
+    config: dict[str, Count] = {"num_attention_heads": "heads"} if site.family == "phi3" else {}
+    return Counted(path, _HEAD_COUNTS[site.family], config)
+
+
 def _has_alibi(site: BlockSite, path: str) -> bool:
-    config = getattr(site.module.get_submodule(path), "config", None)
-    return site.family == "bloom" or (site.family == "falcon" and bool(getattr(config, "alibi", False)))
+    """Whether the attention is handed something for each of its heads."""
+    module = site.module.get_submodule(path)
+    if site.family == "falcon":
+        return bool(getattr(getattr(module, "config", None), "alibi", False))
+    return not ALIBI_NAMES.isdisjoint(inspect.signature(module.forward).parameters)
 
 
-def _check_counts_tokens(site: BlockSite, path: str) -> None:
-    if getattr(site.module.get_submodule(path), "layer_idx", None) is None:
+def _check_may_go_whole(site: BlockSite, path: str, attention: Attention) -> None:
+    """Refuse to empty an attention that is missed by more than the sum of its outputs."""
+    module = site.module.get_submodule(path)
+    if getattr(module, "layer_idx", None) is None:
         raise RequestError(
             f"the attention of {site.name} (family {site.family!r}) has no place in the cache of its own and "
             "cannot go whole; keep at least one key-value head"
+        )
+    if site.family in FAMILIES:
+        return
+    tried, output = probe(module), attention.output.removeprefix(f"{site.name}.{path}.")
+    columns = torch.arange(attention.n_heads * attention.head_dim)
+    if tried is None or not computes_the_same(tried, output, [Rows(output, "in", columns)], contribute_bias_):
+        raise RequestError(
+            f"the attention of {site.name} (family {site.family!r}) returns more than its output projection "
+            "and cannot go whole; keep at least one key-value head"
         )

@@ -1,82 +1,35 @@
 """What can be removed from a block whole: FFN channels and attention heads, and where each of them lies.
 
-A *unit* is the smallest thing that can go without changing what the rest computes: a channel of the
-feed-forward, a query head, or a key-value head with the query heads that read it. The tensors of a unit lie
-in several linears, as rows of some and columns of others; a `Slot` says which.
+The words are those of `removable`. The table of families says where the parts of some lie; those of any other
+are found by running the block, see `heads` and `tracing`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from owl_compress.documents.units import Sublayer
 from owl_compress.models.families import FAMILIES
+from owl_compress.models.heads import by_group, concatenated, find_heads, units
+from owl_compress.models.removable import Attention, Axis, BlockAnatomy, FeedForward, Slot
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.models.tracing import trace_feed_forward
 
-Axis = Literal["out", "in"]
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where the units of a part lie along one axis of one linear.
-
-    `linear` is the full name of a `LinearSite`. `index` is int64 of shape [units, entries]: row k holds the
-    rows (axis "out") or columns ("in") of the weight [out, in] that belong to unit k.
-    """
-
-    linear: str
-    axis: Axis
-    index: Tensor
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """The channels of a feed-forward: rows of gate and up (or fc1), columns of down (or fc2)."""
-
-    n_channels: int
-    channels: tuple[Slot, ...]
-    output: str
-
-
-@dataclass(frozen=True)
-class Attention:
-    """The heads of an attention, as they are now.
-
-    Query head h reads key-value head `h // n_queries_per_group`. `output` is the full name of the output
-    projection.
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    queries: tuple[Slot, ...]
-    keys_values: tuple[Slot, ...]
-    output: str
-
-    @property
-    def n_queries_per_group(self) -> int:
-        """Query heads that read each key-value head; 0 if no head is left."""
-        return self.n_heads // self.n_kv_heads if self.n_kv_heads else 0
-
-
-@dataclass(frozen=True)
-class BlockAnatomy:
-    """The parts of one block; a part that was not recognised is None, and `unrecognised` says why."""
-
-    block: str
-    attention: Attention | None
-    mlp: FeedForward | None
-    unrecognised: Mapping[Sublayer, str] = field(default_factory=dict)
-
+__all__ = [
+    "Attention",
+    "Axis",
+    "BlockAnatomy",
+    "FeedForward",
+    "Slot",
+    "below",
+    "find_anatomy",
+    "find_roles",
+]
 
 # How a fused projection holds queries, keys and values: all queries, then all keys, then all values; or for
 # each key-value head its queries, its key and its value (with one key-value head this is multi-query).
 _CONCATENATED = {"phi3", "gpt2"}
-_BY_GROUP = {"gpt_neox", "bloom", "falcon"}
 
 
 def find_anatomy(site: BlockSite) -> BlockAnatomy:
@@ -97,30 +50,51 @@ def find_anatomy(site: BlockSite) -> BlockAnatomy:
 def find_roles(structure: ModelStructure) -> dict[str, str]:
     """The role of every linear by its name.
 
-    In a family that is not in the table the roles are those of a feed-forward found by tracing the first
-    block that has lost none of its linears, for all blocks whose linears have the same names: `mlp.fc1` where
-    channels begin, `mlp.fc2` where they end. Everything else stays of an unknown role.
+    In a family that is not in the table the roles are those of an attention and a feed-forward found by
+    running the first block that has lost none of its linears, for all blocks whose linears have the same
+    names. There `mlp.fc1` is where channels begin, `mlp.fc2` where they end. Everything else stays of an
+    unknown role.
     """
     roles = {linear.name: linear.role for linear in structure.linears}
     first = next((site for site in structure.blocks if not site.emptied), structure.blocks[0])
     if structure.family in FAMILIES:
         return roles
-    mlp = find_anatomy(first).mlp
-    traced = {
-        below(first, slot.linear): "mlp.fc1" if slot.axis == "out" else "mlp.fc2"
-        for slot in (mlp.channels if mlp else ())
-    }
+    found = {below(first, name): role for name, role in _roles_of(find_anatomy(first)).items()}
     names = {below(first, linear.name) for linear in first.linears}
     for site in structure.blocks:
         if {below(site, linear.name) for linear in site.linears} == names:
-            roles |= {f"{site.name}.{name}": role for name, role in traced.items()}
+            roles |= {f"{site.name}.{name}": role for name, role in found.items()}
     return roles
+
+
+def _roles_of(anatomy: BlockAnatomy) -> dict[str, str]:
+    """The roles of the linears of the parts."""
+    roles = {
+        slot.linear: "mlp.fc1" if slot.axis == "out" else "mlp.fc2"
+        for slot in (anatomy.mlp.channels if anatomy.mlp else ())
+    }
+    if (attention := anatomy.attention) is None:
+        return roles
+    queries, keys_values = (
+        [slot.linear for slot in slots if slot.axis == "out"]
+        for slots in (attention.queries, attention.keys_values)
+    )
+    if queries == keys_values:
+        roles[queries[0]] = "attn.qkv"
+    else:
+        # What else is as wide as the queries gates what comes of them.
+        roles |= dict(zip(queries, ["attn.q", *["attn.gate"] * (len(queries) - 1)], strict=True))
+        roles |= dict(zip(keys_values, ("attn.k", "attn.v"), strict=True))
+    return roles | {attention.output: "attn.o"}
 
 
 def _find_attention(site: BlockSite) -> Attention | str:
     """The attention of the block, or why it is not recognised."""
     if site.family not in FAMILIES:
-        return f"no table says where the heads of family {site.family!r} lie"
+        found = find_heads(site)
+        if isinstance(found, str):
+            return f"no table says where the heads of family {site.family!r} lie, and {found}"
+        return found
     roles = {linear.role: linear for linear in site.all_linears}
     missing = [role for role in _attention_roles(site.family) if role not in roles]
     if missing:
@@ -148,10 +122,10 @@ def _separate(roles: Mapping[str, LinearSite], output: LinearSite, head_dim: int
         return f"queries, keys and values of {rows} rows are not made of heads of {head_dim}"
     return _attention(
         (n_heads, n_kv_heads, head_dim),
-        (Slot(query.name, "out", _units(n_heads, head_dim)),),
+        (Slot(query.name, "out", units(n_heads, head_dim)),),
         (
-            Slot(key.name, "out", _units(n_kv_heads, head_dim)),
-            Slot(value.name, "out", _units(n_kv_heads, head_dim)),
+            Slot(key.name, "out", units(n_kv_heads, head_dim)),
+            Slot(value.name, "out", units(n_kv_heads, head_dim)),
         ),
         output,
     )
@@ -166,20 +140,12 @@ def _fused(family: str, qkv: LinearSite, output: LinearSite, head_dim: int) -> A
         return f"{rows} rows for {columns} columns of output are not made of heads of {head_dim}"
     if n_kv_heads and n_heads % n_kv_heads:
         return f"its {n_heads} query heads do not divide among {n_kv_heads} key-value heads"
-    if family in _CONCATENATED:
-        heads = torch.arange(rows).view(n_heads + 2 * n_kv_heads, head_dim)
-        queries, keys, values = torch.split(heads, [n_heads, n_kv_heads, n_kv_heads])
-    elif family in _BY_GROUP:
-        n_queries = n_heads // n_kv_heads if n_kv_heads else 0
-        groups = torch.arange(rows).view(n_kv_heads, n_queries + 2, head_dim)
-        queries = groups[:, :-2].reshape(n_heads, head_dim)
-        keys, values = groups[:, -2], groups[:, -1]
-    else:
-        return f"no table says how family {family!r} fuses queries, keys and values"
+    layout = concatenated if family in _CONCATENATED else by_group
+    queries, keys_values = layout(n_heads, n_kv_heads, head_dim)
     return _attention(
         (n_heads, n_kv_heads, head_dim),
         (Slot(qkv.name, "out", queries),),
-        (Slot(qkv.name, "out", torch.cat([keys, values], dim=1)),),  # [kv_heads, 2 * head_dim]
+        (Slot(qkv.name, "out", keys_values),),
         output,
     )
 
@@ -196,7 +162,7 @@ def _attention(
         return f"{n_heads} heads of {head_dim} do not fit the {output.shape[1]} columns of {output.name}"
     if n_kv_heads and n_heads % n_kv_heads:
         return f"its {n_heads} query heads do not divide among {n_kv_heads} key-value heads"
-    queries = (*queries, Slot(output.name, "in", _units(n_heads, head_dim)))
+    queries = (*queries, Slot(output.name, "in", units(n_heads, head_dim)))
     return Attention(n_heads, n_kv_heads, head_dim, queries, keys_values, output.name)
 
 
@@ -207,26 +173,22 @@ def _find_feed_forward(site: BlockSite) -> FeedForward | str:
     output = roles.get("mlp.down") or roles.get("mlp.fc2")
     if not first or output is None:
         traced = trace_feed_forward(site)
-        if isinstance(traced, str):
-            return traced
-        first, output = traced
+        return traced if isinstance(traced, str) else _feed_forward(traced.rows, traced.output)
     n_channels = output.shape[1]
     # A fused gate_up holds all rows of the gate, then all rows of the other.
     copies = {linear.name: 2 if linear.role == "mlp.gate_up" else 1 for linear in first}
     for linear in first:
         if linear.shape[0] != copies[linear.name] * n_channels:
             return f"{linear.name} has {linear.shape[0]} rows, {output.name} {n_channels} columns"
-    channels = [
-        Slot(linear.name, "out", torch.arange(linear.shape[0]).view(copies[linear.name], -1).t())
-        for linear in first
-    ]
-    inputs = Slot(output.name, "in", _units(n_channels, 1))
-    return FeedForward(n_channels, (*channels, inputs), output.name)
+    rows = {linear.name: torch.arange(linear.shape[0]).view(copies[linear.name], -1).t() for linear in first}
+    return _feed_forward(rows, output.name)
 
 
-def _units(n_units: int, size: int) -> Tensor:
-    """Indices of `n_units` units of `size` neighbouring entries, shape [units, entries]."""
-    return torch.arange(n_units * size).view(n_units, size)
+def _feed_forward(rows: Mapping[str, Tensor], output: str) -> FeedForward:
+    """The feed-forward whose channels have these rows [channels, entries], and a column each of `output`."""
+    n_channels = len(next(iter(rows.values())))
+    channels = (Slot(name, "out", index) for name, index in rows.items())
+    return FeedForward(n_channels, (*channels, Slot(output, "in", units(n_channels, 1))), output)
 
 
 def below(site: BlockSite, name: str) -> str:

@@ -1,131 +1,151 @@
-"""The feed-forward of a block that no table knows, found by following its forward pass.
+"""The feed-forward of a block that no table knows, found by running it; see `probing`.
 
-torch_pruning's DependencyGraph says which linears have to lose channels together. It takes every operation
-that it does not know for an element-wise one, so its answer is only a guess here, and is put to the test: the
-module with half of these channels cut must compute what it computes with their outputs ignored.
-
-The block's real inputs are not at hand. Modules inside it are tried first, from the smallest up, since a
-feed-forward usually is a module that takes hidden states and nothing else; whatever else a forward asks for
-gets a square matrix [tokens, tokens], as masks are. A block that wants other things, experts behind a router,
-a fused gate_up and weights that are no `nn.Linear` are not found. It takes two float32 copies of the module.
+It is one linear or two that read the same states, and one whose columns are their rows: a fused projection
+has twice as many, the halves of a gate and of what it gates. Many other pairs look like that (adapters of low
+rank, gates of a few values), so the number of channels has to be one that the configuration states for the
+inside of a feed-forward; where it states none, no less than the hidden size. Experts behind a router, and
+weights that are no `nn.Linear`, are not found.
 """
 
-import copy
-import inspect
-import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from owl_compress.models.structure import BlockSite, LinearSite
+from owl_compress.models.probing import (
+    Call,
+    Probe,
+    Rows,
+    candidates,
+    computes_the_same,
+    probe,
+    remembered,
+    shape_of,
+)
+from owl_compress.models.structure import BlockSite
 
-logger = logging.getLogger(__name__)
-
-_TOKENS = 4
-Linears = dict[str, nn.Linear]
+_INNER_WORDS = ("intermediate", "inner", "ffn", "feed_forward", "d_ff", "ff_dim")
 
 
-def trace_feed_forward(site: BlockSite) -> tuple[list[LinearSite], LinearSite] | str:
-    """The linears whose outputs are the channels and the one that reads them, or why none was found."""
-    sites = {linear.name.removeprefix(f"{site.name}."): linear for linear in site.linears}
-    for path, module in _candidates(site.module, set(sites)):
-        found = _try(module)
-        if found is None:
-            continue
+@dataclass(frozen=True)
+class Channels:
+    """Linears by name, with the rows of each that belong to a channel, int64 [channels, entries].
+
+    `output` is the linear that has a column for each channel.
+    """
+
+    rows: dict[str, Tensor]
+    output: str
+
+    @property
+    def n_channels(self) -> int:
+        """Number of columns of `output`."""
+        return len(next(iter(self.rows.values())))
+
+
+def trace_feed_forward(site: BlockSite) -> Channels | str:
+    """The channels, with the full names of their linears, or why none were found."""
+    reason = "no pair of linears with channels between them was found by running it on made-up inputs"
+    was_cut = hasattr(site.module, "narrow_widths")
+    found: dict[str, Channels] = {}
+    for path, module in candidates(site):
+        channels = remembered("channels", module, partial(_recognise, module))
         alike = sum(type(other) is type(module) for other in site.module.modules())
-        if alike > 1:
-            return f"it has {alike} feed-forwards ({type(module).__name__})"
-        names = [f"{path}.{name}".lstrip(".") for name in found]
-        return [sites[name] for name in names[:-1]], sites[names[-1]]
-    return "no pair of linears with channels between them was found by tracing it with made-up inputs"
+        for one in channels:
+            prefix = ".".join(part for part in (site.name, path) if part)
+            named = Channels(
+                {f"{prefix}.{k}": rows for k, rows in one.rows.items()}, f"{prefix}.{one.output}"
+            )
+            if (problem := _odd_size(site, named)) is not None:
+                reason = problem
+            elif alike > 1:
+                return f"it has {alike} feed-forwards ({type(module).__name__})"
+            elif was_cut:  # any number of channels may be what is left
+                found.setdefault(named.output, named)
+            else:
+                return named
+    if len(found) > 1:
+        return f"{' and '.join(sorted(found))} could each be the last linear of it"
+    return next(iter(found.values()), reason)
 
 
-def _candidates(block: nn.Module, names: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules with two or more of the linears, those with few first."""
-    sizes = {
-        path: sum(not path or name.startswith(f"{path}.") for name in names)
-        for path, module in block.named_modules()
-        if not isinstance(module, nn.ModuleList | nn.ModuleDict)
-    }
-    for path in sorted((path for path, size in sizes.items() if size >= 2), key=lambda path: sizes[path]):
-        yield path, block.get_submodule(path)
+def _recognise(module: nn.Module) -> list[Channels]:
+    """Linears of `module` with channels between them, which can be cut."""
+    tried = probe(module)
+    return [guess for guess in _guesses(tried) if _may_be_cut(tried, guess)] if tried else []
 
 
-def _try(module: nn.Module) -> list[str] | None:
-    """Names below `module` of the linears with channels, the one that reads them last; None if none fit."""
-    # A foreign forward pass with made-up inputs may fail in any way, and so may the tracer: neither is news.
-    try:
-        with torch.enable_grad():
-            trial = copy.deepcopy(module).float().requires_grad_().eval()
-            linears = {name: m for name, m in trial.named_modules() if isinstance(m, nn.Linear)}
-            for group in _groups(trial, linears):
-                if _may_be_cut(copy.deepcopy(trial), group):
-                    return group
-    except Exception as error:  # noqa: BLE001
-        logger.debug("%s cannot be traced: %s", type(module).__name__, error)
-    return None
+def _guesses(tried: Probe) -> Iterator[Channels]:
+    """By shapes: every linear with those called before it whose rows could be its channels."""
+    calls = tried.calls()
+    shapes = {call.name: shape_of(tried.linears[call.name]) for call in calls}
+    for index, last in enumerate(calls):
+        hidden, n_channels = shapes[last.name]
+        for fused in (1, 2):
+            first = [call for call in calls[:index] if shapes[call.name] == (fused * n_channels, hidden)]
+            if not first or not _read_the_same(first) or len(first) > 2 // fused:
+                continue
+            for rows in _layouts(n_channels, fused):
+                yield Channels({call.name: rows for call in first}, last.name)
 
 
-def _groups(module: nn.Module, linears: Linears) -> Iterator[list[str]]:
-    """Linears that lose outputs together, and the only one that loses inputs with them, last."""
-    import torch_pruning  # noqa: PLC0415 - only unknown families need it
-
-    graph = torch_pruning.DependencyGraph()
-    graph.build_dependency(module, _made_up_inputs(module, linears), verbose=False)
-    names = {linear: name for name, linear in linears.items()}
-    for linear in linears.values():
-        if linear not in graph.module2node:
-            continue
-        first: list[str] = []
-        last: list[str] = []
-        for dependency, _ in graph.get_pruning_group(linear, torch_pruning.prune_linear_out_channels, [0]):
-            target = dependency.target.module
-            is_out = graph.is_out_channel_pruning_fn(dependency.handler)
-            if target in names:
-                (first if is_out else last).append(names[target])
-            elif isinstance(target, nn.Module) and any(True for _ in target.parameters()):
-                break  # a norm over the channels, or something else with weights of its own
-        else:
-            if len(last) == 1 and all(
-                linears[name].out_features == linears[last[0]].in_features for name in first
-            ):
-                yield [*first, *last]
+def _read_the_same(calls: list[Call]) -> bool:
+    return all(call.inputs is calls[0].inputs for call in calls)
 
 
-def _made_up_inputs(module: nn.Module, linears: Linears) -> dict[str, Tensor]:
-    weight = next(iter(linears.values())).weight
-    generator = torch.Generator().manual_seed(0)  # on the host, so that no other random numbers change
-    hidden, *further = inspect.signature(module.forward).parameters.values()
-    shapes = {hidden.name: (1, _TOKENS, weight.shape[1])} | {
-        parameter.name: (_TOKENS, _TOKENS)
-        for parameter in further
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is parameter.empty
-    }
-    return {name: torch.randn(shape, generator=generator).to(weight) for name, shape in shapes.items()}
+def _layouts(n_channels: int, fused: int) -> Iterator[Tensor]:
+    """Rows of each channel: the other half may come after the first, or each row of it after its own."""
+    yield torch.arange(fused * n_channels).view(fused, n_channels).t()
+    if fused > 1:
+        yield torch.arange(fused * n_channels).view(n_channels, fused)
 
 
-def _may_be_cut(module: nn.Module, group: list[str]) -> bool:
-    """Whether cutting half of the channels gives what ignoring them gives. Changes `module`."""
-    import torch_pruning  # noqa: PLC0415
-
-    linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-    *first, last = (linears[name] for name in group)
-    inputs = _made_up_inputs(module, linears)
-    removed = list(range(0, last.in_features, 2))
-    with torch.no_grad():
-        before = _run(module, inputs)
-        last.weight[:, removed] = 0
-        ignored = _run(module, inputs)
-        for linear in first:
-            torch_pruning.prune_linear_out_channels(linear, removed)
-        torch_pruning.prune_linear_in_channels(last, removed)
-        cut = _run(module, inputs)
-    close = 16 * torch.finfo(ignored.dtype).eps * float(ignored.abs().max())
-    return bool((cut - ignored).abs().max() <= close < (before - ignored).abs().max())
+def _may_be_cut(tried: Probe, channels: Channels) -> bool:
+    """Whether half of the channels can go."""
+    gone = torch.arange(0, channels.n_channels, 2)
+    rows = [Rows(name, "out", index[gone].flatten()) for name, index in channels.rows.items()]
+    return computes_the_same(
+        tried, channels.output, [*rows, Rows(channels.output, "in", gone)], lambda _: None
+    )
 
 
-def _run(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    outputs = module(**inputs)
-    first: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
-    return first
+def _odd_size(site: BlockSite, channels: Channels) -> str | None:
+    """Why so many channels are not those of a feed-forward; None where they may be."""
+    n_channels = channels.n_channels
+    hidden = next(linear.shape[0] for linear in site.all_linears if linear.name == channels.output)
+    stated = set(_inner_sizes(site.module))
+    was_cut = hasattr(site.module, "narrow_widths")
+    if stated and (n_channels in stated or (was_cut and n_channels < max(stated))):
+        return None
+    if not stated and (n_channels >= hidden or was_cut):
+        return None
+    wanted = f"the {_listed(stated)} of a feed-forward" if stated else f"at least the {hidden} of its output"
+    return (
+        f"{channels.output} has {n_channels} columns, not {wanted}, and no other pair of linears with "
+        "channels between them was found"
+    )
+
+
+def _inner_sizes(block: nn.Module) -> Iterator[int]:
+    """Sizes that a configuration below `block` states for the inside of feed-forwards."""
+    for module in block.modules():
+        if (config := getattr(module, "config", None)) is not None:
+            config = getattr(config, "narrow_shared", config)
+            for name, value in vars(config).items():
+                if any(word in name for word in _INNER_WORDS):
+                    yield from (size for size in _numbers(value) if size > 0)
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
+
+
+def _listed(sizes: set[int]) -> str:
+    return " or ".join(str(size) for size in sorted(sizes))

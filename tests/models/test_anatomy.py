@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
@@ -307,4 +308,78 @@ def test_of_a_mixture_of_experts_only_the_shared_one_is_found() -> None:
     site = first_block(Qwen2MoeForCausalLM(config))
     mlp = feed_forward_of(site)
     assert (mlp.n_channels, mlp.output) == (24, f"{site.name}.mlp.shared_expert.down_proj")
-    assert set(find_anatomy(site).unrecognised) == {Sublayer.ATTENTION}
+    assert find_anatomy(site).unrecognised == {}
+
+
+_GROUPED = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2,
+}  # fmt: skip
+# By tiny model of a family that no table knows: query heads, key-value heads, channels.
+FOUND = (
+    dict.fromkeys(["starcoder2", "phi", "stablelm", "cohere", "olmo", "granite"], (4, 2, 64))
+    | dict.fromkeys(["nemotron", "gemma", "glm"], (4, 2, 64))
+    | dict.fromkeys(["gptj", "codegen", "gpt_neo", "mpt"], (4, 4, 128))
+    | {"persimmon": (4, 4, 64)}
+)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_heads_and_channels_of_families_without_a_table_are_found(make_model: Make, name: str) -> None:
+    site = first_block(make_model(name))
+    anatomy = find_anatomy(site)
+    assert anatomy.unrecognised == {}
+    attention, mlp = attention_of(site), feed_forward_of(site)
+    assert (attention.n_heads, attention.n_kv_heads, mlp.n_channels) == FOUND[name]
+    slots = [*attention.queries, *attention.keys_values, *mlp.channels]
+    assert {slot.linear for slot in slots} == {linear.name for linear in site.linears}
+
+
+@pytest.mark.parametrize("name", [name for name in EXPECTED if name != "gemma3_with_vision"])
+def test_running_it_finds_what_the_table_says_of_heads(make_model: Make, name: str) -> None:
+    site = first_block(make_model(name))
+    state = torch.random.get_rng_state()
+    found, known = find_anatomy(as_unknown(site)).attention, attention_of(site)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert found is not None
+    assert (found.n_heads, found.n_kv_heads, found.head_dim) == (
+        known.n_heads, known.n_kv_heads, known.head_dim,
+    )  # fmt: skip
+    assert found.output == known.output
+
+    def rows(slots: tuple[Slot, ...]) -> dict[tuple[str, str], list[list[int]]]:
+        return {(slot.linear, slot.axis): slot.index.tolist() for slot in slots}
+
+    assert rows(found.queries) | rows(found.keys_values) == rows(known.queries) | rows(known.keys_values)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "options"),
+    [
+        ("Olmo2Config", {}),  # a norm over all heads
+        ("CohereConfig", {"use_qk_norm": True}),  # a norm with weights for each head
+        ("Qwen3Config", {"head_dim": 8, "num_attention_heads": 1, "num_key_value_heads": 1}),  # only one
+    ],
+)
+def test_heads_that_cannot_go_alone_are_refused(config_class: str, options: dict[str, Any]) -> None:
+    config = getattr(transformers, config_class)(**_GROUPED | options)
+    site = as_unknown(first_block(transformers.AutoModelForCausalLM.from_config(config)))
+    anatomy = find_anatomy(site)
+    assert anatomy.attention is None
+    assert "with the output of that head ignored" in anatomy.unrecognised[Sublayer.ATTENTION]
+    assert feed_forward_of(site).n_channels == 64
+
+
+def test_a_pair_of_another_size_is_not_taken_for_the_feed_forward() -> None:
+    config = transformers.Gemma3nTextConfig(
+        **_GROUPED | {"num_hidden_layers": 4}, head_dim=8, laurel_rank=16, num_kv_shared_layers=0,
+        vocab_size_per_layer_input=64, hidden_size_per_layer_input=8, layer_types=["full_attention"] * 4,
+        activation_sparsity_pattern=[0.0] * 4,
+    )  # fmt: skip
+    site = first_block(transformers.AutoModelForCausalLM.from_config(config))
+    assert feed_forward_of(site).output == f"{site.name}.mlp.down_proj"
+    without = tuple(linear for linear in site.linears if ".mlp." not in linear.name)
+    module = site.module
+    del module.mlp
+    reason = find_anatomy(BlockSite(site.name, module, without, site.family)).unrecognised[Sublayer.MLP]
+    assert "laurel.linear_right has 16 columns, not the 64 of a feed-forward" in reason
