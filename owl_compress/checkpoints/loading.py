@@ -16,11 +16,12 @@ from transformers.models.auto.modeling_auto import (
 
 from owl_compress.checkpoints.adapters import check_no_adapter
 from owl_compress.checkpoints.door import pretrained
+from owl_compress.checkpoints.files import check_is_file, read_json, unreadable
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
 from owl_compress.checkpoints.quantized_elsewhere import check_sidecars
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import recognised
-from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, tensor_files
+from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, has_safetensors, tensor_files
 from owl_compress.errors import RequestError
 
 BUILTIN = "builtin"
@@ -29,6 +30,7 @@ BUILTIN_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUILTIN_LICENSE = "apache-2.0"
 
 _WEIGHT_FILES = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model*.bin")
+_JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
 
 
@@ -104,8 +106,15 @@ def load_model(
 
 
 def _locate(source: str, *, allow_pickle: bool) -> CheckpointSource:
-    if source == BUILTIN:
-        return _embedded()
+    try:
+        return _embedded() if source == BUILTIN else _found(source, allow_pickle=allow_pickle)
+    except OSError as error:
+        raise unreadable(f"model {source!r}", error) from error
+    except ValueError as error:  # a NUL byte
+        raise RequestError(f"model {source!r} is no path that a system could have: {error}") from error
+
+
+def _found(source: str, *, allow_pickle: bool) -> CheckpointSource:
     path = Path(source).expanduser()
     if path.is_dir():
         _check_folder(path, allow_pickle=allow_pickle)
@@ -131,8 +140,9 @@ def _embedded() -> CheckpointSource:
 
 
 def _gguf(path: Path, source: str) -> CheckpointSource:
-    if not path.is_file():
+    if not path.exists():
         raise RequestError(f"GGUF file {source!r} does not exist: check the path")
+    check_is_file(path)
     if importlib.util.find_spec("gguf") is None:
         raise RequestError(
             f"model {source!r} is a GGUF, which needs the package gguf: pip install 'owl-compress[gguf]'"
@@ -145,15 +155,18 @@ def _gguf(path: Path, source: str) -> CheckpointSource:
 
 def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
     """Refuse, before transformers gets to see it, a folder that holds no loadable checkpoint."""
-    is_whole = (folder / "config.json").is_file() and any(
+    is_whole = (folder / "config.json").exists() and any(
         any(folder.glob(pattern)) for pattern in _WEIGHT_FILES
     )
     check_no_adapter(str(folder), is_whole=is_whole)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").exists():
         gguf = sorted(folder.glob("*.gguf"))
         remedy = f"name the file {gguf[0]}" if gguf else "name a folder that save_pretrained wrote"
         raise RequestError(f"{folder} has no config.json, so it is no checkpoint: {remedy}")
-    if (folder / WEIGHTS_NAME).is_file() or (folder / INDEX_NAME).is_file():
+    for name in _JSON_FILES:
+        if (folder / name).exists():
+            read_json(folder / name)
+    if has_safetensors(folder):
         tensor_files(folder)  # finds corrupt, truncated and missing files, and names them
     elif not (any(folder.glob("pytorch_model*.bin"))):
         check_sidecars(folder)

@@ -1,18 +1,26 @@
 """One checkpoint to be read, wherever it lies, and the one door through which transformers reads it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from owl_compress.checkpoints.door import check_kernels, pretrained
+from owl_compress.checkpoints.headers import (
+    check_announced,
+    check_dtypes,
+    check_is_complete,
+    rehearsal,
+)
 from owl_compress.checkpoints.quantized_elsewhere import check_names, described_quantization
-from owl_compress.errors import RequestError
+from owl_compress.checkpoints.tensors import TensorHeader, has_safetensors, tensor_headers
 
 logger = logging.getLogger(__name__)
 
@@ -59,14 +67,24 @@ class CheckpointSource:
 
     @cached_property
     def config(self) -> Any:
-        """The configuration as an object of transformers.
+        """The configuration as an object of transformers, not of more blocks than the files could have.
 
         Raises:
-            RequestError: it has code fetched from elsewhere, and no code is to be run.
+            RequestError: see `check_announced`; corrupt files; or code fetched from elsewhere, and none
+                is to be run.
         """
+        described = self.described  # of a hub model: now it is in the cache, and its weights may be
         if not self.trusts_code:
-            check_kernels(self.described, self.named)
+            check_kernels(described, self.named)
+        if self.headers:
+            check_announced(described, self.headers, self.named)
         return pretrained(AutoConfig, self.where, **self.all_options)
+
+    @property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """What safetensors files say of their tensors; nothing before a hub model is in the cache."""
+        folder = self.snapshot
+        return {} if self.gguf or folder is None or not has_safetensors(folder) else tensor_headers(folder)
 
     @property
     def all_options(self) -> dict[str, Any]:
@@ -91,41 +109,60 @@ class CheckpointSource:
         options = self.all_options
         if not runs_code:
             options["trust_remote_code"] = False
-        model, info = pretrained(
-            kind,
-            self.where,
-            config=self.config,
-            dtype=dtype or self.dtype,
-            use_safetensors=None if self.allow_pickle else True,
-            ignore_mismatched_sizes=True,  # reported with the tensor's name by the check below
-            output_loading_info=True,
-            **options,
-        )
-        if described_quantization(self.described) is None:
-            check_names(self.named, info["unexpected_keys"])
-        _check_is_complete(info, self.named)
+
+        def load(**further: Any) -> tuple[Any, dict[str, Any]]:
+            loaded: tuple[Any, dict[str, Any]] = pretrained(
+                kind,
+                self.where,
+                config=deepcopy(self.config),
+                dtype=dtype or self.dtype,
+                use_safetensors=None if self.allow_pickle else True,
+                ignore_mismatched_sizes=True,  # reported with the tensor's name by the checks
+                output_loading_info=True,
+                **options,
+                **further,
+            )
+            return loaded
+
+        self._check_headers(partial(load, device_map="meta"))
+        model, info = load()
+        self._check_loaded(info)
+        if info["unexpected_keys"]:
+            logger.warning(
+                "%s: %d tensors of the file are not used by the model, the first is %s",
+                self.named, len(info["unexpected_keys"]), min(info["unexpected_keys"]),
+            )  # fmt: skip
         return model
 
+    def _check_headers(self, rehearse: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
+        """Hold the configuration against the headers of the files, where they are safetensors.
 
-def _check_is_complete(info: dict[str, Any], source: str) -> None:
-    """Refuse a model whose file lacks a tensor: transformers would fill it with random numbers."""
-    missing, mismatched = sorted(info["missing_keys"]), sorted(info["mismatched_keys"])
-    if mismatched:
-        name, found, expected = mismatched[0]
-        raise RequestError(
-            f"model {source!r}: tensor {name!r} has shape {tuple(found)} in the file, {tuple(expected)} by "
-            f"config.json ({len(mismatched)} such): the checkpoint is broken or its config is another model's"
-        )
-    if missing:
-        raise RequestError(
-            f"model {source!r}: tensor {missing[0]!r} is missing from the file ({len(missing)} such): "
-            f"the checkpoint is incomplete or its config is another model's"
-        )
-    if info["unexpected_keys"]:
-        logger.warning(
-            "%s: %d tensors of the file are not used by the model, the first is %s",
-            source, len(info["unexpected_keys"]), min(info["unexpected_keys"]),
-        )  # fmt: skip
+        Raises:
+            RequestError: what the files do not have, or what they hold is not what it looks like.
+        """
+        if self.gguf or (self.is_local and not has_safetensors(self.where)):
+            return
+        rehearsed = rehearsal(rehearse, self.named)
+        if rehearsed is None:
+            return
+        model, info = rehearsed
+        self._check_loaded(info)
+        if described_quantization(self.described) is None:
+            check_dtypes(model, self.headers, set(info["unexpected_keys"]), self.named)
+
+    def _check_loaded(self, info: Mapping[str, Any]) -> None:
+        """Refuse what transformers has found to be missing, or of another kind or shape."""
+        if described_quantization(self.described) is None:
+            check_names(self.named, info["unexpected_keys"])
+        check_is_complete(info, self.named)
+
+    @property
+    def snapshot(self) -> Path | None:
+        """The folder of the files: a local one, or that of the hub's cache once a hub model is in it."""
+        if self.is_local:
+            return Path(self.where)
+        cached = try_to_load_from_cache(self.where, "config.json", revision=self.options.get("revision"))
+        return Path(cached).parent if isinstance(cached, str) else None
 
 
 def forget_quantization_(model: Any) -> None:

@@ -1,23 +1,37 @@
 """Reading a saved checkpoint tensor by tensor: the independent witness of what a compression kept."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from owl_compress.checkpoints.files import check_is_file, read_json
 from owl_compress.errors import RequestError
 
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
 
 
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file says of a tensor before it is read: dtype as safetensors abbreviates it ("F32"), shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
 def bytes_on_disk(folder: Path | str) -> int:
     """Size of all weight files (safetensors) in `folder`, in bytes (no configuration or tokenizer)."""
     return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def has_safetensors(folder: Path | str) -> bool:
+    """Whether there are weights in `folder` as safetensors, in one file or with an index of several."""
+    return any((Path(folder) / name).exists() for name in (WEIGHTS_NAME, INDEX_NAME))
 
 
 def tensor_files(folder: Path | str) -> dict[str, Path]:
@@ -27,15 +41,11 @@ def tensor_files(folder: Path | str) -> dict[str, Path]:
         RequestError: no safetensors weights, a corrupt file or index, or a shard that is not there.
     """
     folder = Path(folder)
-    if (folder / WEIGHTS_NAME).is_file():
+    if (folder / WEIGHTS_NAME).exists():
         return dict.fromkeys(_names_in(folder / WEIGHTS_NAME), folder / WEIGHTS_NAME)
-    if not (folder / INDEX_NAME).is_file():
+    if not (folder / INDEX_NAME).exists():
         raise RequestError(f"{folder} has no safetensors weights ({WEIGHTS_NAME} or {INDEX_NAME})")
-    try:
-        weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        files = {str(name): folder / str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise RequestError(f"{folder / INDEX_NAME} is not a whole index of shards: fetch it again") from error
+    files = _indexed(folder)
     for shard in sorted(set(files.values())):
         absent = {name for name, file in files.items() if file == shard} - _names_in(shard)
         if absent:
@@ -53,21 +63,49 @@ def tensor_from_checkpoint(folder: Path | str, name: str) -> torch.Tensor:
     return _read(*_find(files, name, folder))
 
 
-def saved_dtypes(folder: Path | str, ending: str) -> dict[str, str]:
-    """The dtype, as safetensors abbreviates it ("F32"), of every saved tensor whose name ends so.
+def tensor_headers(folder: Path | str) -> dict[str, TensorHeader]:
+    """The header of every saved tensor, by name; no tensor is read.
 
     Raises:
         RequestError: the checkpoint is corrupt.
     """
     names: dict[Path, list[str]] = {}
     for name, file in tensor_files(folder).items():
-        if name.endswith(ending):
-            names.setdefault(file, []).append(name)
-    dtypes: dict[str, str] = {}
+        names.setdefault(file, []).append(name)
+    headers: dict[str, TensorHeader] = {}
     for file, those in names.items():
         with _opened(file) as tensors:
-            dtypes |= {name: tensors.get_slice(name).get_dtype() for name in those}
-    return dtypes
+            for name in those:
+                header = tensors.get_slice(name)
+                headers[name] = TensorHeader(header.get_dtype(), tuple(header.get_shape()))
+    return headers
+
+
+def saved_dtypes(folder: Path | str, ending: str) -> dict[str, str]:
+    """The dtype, as safetensors abbreviates it ("F32"), of every saved tensor whose name ends so.
+
+    Raises:
+        RequestError: the checkpoint is corrupt.
+    """
+    return {name: header.dtype for name, header in tensor_headers(folder).items() if name.endswith(ending)}
+
+
+def _indexed(folder: Path) -> dict[str, Path]:
+    """The shard of every tensor that the index names; the shards lie in the folder, or below it.
+
+    A shard may be a link, as in the hub's cache, but the index itself leads nowhere else.
+    """
+    index = folder / INDEX_NAME
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(s, str) for s in weight_map.values()):
+        raise RequestError(f"{index} is not a whole index of shards: fetch it again")
+    for shard in set(weight_map.values()):
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or not path.name or "\0" in shard:
+            raise RequestError(
+                f"{index} names the shard {shard!r}, which does not lie in that folder: fetch it again"
+            )
+    return {name: folder / shard for name, shard in weight_map.items()}
 
 
 def _find(files: dict[str, Path], name: str, folder: Path | str) -> tuple[Path, str]:
@@ -90,10 +128,9 @@ def _read(file: Path, name: str) -> torch.Tensor:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[Any]:
+    check_is_file(file)
     try:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
-    except FileNotFoundError as error:
-        raise RequestError(f"{file} is missing: the checkpoint is incomplete, fetch it again") from error
     except SafetensorError as error:
         raise RequestError(f"{file} is corrupt or truncated ({error}): fetch it again") from error

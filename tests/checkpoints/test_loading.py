@@ -126,7 +126,7 @@ def test_a_missing_shard_and_a_broken_index_are_refused(
     shard.write_bytes(content[:-1])
     assert f"{shard.name} is corrupt or truncated" in refusal(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {')
-    assert "not a whole index" in refusal(tmp_path)
+    assert "index.json is not whole JSON" in refusal(tmp_path)
 
 
 def test_pickled_weights_load_only_when_allowed(
