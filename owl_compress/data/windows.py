@@ -8,16 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owl_compress.data.text import Text
+from owl_compress.data.drawing import Draw
+from owl_compress.data.text import Chats, Text
+from owl_compress.data.tokens import Bos, read_tokens
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.documents.recipe import DEFAULT_SAMPLES
 from owl_compress.errors import RequestError, nearest
+from owl_compress.progress import SILENT, Progress
 
 Sampling = Literal["first", "random"]
-Bos = Literal["every", "first", "never"]
-
-# A tokenizer puts at most a handful of tokens around a text that stand for none of its bytes.
-_MAX_SPECIAL_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -92,26 +91,30 @@ class TokenWindows:
 
 def sample_windows(
     tokenizer: Any,
-    text: Text,
+    text: Text | Chats,
     *,
     samples: int = DEFAULT_SAMPLES,
     seq_len: int,
     sampling: Sampling = "random",
     seed: int = 0,
     bos: Bos = "every",
+    progress: Progress = SILENT,
 ) -> TokenWindows:
     """Cut `samples` windows of `seq_len` tokens out of `text`.
 
-    The joined text is tokenised whole, once. `bos` is `first` (exactly the ids that the tokenizer gives by
-    itself, so a BOS once at the start if that is its convention: what the published tables did), `never` (no
-    special tokens) or `every` (the BOS in front of each window, followed by seq_len - 1 tokens of the text).
+    The joined text is tokenised as far as it is needed; conversations are written out first. `bos` is `first`
+    (exactly the ids that the tokenizer gives by itself, so a BOS once at the start if that is its convention:
+    what the published tables did), `never` (no special tokens) or `every` (the BOS in front of each window,
+    followed by seq_len - 1 tokens of the text).
 
     `sampling` is `first` (consecutive windows from the start) or `random`: windows at random places that
     never overlap, all arrangements equally likely, in random order, so that the first k of them are a random
     sample too. The published scripts draw each start independently, so that windows may overlap and repeat;
     using no token twice is the same for long texts, and a short one is refused instead of counted double.
     Texts that are sampled by document (C4) follow the published protocol: random documents of more than a
-    window, a random window inside each; no document is drawn twice (the scripts might).
+    window, a random window inside each; no document is drawn twice (the scripts might). A long text (see
+    `Draw.wants_sections`) is not tokenised whole for a few windows: random sections of it are, with a random
+    window inside each, and the record says so.
 
     Raises:
         RequestError: too little text, no BOS token, or a number out of range.
@@ -121,25 +124,38 @@ def sample_windows(
     _check_samples(samples, seed)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
-    generator = np.random.default_rng(seed)
+    text = text.written_for(tokenizer, progress)
+    draw = Draw(tokenizer, samples, payload, bos, np.random.default_rng(seed), progress)
+    pieces, by_section = None, False
     if sampling == "random" and text.by_document:
-        pieces = _pieces_of_documents(tokenizer, text, samples, payload, bos, generator)
-    else:
-        ids = tokenise(tokenizer, text.joined, bos)
+        pieces = draw.from_documents(text)
+    elif sampling == "random" and draw.wants_sections(len(text.joined)):
+        pieces = draw.from_sections(text.joined)
+        by_section = pieces is not None
+    if pieces is None:
+        n_needed = samples * payload if sampling == "first" else None
+        ids = read_tokens(tokenizer, text.joined, bos, n_needed, progress)
         _check_enough(text, len(ids), samples, seq_len, payload)
         if sampling == "first":
             pieces = ids[: samples * payload].reshape(samples, payload)
         else:
-            pieces = _pieces_at(ids, _random_starts(len(ids), samples, payload, generator), payload)
-    return _token_windows(prefix, pieces, text, sampling=sampling, seed=seed, bos=bos)
+            pieces = draw.from_whole(ids)
+    return _token_windows(prefix, pieces, text, sampling=sampling, seed=seed, bos=bos, by_section=by_section)
 
 
 def evaluation_windows(
-    tokenizer: Any, text: Text, *, seq_len: int, bos: Bos, max_windows: int | None = None
+    tokenizer: Any,
+    text: Text | Chats,
+    *,
+    seq_len: int,
+    bos: Bos,
+    max_windows: int | None = None,
+    progress: Progress = SILENT,
 ) -> TokenWindows:
     """Cut the whole text into consecutive windows that do not overlap; the incomplete last one is dropped.
 
-    `max_windows` keeps the first ones only. BOS as in `sample_windows`.
+    `max_windows` keeps the first ones only, and no more is tokenised. BOS and conversations as in
+    `sample_windows`.
 
     Raises:
         RequestError: the text is shorter than one window, no BOS token, or a number out of range.
@@ -148,7 +164,9 @@ def evaluation_windows(
     _check_max_windows(max_windows)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
-    ids = tokenise(tokenizer, text.joined, bos)
+    text = text.written_for(tokenizer, progress)
+    n_needed = None if max_windows is None else max_windows * payload
+    ids = read_tokens(tokenizer, text.joined, bos, n_needed, progress)
     n_windows = len(ids) // payload
     if max_windows is not None:
         n_windows = min(n_windows, max_windows)
@@ -168,22 +186,6 @@ def resolve_bos(requested: str, family_default: Bos) -> Bos:
     _check_choice("bos", requested, ("auto", *get_args(Bos)))
     chosen: Bos = requested  # type: ignore[assignment]  # checked the line before
     return chosen
-
-
-def tokenise(tokenizer: Any, text: str, bos: Bos) -> Tensor:
-    """Token ids [tokens], int64, of the whole `text`; special tokens only where `bos` is `first`.
-
-    `verbose=False` keeps the tokenizer from warning that the text is longer than the model's context: it is
-    cut into windows afterwards.
-    """
-    encoded = tokenizer(
-        text,
-        add_special_tokens=bos == "first",
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-    return torch.tensor(encoded["input_ids"], dtype=torch.int64)
 
 
 def token_ids_sha256(ids: Tensor) -> str:
@@ -252,49 +254,15 @@ def _window_prefix(tokenizer: Any, bos: Bos) -> list[int]:
     return [int(tokenizer.bos_token_id)]
 
 
-def _random_starts(n_tokens: int, samples: int, payload: int, generator: np.random.Generator) -> Tensor:
-    """Starts [samples] of windows that do not overlap, uniform over all arrangements, in random order.
-
-    Shrinking every window to one token makes an arrangement a choice of `samples` places out of the rest.
-    """
-    places = n_tokens - samples * (payload - 1)
-    chosen = np.sort(generator.choice(places, size=samples, replace=False))
-    starts = chosen + np.arange(samples) * (payload - 1)
-    return torch.from_numpy(generator.permutation(starts))
-
-
-def _pieces_at(ids: Tensor, starts: Tensor, payload: int) -> Tensor:
-    """From ids [tokens], starts [samples] -> [samples, payload]."""
-    return ids[starts[:, None] + torch.arange(payload)]
-
-
-def _pieces_of_documents(
-    tokenizer: Any, text: Text, samples: int, payload: int, bos: Bos, generator: np.random.Generator
-) -> Tensor:
-    """One random piece [payload] of each of `samples` random documents -> [samples, payload]."""
-    pieces: list[Tensor] = []
-    for index in generator.permutation(len(text.documents)):
-        document = text.documents[index]
-        if len(document.encode()) + _MAX_SPECIAL_TOKENS <= payload:
-            continue  # a token covers a byte at least: too short, and not worth tokenising
-        ids = tokenise(tokenizer, document, bos)
-        if len(ids) <= payload:
-            continue
-        start = int(generator.integers(len(ids) - payload))
-        pieces.append(ids[start : start + payload])
-        if len(pieces) == samples:
-            return torch.stack(pieces)
-    remedy = (
-        f"set --samples {len(pieces)} at most, or a smaller --seq-len" if pieces else "a smaller --seq-len"
-    )
-    raise RequestError(
-        f"{text.source} is too short: {samples} windows need as many documents of more than {payload} "
-        f"tokens, and {len(pieces)} of its {len(text.documents)} documents are: {remedy}"
-    )
-
-
 def _token_windows(
-    prefix: list[int], pieces: Tensor, text: Text, *, sampling: Sampling, seed: int, bos: Bos
+    prefix: list[int],
+    pieces: Tensor,
+    text: Text,
+    *,
+    sampling: Sampling,
+    seed: int,
+    bos: Bos,
+    by_section: bool = False,
 ) -> TokenWindows:
     """From prefix [0 or 1], pieces [windows, payload] -> ids [windows, seq_len]."""
     front = torch.tensor(prefix, dtype=torch.int64).expand(len(pieces), len(prefix))
@@ -307,5 +275,7 @@ def _token_windows(
         sampling=sampling,
         seed=seed,
         bos=bos,
+        drawn_from="sections" if by_section else None,
+        chat_template=True if text.chat_template else None,
     )
     return TokenWindows(ids, record)

@@ -1,8 +1,8 @@
 """Where numbers come from: which model, which tokens, which versions."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
 
 from owl_compress.documents.document import Frozen
 
@@ -17,7 +17,12 @@ class ModelIdentity(Frozen):
 
 
 class CalibrationRecord(Frozen):
-    """Which tokens were used: enough to tell whether two runs saw the same."""
+    """Which tokens were used: enough to tell whether two runs saw the same.
+
+    `drawn_from` tells that random windows were drawn from random sections of a long text, where by default
+    they are from all of it; `chat_template` that conversations were written by the tokenizer's template.
+    Both are absent from a file where they are None.
+    """
 
     source: str
     token_ids_sha256: str
@@ -26,6 +31,13 @@ class CalibrationRecord(Frozen):
     sampling: Literal["first", "random"]
     seed: int
     bos: Literal["every", "first", "never"]
+    drawn_from: Literal["sections"] | None = None
+    chat_template: Literal[True] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        absent = {name for name in ("drawn_from", "chat_template") if getattr(self, name) is None}
+        return {name: value for name, value in plain(self).items() if name not in absent}
 
 
 class Provenance(Frozen):

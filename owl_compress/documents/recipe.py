@@ -119,9 +119,10 @@ class Recipe(Frozen):
     calib: str = _on(
         Topic.TEXT,
         "c4",
-        "Calibration text: .txt, .jsonl, .parquet, 'wikitext2', 'ptb', 'c4', 'builtin', or a hub set.",
+        "Calibration text: .txt, .jsonl, .csv, .parquet, a folder of these, 'wikitext2', 'ptb', 'c4', "
+        "'builtin', or a hub set.",
     )
-    text_field: str = _on(Topic.TEXT, "text", "Field with the text in .jsonl, .json and .parquet.")
+    text_field: str = _on(Topic.TEXT, "text", "Field or column with the text in files of records.")
     samples: PositiveInt = _on(Topic.TEXT, DEFAULT_SAMPLES, "Calibration sequences.")
     measure_samples: PositiveInt | None = _on(
         Topic.MEASURING, None, "How many of --samples to measure importance on; default 16."

@@ -78,8 +78,8 @@ def test_a_missing_field_names_the_near_one(tmp_path: Path) -> None:
 def test_a_value_that_is_not_text_is_refused(tmp_path: Path) -> None:
     assert "line 2" in refused(write_jsonl(tmp_path / "a.jsonl", {"text": "one"}, {"text": 7}))
     assert "not an object" in refused(write_jsonl(tmp_path / "b.jsonl", ["one"]))
-    pq.write_table(pa.table({"text": ["one", None]}), tmp_path / "a.parquet")
-    assert "row 2" in refused(str(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    assert "row 1" in refused(str(tmp_path / "a.parquet"))
 
 
 def test_a_broken_json_line_is_named_by_its_number(tmp_path: Path) -> None:
@@ -96,7 +96,6 @@ def test_files_that_are_not_text_are_refused(tmp_path: Path) -> None:
     assert "byte 3" in refused(str(tmp_path / "b.txt"))
     (tmp_path / "c.parquet").write_bytes(b"no parquet")
     assert "not a readable parquet file" in refused(str(tmp_path / "c.parquet"))
-    assert "cannot read" in refused(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\n"])

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from owl_compress.data.text import Text
-from owl_compress.data.windows import TokenWindows, evaluation_windows, resolve_bos, sample_windows, tokenise
+from owl_compress.data.tokens import tokenise
+from owl_compress.data.windows import TokenWindows, evaluation_windows, resolve_bos, sample_windows
 from owl_compress.errors import RequestError
 
 
