@@ -208,11 +208,12 @@ class DeciLM:
         """See `check_decilm`."""
         check_decilm(model, structure, is_packed=code_format is not None, widths_are_final=False)
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
         """Tensors under their own names, and the configuration of DeciLM."""
         check_decilm(model, find_structure(model), is_packed=any(coded_modules(model)))
         write_weights(model, folder, max_shard_size=max_shard_size)
         describe_decilm(model, folder)
+        return ()
 
     def describe(self) -> StoredFormat:
         """Who reads it."""

@@ -48,7 +48,7 @@ class Dense:
     def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
         """It holds everything."""
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
         """All tensors as they are in memory.
 
         Raises:
@@ -56,6 +56,7 @@ class Dense:
         """
         refuse_narrowed(model, "narrow")
         write_weights(model, folder, max_shard_size=max_shard_size)
+        return ()
 
     def describe(self) -> StoredFormat:
         """What matters of it to those who expect codes."""

@@ -94,7 +94,7 @@ class GptqModelCodes:
     def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
         """The package decides."""
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
         """The package does."""
         raise NotImplementedError("only the package gptqmodel writes its format")
 

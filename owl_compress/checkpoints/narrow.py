@@ -86,9 +86,10 @@ class Narrow:
     def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
         """It holds everything."""
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
         """See `save_narrow`."""
         save_narrow(model, folder, max_shard_size=max_shard_size)
+        return ()
 
     def describe(self) -> StoredFormat:
         """What builds the blocks, and how to load without running that."""

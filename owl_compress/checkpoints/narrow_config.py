@@ -79,6 +79,16 @@ def anatomies_of(model: nn.Module) -> list[BlockAnatomy]:
     return [find_anatomy(site) for site in find_structure(model).blocks]
 
 
+def reader_of(model: Any) -> tuple[type[Any], Any]:
+    """The class and a configuration of its own from which a reader builds `model`, narrowed or not."""
+    config = deepcopy(model.config)
+    if not has_narrowed_blocks(model):
+        return type(model), config
+    blocks, widths = _widths_of(model)
+    setattr(config, CONFIG_KEY, {"blocks": blocks, "widths": widths})
+    return narrowed(stock_class(model)), config
+
+
 def describe_narrowed(model: Any, folder: Path) -> None:
     """Add to the checkpoint that `save_pretrained` wrote into `folder` what makes it load as narrowed.
 

@@ -6,7 +6,8 @@ everything else in `ignore`, and never a `sparsity_config`, which servers refuse
 """
 
 import importlib.util
-from collections.abc import Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,13 @@ from torch import Tensor, nn
 
 from owl_compress.checkpoints.hub import quiet_bars
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
+from owl_compress.checkpoints.packed_description import (
+    METHOD,
+    describe_packed,
+    is_packed,
+    quantizes_activations,
+)
+from owl_compress.checkpoints.packed_trial import USE_DENSE, Fit, find_fit
 from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
 from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
@@ -29,10 +37,10 @@ from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
 from owl_compress.forms.narrowing import has_narrowed_blocks
 from owl_compress.models.structure import ModelStructure
 
+logger = logging.getLogger(__name__)
+
 PACKAGE = "compressed-tensors"
 INSTALL = "pip install 'owl-compress[quant]'"
-_METHOD, _LAYOUT = "compressed-tensors", "pack-quantized"
-_DENSE = "use --format dense, which stores the dequantised weights"
 
 
 def require_package() -> None:
@@ -47,7 +55,7 @@ def require_package() -> None:
         )
 
 
-def check_packable(model: nn.Module, names: Collection[str], code_format: CodeFormat) -> None:
+def check_packable(model: nn.Module, names: Sequence[str], code_format: CodeFormat) -> Fit:
     """Refuse, before any work is done, what the packed format cannot hold.
 
     Args:
@@ -55,38 +63,41 @@ def check_packable(model: nn.Module, names: Collection[str], code_format: CodeFo
         names: the linears that are to be packed.
         code_format: how their codes are grouped.
 
+    Returns:
+        Which of them are packed, and how.
+
     Raises:
-        RequestError: asymmetric codes, a linear that is no torch.nn.Linear, or compressed-tensors missing.
+        RequestError: asymmetric codes, compressed-tensors missing, or see `find_fit`.
     """
     if not code_format.symmetric:
         # The format has them packed; transformers 5.23 expects them unpacked and takes them for broken.
-        raise RequestError(f"asymmetric codes cannot be packed so that transformers loads them: {_DENSE}")
-    for name in names:
-        module = model.get_submodule(name)
-        if type(module) is not nn.Linear:  # FalconLinear cannot be built without its weight
-            kind = type(module).__name__
-            raise RequestError(f"{name} is a {kind}, and only torch.nn.Linear can be packed: {_DENSE}")
+        raise RequestError(f"asymmetric codes cannot be packed so that transformers loads them: {USE_DENSE}")
     require_package()
+    return find_fit(model, names, code_format)
 
 
 def packed_checkpoint(model: nn.Module) -> PackedCheckpoint:
-    """The tensors of `model` with the codes of every quantized linear in place of its weight.
+    """The tensors of `model` with codes in place of the weights of its quantized linears.
 
     Raises:
         RequestError: see `check_packable`; nothing is quantized; or a weight was changed since it was.
     """
-    coded = list(coded_modules(model))
+    coded = {name: (module, codes) for name, module, codes in coded_modules(model)}
     if not coded:
         raise RequestError("no linear of this model is quantized: nothing to pack, use --format dense")
-    for name, module, codes in coded:
-        check_packable(model, [name], codes.code_format)
+    formats = {codes.code_format for _, codes in coded.values()}
+    fits = [check_packable(model, list(coded), code_format) for code_format in formats]
+    for name, (module, codes) in coded.items():
         if not torch.equal(module.get_parameter("weight").data.cpu(), codes.dequantised()):
-            raise RequestError(f"{name} was changed after it was quantized: {_DENSE}")
+            raise RequestError(f"{name} was changed after it was quantized: {USE_DENSE}")
     tensors = dict(model.state_dict())
-    for name, _, codes in coded:
+    widths = {}
+    for name in fits[0].packed:
+        codes = coded[name][1]
+        widths[name] = (codes.bits, codes.group_size)
         del tensors[f"{name}.weight"]
         tensors |= {f"{name}.{part}": tensor for part, tensor in _packed(codes).items()}
-    return PackedCheckpoint(tensors, _description(model, {name: codes for name, _, codes in coded}))
+    return PackedCheckpoint(tensors, describe_packed(model, widths), fits[0].original_names, fits[0].notes)
 
 
 def _packed(codes: QuantizedWeight) -> dict[str, Tensor]:
@@ -98,54 +109,6 @@ def _packed(codes: QuantizedWeight) -> dict[str, Tensor]:
         "weight_scale": codes.scales.contiguous(),
         "weight_shape": torch.tensor(codes.codes.shape),
     }
-
-
-def _description(model: nn.Module, coded: dict[str, QuantizedWeight]) -> dict[str, Any]:
-    """The `quantization_config` of config.json: one group per format and width, the widths rising."""
-    from compressed_tensors.quantization import (  # noqa: PLC0415 - optional
-        QuantizationArgs,
-        QuantizationConfig,
-        QuantizationScheme,
-    )
-
-    targets: dict[tuple[int, int], list[str]] = {}
-    for name, codes in coded.items():
-        targets.setdefault((codes.bits, codes.group_size or 0), []).append(name)
-    groups = {}
-    for index, ((bits, group_size), names) in enumerate(sorted(targets.items())):
-        weights = QuantizationArgs(
-            num_bits=bits,
-            type="int",
-            symmetric=True,
-            strategy="group" if group_size else "channel",
-            group_size=group_size or None,
-        )
-        groups[f"group_{index}"] = QuantizationScheme(targets=names, weights=weights, format=_LAYOUT)
-    others = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in coded
-    ]
-    config = QuantizationConfig(
-        config_groups=groups, format=_LAYOUT, quantization_status="compressed", ignore=others
-    )
-    description: dict[str, Any] = config.model_dump(mode="json")
-    return description
-
-
-def is_packed(described: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes weights that compressed-tensors stores."""
-    description = described.get("quantization_config")
-    return isinstance(description, dict) and description.get("quant_method") == _METHOD
-
-
-def _quantizes_activations(described: Mapping[str, Any]) -> bool:
-    """Whether any group of the `quantization_config` quantizes what goes into its linears, or comes out."""
-    groups = described["quantization_config"].get("config_groups") or {}
-    return any(
-        group.get(part)
-        for group in groups.values()
-        if isinstance(group, Mapping)
-        for part in ("input_activations", "output_activations")
-    )
 
 
 def check_saved_codes(folder: Path | str) -> None:
@@ -203,8 +166,8 @@ def check_packed_source(source: CheckpointSource) -> None:
         RequestError: compressed-tensors is missing, activations are quantized too, or the codes in a folder
             are no integers.
     """
-    if _quantizes_activations(source.described):
-        raise refuse_quantized(source.named, f"{_METHOD}, with activations quantized too")
+    if quantizes_activations(source.described):
+        raise refuse_quantized(source.named, f"{METHOD}, with activations quantized too")
     require_package()
     if source.is_local:
         check_saved_codes(source.where)
@@ -248,16 +211,22 @@ class Packed:
     def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
         """See `check_packable`."""
         if code_format is not None:
-            check_packable(model, [linear.name for linear in structure.linears], code_format)
+            fit = check_packable(model, [linear.name for linear in structure.linears], code_format)
+            for note in fit.notes:
+                logger.warning(note)
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
         """The tensors of `packed_checkpoint`.
 
         Raises:
             RequestError: see there; or blocks whose widths would be lost.
         """
         refuse_narrowed(model, "packed-narrow")
-        write_weights(model, folder, packed=packed_checkpoint(model), max_shard_size=max_shard_size)
+        packed = packed_checkpoint(model)
+        write_weights(
+            model, folder, packed=packed, original_names=packed.original_names, max_shard_size=max_shard_size
+        )
+        return packed.notes
 
     def describe(self) -> StoredFormat:
         """Tag, and what it takes to load."""

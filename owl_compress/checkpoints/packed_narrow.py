@@ -11,10 +11,10 @@ from owl_compress.checkpoints.narrow_config import is_narrow
 from owl_compress.checkpoints.packed import (
     Packed,
     check_packed_source,
-    is_packed,
     load_packed,
     packed_checkpoint,
 )
+from owl_compress.checkpoints.packed_description import is_packed
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.documents.measurements import Verification
@@ -55,9 +55,11 @@ class PackedNarrow:
         """As of packed weights."""
         Packed().check_holds(model, structure, code_format)
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
         """See `save_narrow`."""
-        save_narrow(model, folder, packed=packed_checkpoint(model), max_shard_size=max_shard_size)
+        packed = packed_checkpoint(model)
+        save_narrow(model, folder, packed=packed, max_shard_size=max_shard_size)
+        return packed.notes
 
     def describe(self) -> StoredFormat:
         """As of packed weights, loaded as narrow ones are."""

@@ -20,10 +20,15 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 
 @dataclass(frozen=True)
 class PackedCheckpoint:
-    """Tensors that stand for those of a model, all of them, and how config.json describes them."""
+    """Tensors that stand for those of a model, all of them, and how config.json describes them.
+
+    `original_names` as for `write_weights`; `notes` say which linears are not stored as codes, and why.
+    """
 
     tensors: dict[str, Tensor]
     quantization_config: dict[str, Any]
+    original_names: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def save_checkpoint(
@@ -42,15 +47,14 @@ def save_checkpoint(
     trust_remote_code is copied along by transformers.
 
     Returns:
-        Notes for the result: what was saved although transformers objects to it.
+        Notes for the result: what was saved although transformers objects to it, or otherwise than asked.
 
     Raises:
         RequestError: a model that the form cannot hold; nothing is written then.
     """
     form = form or suiting(model, wants_codes=False)
-    notes = []
     with quiet_transformers():
-        form.save(model, folder, max_shard_size=max_shard_size)
+        notes = list(form.save(model, folder, max_shard_size=max_shard_size))
         generation = _generation_config(model)
         if generation is not None:
             notes += _save_generation_config(generation, folder)

@@ -61,8 +61,12 @@ class StoredForm(ReadableForm, Protocol):
         """Refuse a model whose compression it could not hold, before that is done."""
         ...
 
-    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> None:
-        """Write tensors and configuration into the existing `folder`; refuse a model that it cannot hold."""
+    def save(self, model: Any, folder: Path, *, max_shard_size: str) -> Sequence[str]:
+        """Write tensors and configuration into the existing `folder`; refuse a model that it cannot hold.
+
+        Returns:
+            Notes for the result: what of the model lies otherwise than the form has it.
+        """
         ...
 
     def describe(self) -> StoredFormat:
