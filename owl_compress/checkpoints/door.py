@@ -18,8 +18,11 @@ _KERNELS = (
 """Keys of a config.json that may name a repository whose compiled code transformers fetches and runs."""
 
 
-def pretrained(kind: Any, where: str, *, trust_remote_code: bool, **options: Any) -> Any:
-    """What `kind.from_pretrained` makes of `where`: a configuration, a tokenizer, a model."""
+def pretrained(kind: Any, where: str | None, *, trust_remote_code: bool, **options: Any) -> Any:
+    """What `kind.from_pretrained` makes of `where`: a configuration, a tokenizer, a model.
+
+    `where` is None for a model whose tensors are among the `options`.
+    """
     return kind.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
 
 

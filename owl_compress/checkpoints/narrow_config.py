@@ -86,7 +86,8 @@ def reader_of(model: Any) -> tuple[type[Any], Any]:
         return type(model), config
     blocks, widths = _widths_of(model)
     setattr(config, CONFIG_KEY, {"blocks": blocks, "widths": widths})
-    return narrowed(stock_class(model)), config
+    base: type = stock_class(model)
+    return narrowed(base), config
 
 
 def describe_narrowed(model: Any, folder: Path) -> None:

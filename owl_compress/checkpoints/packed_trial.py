@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.core_model_loading import revert_weight_conversion
 
+from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.hub import quiet_bars, quiet_transformers
 from owl_compress.checkpoints.narrow_config import reader_of
 from owl_compress.checkpoints.packed_description import describe_packed
@@ -89,8 +90,14 @@ def _tried(
         tensors = revert_weight_conversion(model, tensors)
     try:
         with quiet_transformers(), quiet_bars(), torch.random.fork_rng(devices=[]):
-            _, info = kind.from_pretrained(
-                None, config=config, state_dict=tensors, device_map="meta", output_loading_info=True
+            _, info = pretrained(
+                kind,
+                None,
+                trust_remote_code=False,
+                config=config,
+                state_dict=tensors,
+                device_map="meta",
+                output_loading_info=True,
             )
     except Exception as error:  # noqa: BLE001 - whatever it is: the reader would meet it too
         return _name_of(getattr(error, "obj", None)), _short(error)
