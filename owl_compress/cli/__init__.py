@@ -2,20 +2,25 @@
 
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from typer.main import get_command
 
 from owl_compress.cli.application import application
+from owl_compress.cli.terminal import UnansweredError, drop_unwritten, guarded_streams, open_streams, tell
+from owl_compress.documents.disk import finished_outputs
 from owl_compress.errors import RequestError
+from owl_compress.interrupts import heed_no_more, heed_signals
 
 _DONE, _DEFECT, _UNSATISFIABLE = 0, 1, 2
+_READER_WENT = 128 + 13
+"""As a shell reports a program that SIGPIPE ended."""
 
 # What the libraries below have to say to programmers is not for users; what is, is said by our own errors.
 _QUIET_LIBRARIES = {
@@ -30,46 +35,79 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 the request cannot be satisfied, 1 a defect of ours."""
     for name, value in _QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
-    # What ends a batch job early is an interrupt like any other: temporary folders go with it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    sys.exit(_exit_code(arguments))
+    open_streams()
+    heed_signals()
+    try:
+        code = _exit_code(arguments)
+    except KeyboardInterrupt:  # at the very end, when all had been said
+        code = _UNSATISFIABLE
+    with heed_no_more():
+        drop_unwritten()
+        sys.exit(code)
 
 
 def _exit_code(arguments: list[str] | None) -> int:
-    with _own_log_on_stderr():
+    n_finished = len(finished_outputs())
+    with guarded_streams(), _own_log_on_stderr():
         try:
+            _check_working_folder()
             return _invoke(sys.argv[1:] if arguments is None else arguments)
-        except RequestError as error:
-            return _refuse(str(error))
-        except (KeyboardInterrupt, typer.Abort):
-            return _refuse("interrupted: nothing was written that looks finished; run again to start over")
         except typer.TyperException as error:
             return _refuse_usage(error)
         except BrokenPipeError:  # whoever read our answer has had enough of it, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return _DONE
-        except Exception:  # noqa: BLE001 - whatever else escapes is a defect, and says so
-            traceback.print_exc()
-            sys.stderr.write("owl-compress: this is a defect of ours; please report the lines above\n")
-            return _DEFECT
+            return _READER_WENT
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - what is none of ours is a defect
+            reason = _reason(error, finished_outputs()[n_finished:])
+            return _defect() if reason is None else _refuse(reason)
+
+
+def _reason(error: BaseException, finished: Sequence[Path]) -> str | None:
+    """Why a command ended early, in words for its user; None for what is a defect of ours."""
+    whole = f"{' and '.join(map(str, finished))} had been written whole" if finished else ""
+    if isinstance(error, RequestError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        if whole:
+            return f"interrupted, after {whole}"
+        return "interrupted: nothing was written that looks finished; run again to start over"
+    if isinstance(error, UnansweredError):
+        return f"the answer cannot be written to stdout ({error}): {whole or 'send it elsewhere'}"
+    return None
+
+
+def _defect() -> int:
+    for line in traceback.format_exc().splitlines():
+        tell(line)
+    tell("owl-compress: this is a defect of ours; please report the lines above")
+    return _DEFECT
+
+
+def _check_working_folder() -> None:
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise RequestError(
+            f"the working folder cannot be found ({error.strerror}): change to one that is there"
+        ) from error
 
 
 def _invoke(arguments: list[str]) -> int:
     """Run one command. Not by calling it: that turns Ctrl-C and a closed pipe into silent exit codes."""
     command = get_command(application(arguments))
+    code = _DONE
     try:
         with command.make_context("owl-compress", arguments) as context:
             command.invoke(context)
     except typer.Exit as end:
-        return end.exit_code
+        code = end.exit_code
     sys.stdout.flush()
-    return _DONE
+    return code
 
 
 def _refuse(message: str) -> int:
-    sys.stderr.write(f"owl-compress: {' '.join(message.split())}\n")
+    tell(f"owl-compress: {' '.join(message.split())}")
     return _UNSATISFIABLE
 
 
@@ -87,7 +125,7 @@ class _StderrHandler(logging.Handler):
     """Writes to whatever sys.stderr is when there is something to say."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        sys.stderr.write(f"owl-compress: {self.format(record)}\n")
+        tell(f"owl-compress: {self.format(record)}")
 
 
 @contextmanager

@@ -13,11 +13,20 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from owl_compress.cli.sheet import Sheet
+from owl_compress.cli.terminal import plain, tell
 from owl_compress.progress import SILENT, Progress
 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Console(Console):
+    """A console that leaves a reader who went away to whoever called, instead of ending the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Tell that nobody reads."""
+        raise BrokenPipeError
 
 
 class BarProgress:
@@ -26,7 +35,7 @@ class BarProgress:
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """Yield `items` under a bar."""
         columns = (
-            TextColumn("{task.description:<20}"),
+            TextColumn("{task.description:<20}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -35,7 +44,7 @@ class BarProgress:
             TextColumn("{task.fields[memory]}"),
         )
         with Bar(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, memory="")
+            task = bar.add_task(plain(what), total=total, memory="")
             for item in items:
                 yield item
                 bar.update(task, advance=1, memory=_memory())
@@ -53,9 +62,7 @@ class LineProgress:
             if done == total or now - last > _SECONDS_BETWEEN_LINES:
                 last = now
                 left = (now - start) / done * (total - done)
-                sys.stderr.write(
-                    f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left, {_memory()}\n"
-                )
+                tell(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left, {_memory()}")
 
 
 def _memory() -> str:
@@ -86,7 +93,7 @@ class Output:
     def say(self, text: str) -> None:
         """A remark for people, on stderr."""
         if not self.quiet:
-            sys.stderr.write(text + "\n")
+            tell(text)
 
     def answer(self, value: Mapping[str, Any] | Sequence[Any], table: Sheet | None = None) -> None:
         """The answer of the command: `value` as JSON, or the `table` that shows it."""
@@ -94,6 +101,7 @@ class Output:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
         elif table is not None and not self.quiet:
             _print(table)
+        sys.stdout.flush()  # what cannot be written is told here, before anything else is said
 
     def show(self, table: Sheet) -> None:
         """A further table for people; JSON has its content in the answer already."""
@@ -103,10 +111,10 @@ class Output:
 
 def _print(table: Sheet) -> None:
     """Write a table to stdout: as wide as the terminal at most, in a pipe as wide as it is."""
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = _Console(highlight=False, markup=False, emoji=False)
     shown = table.fitting(console.width) if console.is_terminal else table
     for line in shown.head():
-        console.print(Text(line, style="bold"), soft_wrap=True)
+        console.print(Text(plain(line), style="bold"), soft_wrap=True)
     for line in shown.body():
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(plain(line)), soft_wrap=True)
     console.print()

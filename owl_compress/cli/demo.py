@@ -32,6 +32,7 @@ class _Row:
 
 def demo(
     out: options.Out = Path("demo"),
+    overwrite: options.Overwrite = False,
     keep: Annotated[bool, typer.Option("--keep", help="Also save both checkpoints.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: options.AsJson = False,
@@ -46,11 +47,11 @@ def demo(
     from owl_compress.pipeline.trial import try_out
 
     output = Output(as_json=as_json, quiet=quiet)
-    check_output_folder(out)
+    check_output_folder(out, overwrite=overwrite)
     output.say("loading the embedded SmolLM2-135M")
     dense = Session.open(_recipe("uniform", device), progress=output.progress)
     rows = [_Row("dense", 0.0, 0.0, evaluate(dense).perplexity, 0.0)]
-    with output_folder(out) as folder:
+    with output_folder(out, overwrite=overwrite) as folder:
         plans: dict[str, Plan] = {}
         for name in ("uniform", "owl"):
             session = Session.open(

@@ -10,6 +10,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from owl_compress.consent import CONSENT_NAMES
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.recipe import RECIPE_NAMES, Recipe, Topic, option_name
 from owl_compress.options import Option
 
@@ -19,12 +20,23 @@ _CONSENT = "Consent"
 Model = Annotated[
     str, typer.Argument(help="Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be new or empty.")]
-OptionalOut = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder to write; must be new or empty.")
+
+
+def _out(text: str) -> Any:
+    """The option -o, for paths that a user wrote."""
+    return typer.Option("--out", "-o", parser=given_path, metavar="PATH", help=text)
+
+
+_FOLDER = "Folder to write; must be new or empty."
+
+Out = Annotated[Path, _out(_FOLDER)]
+OptionalOut = Annotated[Path | None, _out(_FOLDER)]
+OptionalOutFile = Annotated[Path | None, _out("File to write.")]
+OutFile = Annotated[Path, _out("File to write.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace a folder that owl-compress wrote, when the new one is whole."),
 ]
-OptionalOutFile = Annotated[Path | None, typer.Option("--out", "-o", help="File to write.")]
-OutFile = Annotated[Path, typer.Option("--out", "-o", help="File to write.")]
 
 Latency = Annotated[
     bool, typer.Option("--latency", help="Also time prefill and decode.", rich_help_panel=_LATENCY)
@@ -100,7 +112,7 @@ AgainstAllowPickle = Annotated[
     ),
 ]
 
-OWN = ("out", "plan", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
+OWN = ("out", "overwrite", "plan", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
 """Options of the commands themselves, which no method can have."""
 
 PREFIX = "recipe_"

@@ -34,7 +34,7 @@ def measure(
     from owl_compress.pipeline.measuring import Measurement
 
     output = Output(as_json=as_json, quiet=quiet)
-    check_output_file(out)
+    check_output_file(out, inputs=[model, given.get("calib", "")], kind="report")
     measurement = Measurement.of(model, given, metric or (), Consent(trust_remote_code, allow_pickle))
     output.say(f"loading {model}")
     report = measurement.run(output.progress)
@@ -57,8 +57,8 @@ def allocate(
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
-    if out is not None and not dry_run:
-        check_output_file(out)
+    if out is not None:
+        check_output_file(out, inputs=[report], kind="plan")
     # The request of a run, whose model is measured already and whose backend is still open.
     defaults = {"model": str(report), "backend": "any", "allocator": DEFAULT_ALLOCATOR}
     recipe = Recipe.from_options(defaults | given, "options")

@@ -1,5 +1,6 @@
 """The whole line in one command, and the compression of a plan that is there already."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from owl_compress.documents.recipe import Recipe, Topic, is_recipe
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
+    from owl_compress.pipeline.request import Request
     from owl_compress.pipeline.session import Session
 
 RUN_TOPICS = (
@@ -28,6 +30,7 @@ COMPRESS_TOPICS = (
 def run(
     model: Annotated[str, typer.Argument(help="A model as elsewhere, or a recipe (.yaml).")],
     out: options.OptionalOut = None,
+    overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
@@ -37,6 +40,7 @@ def run(
 ) -> None:
     """Measure, allocate, compress and evaluate in one go; or do again what a recipe says."""
     from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR, DEFAULT_BACKEND
+    from owl_compress.pipeline.request import Request
 
     if is_recipe(model):
         recipe = Recipe.read(model).beside(Path(model).parent).with_options(given)
@@ -45,13 +49,15 @@ def run(
         defaults = {"model": model, "allocator": DEFAULT_ALLOCATOR, "backend": DEFAULT_BACKEND}
         recipe, where = Recipe.from_options(defaults | given, "options"), "options"
     consent = Consent(trust_remote_code, allow_pickle)
-    _execute(recipe, where, out, consent, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
+    target = _Target(out, overwrite=overwrite, dry_run=dry_run)
+    _execute(Request.of(recipe, where, consent), target, Output(as_json=as_json, quiet=quiet))
 
 
 def compress(
     model: options.Model,
     plan: Annotated[Path, typer.Option(help="The plan that `allocate` wrote.")],
     out: options.OptionalOut = None,
+    overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
@@ -61,37 +67,46 @@ def compress(
 ) -> None:
     """Carry a plan out with a backend, and write the checkpoint."""
     from owl_compress.pipeline.methods import DEFAULT_BACKEND
+    from owl_compress.pipeline.request import Request
 
     Plan.read(plan)
     defaults = {"model": model, "plan": str(plan), "backend": DEFAULT_BACKEND}
     recipe = Recipe.from_options(defaults | given, "options")
     consent = Consent(trust_remote_code, allow_pickle)
-    _execute(recipe, "options", out, consent, Output(as_json=as_json, quiet=quiet), dry_run=dry_run)
+    target = _Target(out, overwrite=overwrite, dry_run=dry_run)
+    _execute(Request.of(recipe, "options", consent), target, Output(as_json=as_json, quiet=quiet))
 
 
-def _execute(
-    recipe: Recipe, where: str, out: Path | None, consent: Consent, output: Output, *, dry_run: bool
-) -> None:
-    """Carry the recipe out and show what came of it."""
+@dataclass(frozen=True)
+class _Target:
+    """The folder to write, and whether it is: a dry run only looks whether it could be."""
+
+    out: Path | None
+    overwrite: bool
+    dry_run: bool
+
+    def __post_init__(self) -> None:
+        if self.out is None and not self.dry_run:
+            raise RequestError("missing option --out / -o: name the folder to write, or add --dry-run")
+
+
+def _execute(request: "Request", target: _Target, output: Output) -> None:
+    """Carry the request out and show what came of it."""
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.execution import check_output, execute
-    from owl_compress.pipeline.request import Request
     from owl_compress.pipeline.session import Session
 
-    if out is None and not dry_run:
-        raise RequestError("missing option --out / -o: name the folder to write, or add --dry-run")
-    request = Request.of(recipe, where, consent)
-    check_output(request, None if dry_run else out)
-    output.say(f"loading {recipe.model}")
+    check_output(request, target.out, overwrite=target.overwrite)
+    output.say(f"loading {request.recipe.model}")
     with memory_errors("running the recipe"):
         session = Session.open(request, progress=output.progress)
-        if dry_run:
+        if target.dry_run:
             _show_forecast(session, output)
             return
-        done = execute(session, out)
+        done = execute(session, target.out, overwrite=target.overwrite)
     output.answer(done.result.model_dump(mode="json"), plan_table(done.plan, done.result))
     output.show(result_table(done.result))
-    output.say(f"wrote {out}")
+    output.say(f"wrote {target.out}")
 
 
 def _show_forecast(session: "Session", output: Output) -> None:

@@ -23,7 +23,7 @@ from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.estimator import measure, outline
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
-from owl_compress.pipeline.feasibility import check_plan, check_request
+from owl_compress.pipeline.feasibility import check_plan, check_request, forecast
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
 from owl_compress.pipeline.request import Request
@@ -46,11 +46,13 @@ def run(
     loaded: LoadedModel | None = None,
     progress: Progress = SILENT,
     consent: Consent = NO_CONSENT,
+    *,
+    overwrite: bool = False,
 ) -> Outcome:
     """Do all that `recipe` asks for, and write the folder `out` unless it is None.
 
     A `loaded` model is used, and compressed in place, instead of loading one. `consent` is what the model of
-    the recipe may run while it loads.
+    the recipe may run while it loads. With `overwrite` an output of ours in `out` is replaced.
 
     Raises:
         RequestError: see everything this calls; with `strict` also any fallback.
@@ -59,27 +61,27 @@ def run(
     request = Request.of(recipe, consent=consent)
     if out is None and isinstance(request.backend, CheckpointBackend):
         raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
-    check_output(request, out)
+    check_output(request, out, overwrite=overwrite)
     with memory_errors("running the recipe"):
-        return execute(Session.open(request, loaded, progress=progress), out)
+        return execute(Session.open(request, loaded, progress=progress), out, overwrite=overwrite)
 
 
-def check_output(request: Request, out: Path | None) -> None:
+def check_output(request: Request, out: Path | None, *, overwrite: bool = False) -> None:
     """Refuse an output that could not be written, before a model is loaded.
 
     Raises:
-        RequestError: a folder that holds something, or a package that is missing.
+        RequestError: a folder that holds something or cannot be written, or a package that is missing.
     """
     if out is None:
         return
-    check_output_folder(out)
+    check_output_folder(out, overwrite=overwrite, inputs=[request.recipe.model])
     if isinstance(request.backend, CheckpointBackend):
         request.backend.check_ready()
     elif request.keeps_codes:
         require_package()
 
 
-def execute(session: Session, out: Path | None) -> Outcome:
+def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> Outcome:
     """Carry out a session whose output was checked.
 
     Raises:
@@ -91,8 +93,11 @@ def execute(session: Session, out: Path | None) -> Outcome:
             session.check_storage()
         held_out = session.held_out  # a text that is missing is told before the long work
         report, plan = make_plan(session)
+        if out:
+            n_bytes = forecast(session, plan).prediction.checkpoint_bytes
+            check_output_folder(out, overwrite=overwrite, n_bytes=n_bytes)
         dense = evaluate(session) if held_out else None
-        with _own_folder(session, out) as folder:
+        with _own_folder(session, out, overwrite=overwrite) as folder:
             result = compress_(session, plan, folder)
             if dense:
                 evaluation = Evaluation(dense=dense, compressed=evaluate(session))
@@ -111,13 +116,16 @@ def execute(session: Session, out: Path | None) -> Outcome:
                     recipe=recipe,
                     keeps_codes=session.request.keeps_codes,
                     export=session.request.export,
+                    overwrite=overwrite,
                 )
     return Outcome(report, plan, result)
 
 
-def _own_folder(session: Session, out: Path | None) -> AbstractContextManager[Path | None]:
+def _own_folder(
+    session: Session, out: Path | None, *, overwrite: bool
+) -> AbstractContextManager[Path | None]:
     """The folder that a backend writes its own checkpoint into; None for all others, which do not."""
-    return output_folder(out) if out and session.writes_by_itself else nullcontext()
+    return output_folder(out, overwrite=overwrite) if out and session.writes_by_itself else nullcontext()
 
 
 def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:

@@ -32,6 +32,7 @@ def save(
     recipe: Recipe | None = None,
     keeps_codes: bool = True,
     export: StoredForm | str | None = None,
+    overwrite: bool = False,
 ) -> Result:
     """Write the compressed model with its result, plan, report, recipe and model card; whole or not at all.
 
@@ -44,6 +45,7 @@ def save(
         recipe: that does it again.
         keeps_codes: store quantized weights as integer codes, and not dequantised like any other.
         export: the form for other software to store it in, such as "decilm".
+        overwrite: replace an output of ours that is there, when the new one is whole.
 
     Returns:
         The result as written, with the bytes on disk. Bits per weight are those of the files; those of a
@@ -56,7 +58,7 @@ def save(
     is_packed = is_quantized and keeps_codes and export is None
     form = export_named(export) if isinstance(export, str) else export
     form = form or suiting(loaded.model, wants_codes=is_packed)
-    with output_folder(Path(folder)) as temporary:
+    with output_folder(Path(folder), overwrite=overwrite) as temporary:
         notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, form)
         counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
         if is_packed or not is_quantized:

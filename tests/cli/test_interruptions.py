@@ -1,5 +1,6 @@
 """Interrupted, or out of space: the input is whole, and nothing is left that looks like a checkpoint."""
 
+import json
 import os
 import signal
 import subprocess
@@ -69,12 +70,13 @@ def test_disk_full_while_writing_the_result(
 def test_disk_full_while_writing_a_plan(
     here: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, report: Path
 ) -> None:
-    (here / "plan.json").write_text("an older plan")
+    older = '{"schema": "owl-compress/plan/1"}'
+    (here / "plan.json").write_text(older)
     monkeypatch.setattr("os.fdopen", disk_is_full)
     assert refused("allocate", report, *BUDGET, "-o", "plan.json").startswith(
         "disk full while writing plan.json"
     )
-    assert (here / "plan.json").read_text() == "an older plan"
+    assert (here / "plan.json").read_text() == older
 
 
 @pytest.fixture
@@ -91,7 +93,20 @@ def tiny_disk(here: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_really_full(refused: Callable[..., str], tiny_disk: Path) -> None:
+def test_a_disk_that_is_too_small_is_told_before_anything_is_compressed(
+    refused: Callable[..., str], tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wanda, "compress_block_", lambda *_: pytest.fail("compressed"))
+    message = refused(*RUN, "-o", tiny_disk / "OUT")
+    assert message.startswith(f"output folder {tiny_disk / 'OUT'} will take 177,792 bytes at least, and the")
+    assert list(tiny_disk.iterdir()) == []
+
+
+def test_a_disk_that_is_really_full(
+    refused: Callable[..., str], tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when others write to it meanwhile."""
+    monkeypatch.setattr("owl_compress.pipeline.execution.check_output_folder", lambda *_, **__: None)
     message = refused(*RUN, "-o", tiny_disk / "OUT")
     assert message == f"disk full while writing {tiny_disk / 'OUT'}: free some space and run again"
     assert list(tiny_disk.iterdir()) == []
@@ -126,3 +141,44 @@ def test_a_real_signal(here: Path, kind: signal.Signals) -> None:
     assert rest.startswith("owl-compress: interrupted: nothing was written that looks finished; run again")
     assert rest.count("\n") == 1
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_run_fills_an_empty_working_folder(
+    here: Path, done: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "empty").mkdir()
+    monkeypatch.chdir(here / "empty")
+    run = ("run", "../model", "--calib", "../text.txt", *RUN[4:])
+    done(*run, "-o", ".")
+    assert {"config.json", "result.json", "recipe.yaml"} <= {path.name for path in (here / "empty").iterdir()}
+
+
+def test_an_interrupt_after_the_output_is_whole_says_so(
+    here: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owl_compress.cli.run.result_table", interrupt)
+    outcome = cli(*RUN, "-o", "OUT")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1] == "owl-compress: interrupted, after OUT had been written whole"
+
+
+def test_an_output_of_ours_is_replaced_when_that_is_said(
+    here: Path, done: Callable[..., Any], refused: Callable[..., str]
+) -> None:
+    done(*RUN, "-o", "OUT", "--quiet")
+    assert "remove it, or replace it with --overwrite" in refused(*RUN, "-o", "OUT")
+    assert "OUT exists and is not empty" in refused(*RUN, "-o", "OUT", "--dry-run")
+    assert "is the model that is read" in refused("run", "OUT", *RUN[2:], "-o", "OUT", "--overwrite")
+    done("run", "model", "--calib", "text.txt", *RUN[4:-1], "0.7", "-o", "OUT", "--overwrite", "--quiet")
+    assert json.loads((here / "OUT" / "plan.json").read_text())["target"] == pytest.approx(0.3)
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+def test_an_input_is_not_written_over(here: Path, refused: Callable[..., str], report: Path) -> None:
+    for path in ("report.json", "./report.json", report):
+        assert "is a file that is read" in refused("allocate", "report.json", *BUDGET, "-o", path)
+    text = ("--calib", "text.txt", "--samples", "4", "--seq-len", "32")
+    assert "text.txt is a file that is read" in refused(
+        "measure", "model", *text, "-o", "../" + here.name + "/text.txt"
+    )
+    assert "was not written by owl-compress" in refused("measure", "model", *text, "-o", "other.txt")
