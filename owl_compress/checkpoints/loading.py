@@ -78,7 +78,7 @@ def load_model(
         RequestError: in one line, whatever makes the model impossible to load: not there, unreachable,
             incomplete, corrupt, of another kind, pickled, or in need of code from its repository.
     """
-    source_of = _locate(source, allow_pickle=allow_pickle)
+    source_of = locate(source, allow_pickle=allow_pickle)
     checkpoint = replace(
         source_of,
         dtype=dtype,
@@ -112,7 +112,12 @@ def load_model(
     )
 
 
-def _locate(source: str, *, allow_pickle: bool) -> CheckpointSource:
+def locate(source: str, *, allow_pickle: bool = False) -> CheckpointSource:
+    """Where the model `source` lies; nothing of it is loaded, and the hub is not asked.
+
+    Raises:
+        RequestError: nothing is there, or it is no whole checkpoint.
+    """
     try:
         return _embedded() if source == BUILTIN else _found(source, allow_pickle=allow_pickle)
     except OSError as error:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from owl_compress.data.drawing import Draw
-from owl_compress.data.text import Chats, Text
+from owl_compress.data.text import Chats, Purpose, Text, load_text
 from owl_compress.data.tokens import Bos, read_tokens
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.documents.recipe import DEFAULT_SAMPLES
@@ -34,6 +34,7 @@ class CalibrationOptions:
     seed: int = 0
     bos: Bos | Literal["auto"] = "auto"
     text_field: str = "text"
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("sampling", self.sampling, get_args(Sampling))
@@ -51,11 +52,45 @@ class EvaluationOptions:
     bos: Bos | Literal["auto"] = "auto"
     max_windows: int | None = None
     text_field: str = "text"
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
         _check_max_windows(self.max_windows)
         _check_seq_len(self.seq_len)
+
+
+def read_texts(
+    calibration: CalibrationOptions | None = None, evaluation: EvaluationOptions | None = None
+) -> tuple[Text | Chats | None, Text | Chats | None]:
+    """The texts that these options name; None for those that are not asked for.
+
+    Needs no model, so that whatever is wrong with a text can be told before one is loaded.
+
+    Raises:
+        RequestError: see `load_text`; or a chat template is asked for, and no text holds conversations.
+    """
+    texts = _read(calibration, "calibration"), _read(evaluation, "evaluation")
+    given = [text for text in texts if text is not None]
+    wants_chats = any(options.chat_template for options in (calibration, evaluation) if options)
+    if wants_chats and given and not any(isinstance(text, Chats) for text in given):
+        names = " and ".join(dict.fromkeys(text.source for text in given))
+        raise RequestError(
+            f"--chat-template is for conversations, and {names} holds none: drop it, or give .jsonl with a "
+            "field 'messages'"
+        )
+    return texts
+
+
+def _read(options: CalibrationOptions | EvaluationOptions | None, purpose: Purpose) -> Text | Chats | None:
+    if options is None:
+        return None
+    return load_text(
+        options.source,
+        text_field=options.text_field,
+        purpose=purpose,
+        chat_template=options.chat_template,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,6 +123,9 @@ class Recipe(Frozen):
         "'builtin', or a hub set.",
     )
     text_field: str = _on(Topic.TEXT, "text", "Field or column with the text in files of records.")
+    chat_template: bool = _on(
+        Topic.TEXT, False, "Write conversations (field 'messages') as the tokenizer's chat template does."
+    )
     samples: PositiveInt = _on(Topic.TEXT, DEFAULT_SAMPLES, "Calibration sequences.")
     measure_samples: PositiveInt | None = _on(
         Topic.MEASURING, None, "How many of --samples to measure importance on; default 16."

@@ -15,6 +15,7 @@ from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
+from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.state import evaluation_mode, n_parameters
 from owl_compress.progress import SILENT, Progress
 
@@ -46,7 +47,7 @@ def perplexity(
     Raises:
         RequestError: a loss is NaN (the window is named), the ids are not the model's, or memory is short.
     """
-    _check_vocabulary(model, windows)
+    check_vocabulary(model, windows.ids)
     losses: list[float] = []
     with memory_errors("evaluating"), placed(model, device) as place, evaluation_mode(model):
         batches = windows.batches(batch_size)
@@ -99,16 +100,6 @@ def placed(model: Any, device: torch.device | str | None) -> Iterator[torch.devi
         yield target
     finally:
         model.to(home)
-
-
-def _check_vocabulary(model: Any, windows: TokenWindows) -> None:
-    n_embeddings = model.get_input_embeddings().weight.shape[0]
-    largest = int(windows.ids.max())
-    if largest >= n_embeddings:
-        raise RequestError(
-            f"token id {largest} is outside the model's vocabulary of {n_embeddings}: "
-            "the tokenizer is not this model's; use the one it was trained with"
-        )
 
 
 def _refuse_nan(losses: list[float], n_windows: int, model: Any) -> None:

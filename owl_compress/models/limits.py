@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from owl_compress.errors import RequestError
 
 DEFAULT_SEQ_LEN = 2048
@@ -30,6 +32,21 @@ def resolve_seq_len(requested: int | None, model_config: Any) -> int:
             f"set --seq-len {maximum} or less"
         )
     return requested
+
+
+def check_vocabulary(model: Any, token_ids: Tensor) -> None:
+    """Refuse token ids [..] that the model has no embedding for, before it is run on them.
+
+    Raises:
+        RequestError: with the first id that is too large, or negative.
+    """
+    n_embeddings = model.get_input_embeddings().weight.shape[0]
+    outside = token_ids[(token_ids < 0) | (token_ids >= n_embeddings)]
+    if len(outside):
+        raise RequestError(
+            f"token id {int(outside.max())} is outside the model's vocabulary of {n_embeddings}: "
+            "the tokenizer is not this model's; use the one it was trained with"
+        )
 
 
 def hidden_size(model: Any) -> int:

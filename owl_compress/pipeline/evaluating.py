@@ -7,18 +7,18 @@ from typing import Any
 import torch
 
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.windows import EvaluationOptions, check_batch_size
+from owl_compress.data.windows import EvaluationOptions, check_batch_size, read_texts
 from owl_compress.device import resolve_device
 from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.measuring import LOADING, taken
-from owl_compress.pipeline.stages import held_out_windows, load
+from owl_compress.pipeline.stages import check_there, held_out_windows, load
 from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
 from owl_compress.progress import SILENT, Progress
 
-_TEXT = ("seq_len", "bos", "max_windows", "text_field")
+_TEXT = ("seq_len", "bos", "max_windows", "text_field", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,13 @@ class EvaluationRequest:
         Raises:
             RequestError: see `owl_compress.load`, `perplexity` and `prepare_timing`.
         """
+        # What is wrong with names and texts is told before the model is loaded.
+        check_there(self.model, **self.loading)
+        _, text = read_texts(evaluation=self.text)
         loaded = load(self.model, **self.loading)
         # What cannot be loaded beside it is told before the long evaluation.
         timing = prepare_timing(loaded, self.timing, say) if self.timing else None
-        windows = held_out_windows(loaded, find_structure(loaded.model), self.text)
+        windows = held_out_windows(loaded, find_structure(loaded.model), self.text, text, progress)
         found = perplexity(
             loaded.model, windows, batch_size=self.batch_size, device=self.device, progress=progress
         )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.windows import CalibrationOptions, check_batch_size
+from owl_compress.data.windows import CalibrationOptions, check_batch_size, read_texts
 from owl_compress.device import resolve_device
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
@@ -15,13 +15,13 @@ from owl_compress.importance.estimator import measure
 from owl_compress.importance.metrics import with_defaults
 from owl_compress.memory import memory_errors
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.stages import calibration_windows, identity_of, load
+from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of, load
 from owl_compress.progress import SILENT, Progress
 
 LOADING = ("dtype", "revision")
 """Options of a recipe that say how its model is loaded."""
 
-_CALIBRATION = ("samples", "seq_len", "sampling", "seed", "bos", "text_field")
+_CALIBRATION = ("samples", "seq_len", "sampling", "seed", "bos", "text_field", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,14 @@ class Measurement:
             RequestError: see `owl_compress.load`, `calibrate` and `measure`.
         """
         with memory_errors("measuring"):
+            # What is wrong with names and texts is told before the model is loaded.
+            check_there(self.model, **self.loading)
+            text, _ = read_texts(self.calibration)
             loaded = load(self.model, device=self.device, **self.loading)
             structure = find_structure(loaded.model)
             return measure(
                 loaded.model,
-                calibration_windows(loaded, structure, self.calibration),
+                calibration_windows(loaded, structure, self.calibration, text, progress),
                 metrics=self.metrics,
                 device=self.device,
                 batch_size=self.batch_size,

@@ -8,13 +8,14 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 from owl_compress.compression.contract import CheckpointBackend, Quantizer
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
+from owl_compress.data.text import Chats, Text
+from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows, read_texts
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import ModelStructure, find_structure
 from owl_compress.pipeline.request import Request
-from owl_compress.pipeline.stages import calibration_windows, held_out_windows, identity_of, load
+from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
 from owl_compress.progress import SILENT, Progress
 
 DEFAULT_MEASURE_SAMPLES = 16
@@ -35,6 +36,7 @@ class Session:
         identity: what reports and results say of it.
         calibration: the calibration windows; None if neither allocator nor backend looks at text.
         progress: who is told how far a step is.
+        evaluation_text: what the request is to be evaluated on; None if it names none.
     """
 
     request: Request
@@ -43,6 +45,7 @@ class Session:
     identity: ModelIdentity
     calibration: TokenWindows | None
     progress: Progress = SILENT
+    evaluation_text: Text | Chats | None = None
     _spent: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
@@ -54,7 +57,7 @@ class Session:
         progress: Progress = SILENT,
         consent: Consent = NO_CONSENT,
     ) -> "Session":
-        """Load the model of the request, find its blocks, and cut its calibration text into windows.
+        """Read the texts, load the model of the request, find its blocks, cut the calibration into windows.
 
         A model that is `loaded` already, or windows that are there, are taken instead; the recipe beside a
         result then says what was asked for, and not where these came from. `consent` is what the model of a
@@ -66,6 +69,11 @@ class Session:
         if isinstance(request, Recipe):
             request = Request.of(request, consent=consent)
         recipe = request.recipe
+        wanted = _calibration_options(recipe) if calibration is None and _looks_at_text(request) else None
+        # What is wrong with names and texts is told before the model is loaded.
+        if loaded is None:
+            check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
+        text, held_out = read_texts(wanted, _evaluation_options(recipe))
         if loaded is None:
             loaded = load(
                 recipe.model,
@@ -76,9 +84,10 @@ class Session:
             )
         structure = find_structure(loaded.model)
         structure = replace(structure, notes=(*loaded.notes, *structure.notes))
-        if calibration is None and _looks_at_text(request):
-            calibration = calibration_windows(loaded, structure, _calibration_options(recipe))
-        return cls(request, loaded, structure, identity_of(loaded, structure), calibration, progress)
+        if wanted is not None:
+            calibration = calibration_windows(loaded, structure, wanted, text, progress)
+        identity = identity_of(loaded, structure)
+        return cls(request, loaded, structure, identity, calibration, progress, held_out)
 
     def on_a_copy(self) -> "Session":
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
@@ -125,17 +134,10 @@ class Session:
     @cached_property
     def held_out(self) -> TokenWindows | None:
         """The windows of the evaluation text; None if the request names none."""
-        recipe = self.recipe
-        if recipe.data is None:
+        options = _evaluation_options(self.recipe)
+        if options is None:
             return None
-        options = EvaluationOptions(
-            recipe.data,
-            seq_len=recipe.seq_len,
-            bos=recipe.bos,
-            max_windows=recipe.max_windows,
-            text_field=recipe.text_field,
-        )
-        return held_out_windows(self.loaded, self.structure, options)
+        return held_out_windows(self.loaded, self.structure, options, self.evaluation_text, self.progress)
 
     @property
     def held_out_windows(self) -> TokenWindows:
@@ -184,4 +186,18 @@ def _calibration_options(recipe: Recipe) -> CalibrationOptions:
         seed=recipe.seed,
         bos=recipe.bos,
         text_field=recipe.text_field,
+        chat_template=recipe.chat_template,
+    )
+
+
+def _evaluation_options(recipe: Recipe) -> EvaluationOptions | None:
+    if recipe.data is None:
+        return None
+    return EvaluationOptions(
+        recipe.data,
+        seq_len=recipe.seq_len,
+        bos=recipe.bos,
+        max_windows=recipe.max_windows,
+        text_field=recipe.text_field,
+        chat_template=recipe.chat_template,
     )

@@ -9,16 +9,17 @@ from torch import nn
 from owl_compress.allocators import DEFAULT_ALLOCATOR, Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
 from owl_compress.backends import BACKENDS
-from owl_compress.checkpoints.loading import LoadedModel, load_model
+from owl_compress.checkpoints.loading import LoadedModel, load_model, locate
 from owl_compress.checkpoints.verification import verify as verify_folder
 from owl_compress.compression.contract import AnyBackend, CheckpointBackend
 from owl_compress.compression.driver import WalkOptions, compress_with_
-from owl_compress.data.text import load_text
+from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import (
     CalibrationOptions,
     EvaluationOptions,
     TokenWindows,
     evaluation_windows,
+    read_texts,
     resolve_bos,
     sample_windows,
 )
@@ -30,7 +31,7 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
-from owl_compress.models.limits import resolve_seq_len
+from owl_compress.models.limits import check_vocabulary, resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
 from owl_compress.models.structure import ModelStructure, find_structure
 from owl_compress.pipeline.request import split_target
@@ -67,6 +68,16 @@ def load(
     return loaded
 
 
+def check_there(source: str, *, dtype: str = "auto", allow_pickle: bool = False, **_further: Any) -> None:
+    """Refuse what `load` refuses before it opens anything, so that it is told before a text is read.
+
+    Raises:
+        RequestError: nothing is there, it is no whole checkpoint, or a type that does not exist.
+    """
+    find_dtype(dtype)
+    locate(source, allow_pickle=allow_pickle)
+
+
 def identity_of(loaded: LoadedModel, structure: ModelStructure | None = None) -> ModelIdentity:
     """What report and result say about `loaded`."""
     identity = identify(loaded.model, structure or find_structure(loaded.model), source=loaded.id)
@@ -80,7 +91,7 @@ def calibrate(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
         loaded: the model, whose tokenizer and maximum length count.
         source: a path, a named set, or "builtin"; see `owl_compress.data.text.load_text`.
         options: those of `owl_compress.data.windows.CalibrationOptions`: samples, seq_len, sampling, seed,
-            bos, text_field.
+            bos, text_field, chat_template.
 
     Returns:
         Windows of shape [samples, seq_len].
@@ -92,40 +103,68 @@ def calibrate(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
 
 
 def calibration_windows(
-    loaded: LoadedModel, structure: ModelStructure, options: CalibrationOptions
+    loaded: LoadedModel,
+    structure: ModelStructure,
+    options: CalibrationOptions,
+    text: Text | Chats | None = None,
+    progress: Progress = SILENT,
 ) -> TokenWindows:
-    """The windows that `options` ask for, for a model whose blocks are known."""
-    return sample_windows(
+    """The windows that `options` ask for, for a model whose blocks are known; a `text` is read already.
+
+    Raises:
+        RequestError: see `calibrate`.
+    """
+    text = text or read_texts(options)[0]
+    if text is None:
+        raise TypeError("options of calibration name a text")
+    windows = sample_windows(
         loaded.tokenizer,
-        load_text(options.source, text_field=options.text_field, purpose="calibration"),
+        text,
         samples=options.samples,
         seq_len=resolve_seq_len(options.seq_len, loaded.model.config),
         sampling=options.sampling,
         seed=options.seed,
         bos=resolve_bos(options.bos, structure.bos),
+        progress=progress,
     )
+    check_vocabulary(loaded.model, windows.ids)
+    return windows
 
 
 def hold_out(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
     """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows.
 
     `options` are those of `owl_compress.data.windows.EvaluationOptions`: seq_len, bos, max_windows,
-    text_field.
+    text_field, chat_template.
     """
     return held_out_windows(loaded, find_structure(loaded.model), EvaluationOptions(source, **options))
 
 
 def held_out_windows(
-    loaded: LoadedModel, structure: ModelStructure, options: EvaluationOptions
+    loaded: LoadedModel,
+    structure: ModelStructure,
+    options: EvaluationOptions,
+    text: Text | Chats | None = None,
+    progress: Progress = SILENT,
 ) -> TokenWindows:
-    """The windows that `options` ask for, for a model whose blocks are known."""
-    return evaluation_windows(
+    """The windows that `options` ask for, for a model whose blocks are known; a `text` is read already.
+
+    Raises:
+        RequestError: too little text, or a value that cannot be meant.
+    """
+    text = text or read_texts(evaluation=options)[1]
+    if text is None:
+        raise TypeError("options of evaluation name a text")
+    windows = evaluation_windows(
         loaded.tokenizer,
-        load_text(options.source, text_field=options.text_field, purpose="evaluation"),
+        text,
         seq_len=resolve_seq_len(options.seq_len, loaded.model.config),
         bos=resolve_bos(options.bos, structure.bos),
         max_windows=options.max_windows,
+        progress=progress,
     )
+    check_vocabulary(loaded.model, windows.ids)
+    return windows
 
 
 def evaluate(

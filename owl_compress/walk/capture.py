@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.errors import RequestError
+from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import BlockSite
 
@@ -46,8 +47,10 @@ def capture(model: nn.Module, blocks: Sequence[BlockSite], batches: Sequence[Ten
         batches: token ids, each of shape [batch, seq_len].
 
     Raises:
-        RequestError: the model's forward pass does not call its blocks.
+        RequestError: token ids outside its vocabulary, or its forward pass does not call its blocks.
     """
+    for token_ids in batches:
+        check_vocabulary(model, token_ids)
     further = _further_outputs(model, blocks[0], batches[0][:1, :1])
     shared = _SharedTensors()
     for token_ids in batches:

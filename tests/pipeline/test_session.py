@@ -195,3 +195,35 @@ def test_consent_reaches_the_model_and_no_file(here: Path, recipe: MakeRecipe) -
     run(asked, "OUT", consent=Consent(allow_pickle=True))
     written = [here / "OUT" / name for name in ("recipe.yaml", "result.json", "plan.json", "README.md")]
     assert not any("pickle" in path.read_text(encoding="utf-8") for path in written)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calib": "txt.txt"}, "did you mean 'text.txt'"),
+        ({"data": "othr.txt"}, "did you mean 'other.txt'"),
+        ({"calib": "a.jsonl", "text_field": "txt"}, "did you mean 'text'"),
+        ({"chat_template": True}, "text.txt holds none"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_told_before_the_model_is_loaded(
+    here: Path, recipe: MakeRecipe, count_calls: CountCalls, options: dict[str, Any], message: str
+) -> None:
+    (here / "a.jsonl").write_text('{"text": "one"}\n')
+    calls = count_calls(load)
+    with pytest.raises(RequestError, match=message):
+        run(recipe("wanda", sparsity=0.5, **options), None)
+    assert calls == []
+
+
+def test_token_ids_beyond_the_vocabulary_are_refused_before_any_block_runs(
+    here: Path, recipe: MakeRecipe, forwards_counted: Any
+) -> None:
+    loaded = load("model")
+    loaded.tokenizer.add_tokens(["owl0001"])
+    with (
+        forwards_counted(loaded.model) as lengths,
+        pytest.raises(RequestError, match="outside the model's vocabulary of 259"),
+    ):
+        run(recipe("wanda", sparsity=0.5, sampling="first"), None, loaded)
+    assert not any(lengths)
