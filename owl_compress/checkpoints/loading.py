@@ -19,6 +19,7 @@ from owl_compress.checkpoints.adapters import check_no_adapter
 from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.files import check_is_file, read_json, unreadable
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
+from owl_compress.checkpoints.leftovers import Leftovers
 from owl_compress.checkpoints.quantized_elsewhere import check_sidecars
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import recognised
@@ -44,7 +45,8 @@ class LoadedModel:
     `source` is what the user named, and `id` the same, except for the embedded model, whose file it names.
     `revision` is the commit of a hub model, the package version of the embedded one, otherwise None.
     `hub_id` is the model on the hub that these weights are, or are dequantised from, where that is known.
-    `dtype` is the type of the weights, e.g. "bfloat16". `notes` are what a result is to say of the loading.
+    `dtype` is the type of the weights, e.g. "bfloat16". `notes` are what a result is to say of the loading,
+    `leftovers` tensors of the files that are not in the model.
     """
 
     model: Any
@@ -55,6 +57,7 @@ class LoadedModel:
     dtype: str
     hub_id: str | None = None
     notes: tuple[str, ...] = ()
+    leftovers: Leftovers | None = None
 
 
 def load_model(
@@ -109,6 +112,7 @@ def load_model(
         dtype=str(model.dtype).removeprefix("torch."),
         hub_id=BUILTIN_BASE_MODEL if builtin else (None if checkpoint.is_local else source),
         notes=tuple(checkpoint.notes),
+        leftovers=next(iter(checkpoint.leftovers), None),
     )
 
 

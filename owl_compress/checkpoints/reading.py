@@ -18,6 +18,7 @@ from owl_compress.checkpoints.headers import (
     check_is_complete,
     rehearsal,
 )
+from owl_compress.checkpoints.leftovers import Leftovers, find_leftovers
 from owl_compress.checkpoints.quantized_elsewhere import check_names, described_quantization
 from owl_compress.checkpoints.tensors import TensorHeader, has_safetensors, tensor_headers
 
@@ -35,6 +36,7 @@ class CheckpointSource:
         allow_pickle: whether pickled weights may be loaded.
         options: those of every `from_pretrained` at this place: revision, trust_remote_code.
         notes: what is to be told of it, gathered while it is loaded.
+        leftovers: what was not loaded, once a model was; at most one.
     """
 
     named: str
@@ -45,6 +47,7 @@ class CheckpointSource:
     allow_pickle: bool = False
     options: Mapping[str, Any] = field(default_factory=lambda: {"trust_remote_code": False})
     notes: list[str] = field(default_factory=list, repr=False, compare=False)
+    leftovers: list[Leftovers] = field(default_factory=list, compare=False, repr=False)
 
     @classmethod
     def of_folder(cls, folder: Path, *, trust_remote_code: bool = False) -> "CheckpointSource":
@@ -126,11 +129,13 @@ class CheckpointSource:
         self._check_headers(partial(load, device_map="meta"))
         model, info = load()
         self._check_loaded(info)
-        unused = info["unexpected_keys"]
+        unused = set(info["unexpected_keys"])
+        if self.snapshot is not None and not self.gguf:
+            self.leftovers[:] = [find_leftovers(model, self.snapshot, self.headers, unused)]
+            unused |= set(self.leftovers[0].apart)
         if unused:
             self.notes.append(
-                f"{len(unused)} tensors of the input are neither used by the model nor written, the first "
-                f"{min(unused)}"
+                f"{len(unused)} tensors of the input are not used by the model, the first {min(unused)}"
             )
         return model
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from owl_compress.allocators import ALLOCATORS
+from owl_compress.checkpoints.leftovers import carry_over, name_all
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import origin_of
 from owl_compress.checkpoints.saving import save_checkpoint
@@ -63,6 +64,9 @@ def save(
         counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
         if is_packed or not is_quantized:
             counted["bits_per_weight"] = 8 * counted["bytes_on_disk"] / result.totals.n_params_after
+        leftovers = loaded.leftovers
+        notes += name_all(leftovers) if form.is_asked_for else carry_over(leftovers, temporary)
+        counted["bytes_on_disk"] = bytes_on_disk(temporary)
         totals = result.totals.model_copy(update=counted)
         # Whoever compressed knowing where the model came from has looked already, though there may be none.
         has_looked = "earlier" in result.model_fields_set

@@ -6,6 +6,7 @@ from time import perf_counter
 
 import torch
 
+from owl_compress.checkpoints.leftovers import name_all
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import bytes_on_disk
@@ -38,7 +39,8 @@ def compress_checkpoint_(session: Session, backend: CheckpointBackend, plan: Pla
     if calibration is None:
         raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
     backend.check_ready(plan)
-    account = Account(plan, session.identity, structure.notes, calibration, device, start)
+    notes = (*structure.notes, *name_all(loaded.leftovers))
+    account = Account(plan, session.identity, notes, calibration, device, start)
     n_params = n_parameters(loaded.model)
     outcomes = _carry_out(loaded, plan, backend, calibration, folder, device)
     session.spend()
