@@ -1,7 +1,7 @@
 """The one error a user can cause, and its words: what was probably meant, what is wrong with a value."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +27,37 @@ def first_problem(error: "ValidationError") -> str:
     """One line for the first thing pydantic found wrong: where, what, and the value."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    message = _in_words(first["type"], first.get("ctx") or {}) or first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     shown = f" (got {value!r})" if isinstance(value, str | int | float) else ""
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
+
+
+_WORDS = {
+    "greater_than": "has to be above {gt}",
+    "greater_than_equal": "has to be {ge} or more",
+    "less_than": "has to be below {lt}",
+    "less_than_equal": "has to be {le} or less",
+    "literal_error": "has to be {expected}",
+    "enum": "has to be {expected}",
+    "finite_number": "has to be a finite number",
+    "int_type": "has to be a whole number",
+    "int_parsing": "has to be a whole number",
+    "int_from_float": "has to be a whole number",
+    "float_type": "has to be a number",
+    "float_parsing": "has to be a number",
+    "bool_type": "has to be true or false",
+    "bool_parsing": "has to be true or false",
+    "string_type": "has to be text",
+    "string_unicode": "has to be valid Unicode",
+    "tuple_type": "has to be a list",
+    "dict_type": "has to be a list of names and values",
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+}
+
+
+def _in_words(kind: str, bounds: Mapping[str, object]) -> str | None:
+    """What a kind of problem, as pydantic calls it, means for a user; None where its own words will do."""
+    words = _WORDS.get(kind)
+    return words.format_map(bounds) if words else None

@@ -43,11 +43,11 @@ def test_nothing_known_is_said_so() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"inner": [{}, {"size": 0}]}, "inner.1.size: Input should be greater than or equal to 1 (got 0)"),
-        ({"kind": "c"}, "kind: Input should be 'a' or 'b' (got 'c')"),
-        ({"surprise": "x"}, "surprise: Extra inputs are not permitted (got 'x')"),
-        ({"kind": ["a"]}, "kind: Input should be 'a' or 'b'"),
-        ({"kind": "c", "surprise": 1}, "kind: Input should be 'a' or 'b' (got 'c')"),
+        ({"inner": [{}, {"size": 0}]}, "inner.1.size: has to be 1 or more (got 0)"),
+        ({"kind": "c"}, "kind: has to be 'a' or 'b' (got 'c')"),
+        ({"surprise": "x"}, "surprise: is not known here (got 'x')"),
+        ({"kind": ["a"]}, "kind: has to be 'a' or 'b'"),
+        ({"kind": "c", "surprise": 1}, "kind: has to be 'a' or 'b' (got 'c')"),
     ],
 )
 def test_the_first_problem_has_its_place_and_the_value_where_that_is_short(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
+from owl_compress.cli.options import of_methods
 from owl_compress.errors import RequestError
 from owl_compress.options import NONE, Option, build, not_taken, option, options_of
 from owl_compress.registry import Registry
@@ -181,14 +182,14 @@ def test_values_out_of_range_are_refused_by_the_users_name(given: dict[str, obje
 @pytest.mark.parametrize(
     ("given", "start", "end"),
     [
-        ({"group_size": "many"}, "group-size: Input should be a valid integer", "(got 'many')"),
-        ({"group_size": 1.5}, "group-size: Input should be a valid integer", "(got 1.5)"),
-        ({"steps": "none"}, "steps: Input should be a valid integer", "(got 'none')"),
-        ({"damping": "low"}, "damping: Input should be a valid number", "(got 'low')"),
-        ({"no_repair": "perhaps"}, "no-repair: Input should be a valid boolean", "(got 'perhaps')"),
-        ({"repair": "perhaps"}, "no-repair: Input should be a valid boolean", "(got 'perhaps')"),
-        ({"tuning": "x"}, "tuning: Input should be a valid integer", "(got 'x')"),
-        ({"plain": "x"}, "plain: Input should be a valid number", "(got 'x')"),
+        ({"group_size": "many"}, "group-size: has to be a whole number", "(got 'many')"),
+        ({"group_size": 1.5}, "group-size: has to be a whole number", "(got 1.5)"),
+        ({"steps": "none"}, "steps: has to be a whole number", "(got 'none')"),
+        ({"damping": "low"}, "damping: has to be a number", "(got 'low')"),
+        ({"no_repair": "perhaps"}, "no-repair: has to be true or false", "(got 'perhaps')"),
+        ({"repair": "perhaps"}, "no-repair: has to be true or false", "(got 'perhaps')"),
+        ({"tuning": "x"}, "tuning: has to be a whole number", "(got 'x')"),
+        ({"plain": "x"}, "plain: has to be a number", "(got 'x')"),
     ],
 )
 def test_values_of_another_type_are_refused_by_the_users_name(
@@ -281,3 +282,24 @@ def test_every_method_of_ours_explains_its_options_and_takes_its_own_defaults(
     assert table.create(name, given) == table.create(name)
     for one in options:
         assert one.help.endswith("."), one.name
+
+
+def test_an_option_that_is_a_switch_here_and_a_value_there_is_kept_apart() -> None:
+    """Methods of two packages may call different things alike: each gets what it takes."""
+
+    @dataclass(frozen=True)
+    class Switched:
+        repair: bool = option(False, "Mend it.")
+
+    @dataclass(frozen=True)
+    class Valued:
+        repair: int = option(1, "How often.")
+
+    (switch,), (value,) = options_of(Switched), options_of(Valued)
+    for members in ([("a", switch), ("b", value)], [("b", value), ("a", switch)]):
+        (parameter,) = of_methods(members)
+        assert parameter.annotation.__origin__ == str | None
+    assert build(Switched, "a", {"repair": "true"}).repair is True
+    assert build(Valued, "b", {"repair": "3"}).repair == 3
+    (alone,) = of_methods([("a", switch)])
+    assert alone.annotation.__origin__ is bool

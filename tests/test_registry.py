@@ -141,7 +141,7 @@ def test_creating_passes_the_options_on() -> None:
         ("owl", {"wing_span": 1}, "bird 'owl' takes no wing-span; it takes: size, eyes, no-sleeps"),
         ("tit", {"size": 1}, "bird 'tit' takes no size; it takes no options"),
         ("owl", {"size": 0}, "bird 'owl': size 0 must be at least 1"),
-        ("owl", {"eyes": "two"}, "bird 'owl': eyes: Input should be a valid integer"),
+        ("owl", {"eyes": "two"}, "bird 'owl': eyes: has to be a whole number"),
         ("owl", {"size": 13}, "bird 'owl': size 13 brings bad luck: give another"),
     ],
 )

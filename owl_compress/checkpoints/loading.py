@@ -24,6 +24,7 @@ from owl_compress.checkpoints.quantized_elsewhere import check_sidecars
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import recognised
 from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, has_safetensors, tensor_files
+from owl_compress.documents.paths import given_path
 from owl_compress.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def locate(source: str, *, allow_pickle: bool = False) -> CheckpointSource:
 
 
 def _found(source: str, *, allow_pickle: bool) -> CheckpointSource:
-    path = Path(source).expanduser()
+    path = given_path(source)
     if path.is_dir():
         _check_folder(path, allow_pickle=allow_pickle)
         return CheckpointSource(source, str(path))

@@ -43,12 +43,12 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
     return {
         "measure": (planning.measure, lambda _: of_recipe(*planning.MEASURE_TOPICS, without=("strict",))),
         "allocate": (planning.allocate, _of_allocate),
-        "compress": (run.compress, lambda arguments: _with_backends(_of_compress(), arguments)),
+        "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
         "eval": (
             evaluate.evaluate,
             lambda _: of_recipe(*evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION),
         ),
-        "run": (run.run, lambda arguments: _with_backends(_of_run(), arguments)),
+        "run": (run.run, lambda arguments: _with_methods(_of_run(), arguments, allocates=True)),
     }
 
 
@@ -61,7 +61,7 @@ def _of_compress() -> list[Parameter]:
 
 
 def _of_run() -> list[Parameter]:
-    return [*of_recipe(*run.RUN_TOPICS, methods=_methods()), *_of_allocators()]
+    return of_recipe(*run.RUN_TOPICS, methods=_methods())
 
 
 def _methods() -> dict[str, Methods]:
@@ -79,14 +79,16 @@ def _of_allocators() -> list[Parameter]:
     return of_methods(ALLOCATORS.every_option())
 
 
-def _with_backends(parameters: list[Parameter], arguments: Sequence[str]) -> list[Parameter]:
-    """`parameters` and those of backends, where the arguments want them."""
+def _with_methods(
+    recipe: list[Parameter], arguments: Sequence[str], *, allocates: bool = False
+) -> list[Parameter]:
+    """The parameters of a recipe and those of methods: of backends only where the arguments want them."""
+    parameters = [*recipe, *(_of_allocators() if allocates else [])]
     known = {one.name.removeprefix(PREFIX) for one in parameters} | set(OWN)
     words = {plain_name(word.partition("=")[0]) for word in arguments if word.startswith("--")}
     if not words - known and not set(_HELP) & set(arguments):
         return parameters
-    from owl_compress.pipeline.methods import BACKENDS
+    from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS
 
-    further = of_methods(BACKENDS.every_option())
-    taken = {one.name for one in parameters}
-    return [*parameters, *(one for one in further if one.name not in taken)]
+    every = (*(ALLOCATORS.every_option() if allocates else ()), *BACKENDS.every_option())
+    return [*recipe, *of_methods(every)]

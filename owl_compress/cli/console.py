@@ -13,7 +13,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from owl_compress.cli.sheet import Sheet
-from owl_compress.cli.terminal import plain, tell
+from owl_compress.cli.terminal import tell
+from owl_compress.plain_text import plain
 from owl_compress.progress import SILENT, Progress
 
 T = TypeVar("T")

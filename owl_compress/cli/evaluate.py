@@ -85,7 +85,7 @@ def _refuse_options_of_latency(
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder that compress or run wrote.")],
+    folder: Annotated[Path, options.path_argument("FOLDER", "A folder that compress or run wrote.")],
     pattern: Annotated[
         str, typer.Option(help="'plan', or N:M with N weights KEPT at most of every M inputs.")
     ] = "plan",

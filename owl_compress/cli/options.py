@@ -27,6 +27,16 @@ def _out(text: str) -> Any:
     return typer.Option("--out", "-o", parser=given_path, metavar="PATH", help=text)
 
 
+def path_argument(name: str, text: str) -> Any:
+    """An argument that is a path which a user wrote."""
+    return typer.Argument(parser=given_path, metavar=name, help=text)
+
+
+def path_option(text: str) -> Any:
+    """An option that is a path which a user wrote."""
+    return typer.Option(parser=given_path, metavar="PATH", help=text)
+
+
 _FOLDER = "Folder to write; must be new or empty."
 
 Out = Annotated[Path, _out(_FOLDER)]
@@ -224,17 +234,21 @@ def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]
     for method, option in options:
         if option.name not in {*RECIPE_NAMES, *OWN}:
             having.setdefault(option.name, []).append((method, option))
-    return [
-        _parameter(
-            name,
-            bool if members[0][1].is_switch else (str | None),
-            False if members[0][1].is_switch else None,
-            _text(members),
-            "Options of allocators and backends",
-            None if members[0][1].is_switch else f"<{members[0][1].shown_type}>",
-        )
-        for name, members in having.items()
-    ]
+    return [_parameter_of_methods(name, members) for name, members in having.items()]
+
+
+def _parameter_of_methods(name: str, members: Sequence[tuple[str, Option]]) -> inspect.Parameter:
+    """The parameter for an option that several methods may have.
+
+    One that is a switch for some of them and takes a value for others takes one for all: true turns the
+    switch.
+    """
+    switches = [option.is_switch for _, option in members]
+    text, panel = _text(members), "Options of allocators and backends"
+    if all(switches):
+        return _parameter(name, bool, False, text, panel)
+    types = dict.fromkeys("true" if one.is_switch else one.shown_type for _, one in members)
+    return _parameter(name, str | None, None, text, panel, f"<{' or '.join(types)}>")
 
 
 def _text(members: Sequence[tuple[str, Option]]) -> str:

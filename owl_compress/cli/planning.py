@@ -44,7 +44,7 @@ def measure(
 
 
 def allocate(
-    report: Annotated[Path, typer.Argument(help="The report that `measure` wrote.")],
+    report: Annotated[Path, options.path_argument("REPORT", "The report that `measure` wrote.")],
     out: options.OptionalOutFile = None,
     dry_run: options.DryRunOfPlan = False,
     as_json: options.AsJson = False,

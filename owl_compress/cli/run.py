@@ -55,7 +55,7 @@ def run(
 
 def compress(
     model: options.Model,
-    plan: Annotated[Path, typer.Option(help="The plan that `allocate` wrote.")],
+    plan: Annotated[Path, options.path_option("The plan that `allocate` wrote.")],
     out: options.OptionalOut = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,

@@ -243,7 +243,8 @@ class Recipe(Frozen):
             field = path.partition(".")[0]  # what lies below it is how we hold the value
             if field in cls.model_fields:
                 problem = f"{option_name(field)}: {message}"
-            raise RequestError(f"{where}: {problem}") from error
+            prefix = "" if where == "options" else f"{where}: "
+            raise RequestError(f"{prefix}{problem}") from error
 
     def with_options(self, options: Mapping[str, Any]) -> Self:
         """Return the recipe with some options replaced; a budget replaces the recipe's own budget.

@@ -138,7 +138,7 @@ class _Course:
 
     def __init__(self, contender: Contender, shape: LatencyShape) -> None:
         model = contender.model
-        n_positions = _check_positions(model, shape)
+        n_positions = check_positions(model, shape)
         embeddings = model.get_input_embeddings().weight
         blocks = [site.module for site in find_structure(model).blocks]
         self._model, self._shape = model, shape
@@ -196,8 +196,12 @@ class _Course:
             return now(self._device) - start, blocks.take()
 
 
-def _check_positions(model: Any, shape: LatencyShape) -> int:
-    """Positions that are needed."""
+def check_positions(model: Any, shape: LatencyShape) -> int:
+    """Positions that are needed.
+
+    Raises:
+        RequestError: more than the model has.
+    """
     maximum = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     wanted = shape.prompt_len + shape.new_tokens
     if maximum is not None and wanted > maximum:

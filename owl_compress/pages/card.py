@@ -12,6 +12,7 @@ from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.pages.words import as_asked, asked_name
+from owl_compress.plain_text import plain
 
 # The hub knows adapter, merge, quantized and finetune. A pruned model is none of them to the letter;
 # "finetune" stands for whole weights that differ from the base model's, and is where the hub lists a
@@ -54,7 +55,8 @@ def model_card(
         *_recipe(recipe_yaml),
         _versions(result, credit),
     ]
-    return "\n\n".join(sections) + "\n"
+    # Names come from files of strangers, and the card is shown in browsers and terminals.
+    return "\n".join(plain(line) for line in "\n\n".join(sections).split("\n")) + "\n"
 
 
 def _metadata(plan: Plan, result: Result, origin: Origin, stored: StoredFormat) -> str:
@@ -73,7 +75,7 @@ def _what_was_done(result: Result, plan: Plan) -> str:
     identity = result.model
     revision = f" (revision `{identity.revision}`)" if identity.revision else ""
     text = (
-        f"`{identity.id}`{revision}, family {identity.family}, in {identity.dtype}, with "
+        f"{_code(identity.id)}{revision}, family {identity.family}, in {identity.dtype}, with "
         f"{_target(plan)}. The allocator **{plan.allocator.name}** "
         f"({_parameters(plan.allocator.parameters)}) gave every block its budget, and the backend "
         f"**{result.backend.name}** ({_parameters(result.backend.parameters)}) carried it out, "
@@ -86,7 +88,7 @@ def _what_was_done(result: Result, plan: Plan) -> str:
         return text + "No calibration text was used."
     return text + (
         f"Calibration: {calibration.sequences} sequences of {calibration.seq_len} tokens from "
-        f"`{calibration.source}` (sampling {calibration.sampling}, seed {calibration.seed}, "
+        f"{_code(calibration.source)} (sampling {calibration.sampling}, seed {calibration.seed}, "
         f"BOS {calibration.bos}; sha256 of the token ids `{calibration.token_ids_sha256[:16]}…`)."
     )
 
@@ -126,7 +128,7 @@ def _earlier(result: Result) -> list[str]:
         return []
     rows = [
         (
-            f"`{step.model}`",
+            _code(step.model),
             step.backend,
             f"{asked_name(step.unit)} {as_asked(step.unit, step.achieved):.6f}",
             f"{step.n_params_before:,}",
@@ -206,8 +208,9 @@ def _evaluation(result: Result) -> list[str]:
     return [
         "## Quality\n\n"
         + _table(("", "perplexity"), rows)
-        + f"\n\nOn `{dense.data}`: {dense.windows} windows of {dense.seq_len} tokens, {dense.tokens:,} of "
-        f"them predicted, BOS {dense.bos}, {dense.dtype}; both in one process. Nothing else was measured."
+        + f"\n\nOn {_code(dense.data)}: {dense.windows} windows of {dense.seq_len} tokens, "
+        f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process. "
+        "Nothing else was measured."
     ]
 
 
@@ -234,7 +237,7 @@ def _blocks(result: Result, plan: Plan) -> str:
         got = f"{as_asked(plan.unit, _mean(linears, 'achieved')):.4f}" if linears else "–"
         error = f"{_mean(linears, 'relative_error'):.4f}" if linears else "–"
         rows.append(
-            (f"`{block.name}`", f"{block.n_weights:,}", f"{as_asked(plan.unit, block.value):.4f}", got, error)
+            (_code(block.name), f"{block.n_weights:,}", f"{as_asked(plan.unit, block.value):.4f}", got, error)
         )
     header = ("block", "weights", f"{asked_name(plan.unit)}, asked", "achieved", "error")
     return (
@@ -276,7 +279,14 @@ def _parameters(parameters: Mapping[str, Any]) -> str:
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     header = tuple(header)
     lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
+
+
+def _code(name: str) -> str:
+    """A name as it is, set off; backticks in it end nothing."""
+    shown = plain(name)
+    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
 
 
 def _short(model_id: str) -> str:

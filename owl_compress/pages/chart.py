@@ -15,6 +15,7 @@ from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_m
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError, nearest
+from owl_compress.plain_text import plain
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -37,7 +38,7 @@ def budget_chart(
     """
     others = others or {}
     own_name = plan.allocator.name + (" (this plan)" if plan.allocator.name in others else "")
-    plans = {own_name: plan, **others}
+    plans = {plain(name): one for name, one in {own_name: plan, **others}.items()}
     names = [block.name for block in report.blocks]
     _check(report, list(plans.values()), metric)
     figure = Figure(figsize=(max(6.4, min(14.0, 2.2 + 0.26 * len(names))), 5.4))
@@ -47,7 +48,7 @@ def budget_chart(
     _draw_budgets(bottom, names, plans)
     for axes in (top, bottom):
         _tidy(axes)
-    bottom.set_xlabel(f"block of {report.model.id}", color=_INK)
+    bottom.set_xlabel(plain(f"block of {report.model.id}"), color=_INK, parse_math=False)
     bottom.set_xlim(-0.6, len(names) - 0.4)
     bottom.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
     _write_png(figure, path)
@@ -102,10 +103,12 @@ def _draw_budgets(axes: Axes, names: list[str], plans: Mapping[str, Plan]) -> No
         axes.set_yticks(first.grid.values())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if len(plans) > 1:
-        axes.legend(
+        legend = axes.legend(
             frameon=False, ncols=len(plans), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.15,
             labelcolor=_INK, fontsize=9.5, handlelength=1.4, columnspacing=1.4,
         )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
 
 
 def _mark_target(axes: Axes, target: float, drawn: list[float]) -> None:
@@ -144,7 +147,7 @@ def _budget_label(plan: Plan) -> str:
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", color=_INK, fontsize=11, pad=8)
+    axes.set_title(plain(text), loc="left", color=_INK, fontsize=11, pad=8, parse_math=False)
 
 
 def _tidy(axes: Axes) -> None:

@@ -1,14 +1,18 @@
 """What cannot be met, and what it will take: told from shapes alone before anything is compressed."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from owl_compress.allocators import EQUAL_SHARES, allocate
-from owl_compress.compression.contract import PlanChecker
+from owl_compress.allocators.groups import partition
+from owl_compress.compression.contract import PlanChecker, Quantizer
 from owl_compress.compression.driver import check_unit
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.prediction import predict
 from owl_compress.documents.measurements import Prediction
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.units import Grid, KeptOfGrid
+from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
 from owl_compress.pipeline.session import Session
 
@@ -23,8 +27,13 @@ def check_request(session: Session) -> None:
         RequestError: what the backend refuses, or the target itself.
     """
     backend, target = session.request.backend, session.request.target
-    if target and isinstance(backend, PlanChecker) and backend.equal_shares_stand_for_all:
-        report = outline(session.loaded.model, session.identity, session.structure)
+    if target is None:
+        return
+    report = outline(session.loaded.model, session.identity, session.structure)
+    skipped = partition(report, target).skipped
+    names = [linear.name for linear in session.structure.linears if linear.name not in skipped]
+    _check_groups(session, names, target.grid)
+    if isinstance(backend, PlanChecker) and backend.equal_shares_stand_for_all:
         check_plan(session, allocate(report, EQUAL_SHARES, target))
 
 
@@ -35,8 +44,28 @@ def check_plan(session: Session, plan: Plan) -> None:
         RequestError: what the backend refuses.
     """
     backend = session.request.backend
+    _check_groups(session, [budget.name for budget in plan.budgets], plan.grid)
     if isinstance(backend, PlanChecker):
         backend.check_plan(session.structure, plan)
+
+
+def _check_groups(session: Session, names: Iterable[str], grid: Grid | None) -> None:
+    """Refuse groups, of an N:M pattern or of shared scales, that do not divide the inputs of a linear."""
+    backend = session.request.backend
+    sizes = {}
+    if isinstance(grid, KeptOfGrid):
+        sizes["another M"] = grid.kept_of
+    if isinstance(backend, Quantizer) and backend.code_format.group_size is not None:
+        sizes["another --group-size, or none for one scale per row,"] = backend.code_format.group_size
+    sites = {linear.name: linear for linear in session.structure.linears}
+    for remedy, size in sizes.items():
+        for name in names:
+            n_inputs = sites[name].shape[1]
+            if n_inputs % size:
+                raise RequestError(
+                    f"{name} has {n_inputs} inputs, which groups of {size} do not divide: choose {remedy} "
+                    f"or --skip {name}"
+                )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from owl_compress.consent import CONSENT_NAMES, NO_CONSENT, Consent
 from owl_compress.device import DTYPES, resolve_device
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
 from owl_compress.errors import RequestError
-from owl_compress.evaluation.latency import check_kernel, compare, compare_kernels
+from owl_compress.evaluation.latency import check_kernel, check_positions, compare, compare_kernels
 from owl_compress.pipeline.original import original_of
 from owl_compress.pipeline.stages import load
 from owl_compress.progress import SILENT, Progress
@@ -129,14 +129,17 @@ def prepare_timing(loaded: LoadedModel, options: TimingOptions, say: Say = lambd
         say: is told what is loaded, and why a model made from another is timed alone.
 
     Raises:
-        RequestError: the model named by `against` cannot be loaded.
+        RequestError: the model named by `against` cannot be loaded, or one of them has too few positions.
     """
     name = loaded.source
     dense: dict[str, Any] = {}
     if options.kernel == "dense":
         dtype = loaded.dtype if loaded.dtype in DTYPES else "auto"
         dense = _dense_beside(name, options, say, dtype)
-    return Timing({**dense, name: loaded.model}, options)
+    models = {**dense, name: loaded.model}
+    for model in models.values():
+        check_positions(model, options.shape)
+    return Timing(models, options)
 
 
 def time_model(

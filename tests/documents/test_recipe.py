@@ -121,7 +121,7 @@ def test_options_replace_those_of_the_recipe() -> None:
         ({}, "name exactly one budget of sparsity, nm, prune-ratio, bits; this has none"),
         ({"sparsity": 0.5, "bits": 3}, "this has sparsity and bits"),
         ({"nm": "2:4", "no_tie": True}, "no-tie goes with the budget bits"),
-        ({"prune_ratio": 0.5, "parts": "heads"}, "recipe.yaml: parts: Input should be 'attention' or 'mlp'"),
+        ({"prune_ratio": 0.5, "parts": "heads"}, "recipe.yaml: parts: has to be 'attention' or 'mlp'"),
         ({"sparsity": 0.5, "bit_choices": [2, 4]}, "goes with the budget bits"),
         ({"sparsity": 0.5, "samples": 0}, "samples"),
         ({"sparsity": 0.5, "sampling": "last"}, "sampling"),

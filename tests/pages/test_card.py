@@ -183,3 +183,15 @@ def test_the_card_names_the_steps_before_this_one() -> None:
     assert "## Compressed before" in card
     assert f"| `{RECIPE.model}` | sparsegpt |" in card
     assert "Compressed before" not in model_card(result_of(plan), plan, stored=DENSE)
+
+
+def test_names_of_strangers_break_neither_the_card_nor_a_terminal() -> None:
+    plan, name = plan_of(), "a|b`c\x1b[31m\n# x"
+    blocks = {"model.layers.0": name}
+    renamed = tuple(
+        one.model_copy(update={"block": blocks.get(one.block, one.block)}) for one in plan.budgets
+    )
+    card = card_of(plan.model_copy(update={"budgets": renamed}))
+    assert r"| `` a\|b`c\x1b[31m\n# x `` |" in card
+    assert "\x1b" not in card
+    assert "\n# x" not in card

@@ -123,3 +123,13 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="cannot write"):
         budget_chart(report, plan, tmp_path / "none" / "chart.png", "lod@5")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    """A dollar sign starts no formula, and what a terminal would obey is spelled out."""
+    plan = plan_of([0.5, 0.6, 0.7])
+    named = plan.model_copy(
+        update={"allocator": plan.allocator.model_copy(update={"name": r"a$\frac$b" + "\ud800\x1b"})}
+    )
+    budget_chart(report_of(3), named, tmp_path / "x.png", "lod@5", others={"$$": plan})
+    assert size_of(tmp_path / "x.png")[0] > 0

@@ -121,3 +121,14 @@ def test_the_blocks_are_looked_for_once(
     calls = [count_calls(one) for one in (find_structure, load)]
     EvaluationRequest.of("model", "other.txt", GIVEN).run()
     assert [len(found) for found in calls] == [1, 1]
+
+
+def test_positions_that_the_model_lacks_are_told_before_the_evaluation(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "owl_compress.pipeline.evaluating.perplexity", lambda *_, **__: pytest.fail("evaluated")
+    )
+    timing = TimingOptions(CPU, LatencyShape(prompt_len=100_000, new_tokens=2))
+    with pytest.raises(RequestError, match="100002 positions, the model has 128"):
+        EvaluationRequest.of("model", "other.txt", GIVEN, timing).run()

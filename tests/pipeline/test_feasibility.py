@@ -128,3 +128,37 @@ def test_a_backend_that_checks_nothing_takes_every_plan(here: Path, recipe: Make
     check_request(session)
     _, plan = make_plan(session)
     check_plan(session, plan)
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "message"),
+    [
+        ("wanda", {"sparsity": 0.5, "skip": "nothing"}, "--skip 'nothing' matches no block or linear"),
+        ("wanda", {"sparsity": 0.5, "set": "nothing=0.5"}, "--set 'nothing' matches no block or linear"),
+        (
+            "rtn",
+            {"bits": 3, "group_size": 48},
+            "groups of 48 do not divide: choose another --group-size",
+        ),
+        (
+            "gptq",
+            {"bits": 3, "group_size": 48},
+            "groups of 48 do not divide: choose another --group-size",
+        ),
+    ],
+)
+def test_what_fits_no_linear_is_told_before_anything_is_measured(
+    here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch,
+    backend: str, options: dict[str, Any], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("owl_compress.pipeline.execution.measure", lambda *_, **__: pytest.fail("measured"))
+    session = Session.open(recipe(backend, **options))
+    with pytest.raises(RequestError, match=message):
+        make_plan(session)
+
+
+def test_groups_need_not_divide_what_is_skipped(here: Path, recipe: MakeRecipe) -> None:
+    """Only the down projection has 64 inputs, the others 32."""
+    others = ["*q_proj", "*k_proj", "*v_proj", "*o_proj", "*gate*", "*up*"]
+    session = Session.open(recipe("rtn", allocator="uniform", bits=3, group_size=64, skip=others))
+    check_request(session)

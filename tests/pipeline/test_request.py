@@ -65,7 +65,7 @@ def test_a_form_brings_what_it_needs_unless_told_otherwise() -> None:
         ({**WANDA, "group_size": 64}, "backend 'wanda' takes no group-size; it takes: scope"),
         ({**WANDA, "allocator": "uniform", "lam": 0.1}, "allocator 'uniform' takes no lam; it takes no"),
         ({**GPTQ, "group_size": 0}, "backend 'gptq': group-size 0 must be at least 1"),
-        ({**GPTQ, "damping": "much"}, "backend 'gptq': damping: Input should be a valid number"),
+        ({**GPTQ, "damping": "much"}, "backend 'gptq': damping: has to be a number"),
         ({**GPTQ, "bit_choices": [1, 4]}, "bit choice 1 is outside 2..8"),
         ({**GPTQ, "bits": 5, "bit_choices": [2, 4]}, "an average of 5 bits is outside the choices"),
         ({**GPTQ, "format": "zip"}, "unknown format 'zip': known: dense, packed"),

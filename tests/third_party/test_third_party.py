@@ -179,7 +179,7 @@ def test_what_is_broken_harms_nobody_else(outcomes: Mapping[str, Any]) -> None:
     ("name", "message"),
     [
         ("too steep", "allocator 'last-heaviest': slope 0.6 must be at most 0.5"),
-        ("no number", "allocator 'last-heaviest': slope: Input should be a valid number"),
+        ("no number", "allocator 'last-heaviest': slope: has to be a number"),
         ("all shrunk", "backend 'soft-threshold': shrink 1 must be below 1"),
         ("no such tie", "backend 'soft-threshold': unknown ties 'frist': did you mean 'first'?"),
         ("another's", "backend 'soft-threshold' takes no group-size; it takes: shrink, ties"),
