@@ -1,6 +1,6 @@
 """From a report to the groups that receive a value: skips and pins taken out, fused linears tied."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -163,6 +163,11 @@ def _joint_metrics(linears: Sequence[LinearReport]) -> Mapping[str, float]:
     }
 
 
+def _names(pattern: str, linears: Collection[str]) -> bool:
+    """Whether a name or glob pattern stands for any of these."""
+    return any(fnmatchcase(name, pattern) for name in linears)
+
+
 def _matching(pattern: str, report: ImportanceReport, option: str) -> frozenset[str]:
     """Names of the linears that a block name, linear name or glob pattern stands for."""
     found = frozenset(
@@ -173,7 +178,7 @@ def _matching(pattern: str, report: ImportanceReport, option: str) -> frozenset[
         or fnmatchcase(block.name, pattern)
         or fnmatchcase(linear.name, pattern)
     )
-    if not found:
+    if not found and not (report.coverage and _names(pattern, report.coverage.linears)):
         known = [name for block in report.blocks for name in (block.name, *(x.name for x in block.linears))]
         close = get_close_matches(pattern, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"names look like {known[0]!r} and {known[1]!r}"

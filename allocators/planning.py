@@ -70,6 +70,7 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         ),
         report=report.fingerprint,
         skipped=tuple(linear.name for linear in _linears(report) if linear.name in split.skipped),
+        coverage=report.coverage,
         budgets=budgets,
     )
 

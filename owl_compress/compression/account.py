@@ -11,6 +11,7 @@ from owl_compress.compression.contract import AnyBackend
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import peak_device_bytes
+from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import LinearResult, MethodRecord, Result, Totals
@@ -38,6 +39,7 @@ class Account:
     calibration: TokenWindows | None
     device: torch.device
     start: float
+    coverage: Coverage | None = None
 
     def result(
         self,
@@ -75,6 +77,7 @@ class Account:
             ),
             fallbacks=tuple(fallback for outcome in outcomes for fallback in outcome.fallbacks),
             notes=self.notes,
+            coverage=self.coverage,
             calibration=calibration,
             seed=calibration.seed if calibration else 0,
             wall_seconds=perf_counter() - self.start,

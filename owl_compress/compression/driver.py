@@ -1,6 +1,6 @@
 """The driver: walks the blocks of a model and has a backend compress each one, exactly to the plan."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -20,10 +20,12 @@ from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_, stored_bits
+from owl_compress.models.coverage import coverage_of
 from owl_compress.models.footprint import footprint
 from owl_compress.models.state import identify, n_parameters, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.gradients import Salience, measure_salience
 from owl_compress.walk.input_statistics import Statistic
@@ -72,11 +74,15 @@ def compress_with_(
     options = options or WalkOptions()
     device = options.device or parameter_device(model)
     _check_request(plan, backend, calibration, structure)
+    if calibration is not None and (backend.statistic is not None or _wants_gradients(backend)):
+        structure = _settled(model, structure, plan, calibration, device)
     backend, chosen = settled_backend(backend, model, structure, calibration, options.batch_size, device)
-    notes = (*structure.notes, *chosen)
-    account = Account(plan, identity or identify(model, structure), notes, calibration, device, start)
+    notes, coverage = (*structure.notes, *chosen), coverage_of(structure)
+    identity = identity or identify(model, structure)
+    account = Account(plan, identity, notes, calibration, device, start, coverage)
     before, n_params_before = _footprint(model, structure, plan), n_parameters(model)
-    salience = _salience(model, structure, backend, calibration, options, device)
+    names = {budget.name for budget in plan.budgets}
+    salience = _salience(model, structure, backend, calibration, options, device, names)
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
     surveyed = driver.survey(plan)
     asked = surveyed.plan if backend.survey and backend.survey.restates else plan
@@ -128,6 +134,20 @@ def _check_request(
         )
 
 
+def _settled(
+    model: nn.Module, structure: ModelStructure, plan: Plan, calibration: TokenWindows, device: torch.device
+) -> ModelStructure:
+    """The structure as the walk will find it, which the plan has to suit."""
+    settled = settled_structure(model, structure, calibration.ids, device)
+    for budget in plan.budgets:
+        if budget.name in settled.uncalled:
+            raise RequestError(
+                f"{budget.name} has a budget, but the model reads its weight without calling it, so that "
+                "nothing is known of its inputs: leave it out with --skip"
+            )
+    return settled
+
+
 def _wants_gradients(backend: Backend) -> bool:
     return isinstance(backend, GradientReader) and backend.reads_gradients
 
@@ -139,14 +159,16 @@ def _salience(
     calibration: TokenWindows | None,
     options: WalkOptions,
     device: torch.device,
+    names: Collection[str],
 ) -> Mapping[str, Salience]:
-    """Gradients of the dense model, summed up by linear; nothing for a backend that wants none."""
+    """Gradients of the dense model, summed up by linear of these names; nothing for who wants none."""
     if calibration is None or not isinstance(backend, GradientReader) or not backend.reads_gradients:
         return {}
     return measure_salience(
         model,
         structure,
         windows_of_gradients(backend, calibration),
+        names=names,
         device=device,
         batch_size=options.batch_size,
         progress=options.progress,

@@ -80,3 +80,8 @@ class Document(Frozen):
         raise RequestError(
             f"{path} has schema {found!r}, expected {cls.SCHEMA!r}: this is another kind of file"
         )
+
+
+def is_none(value: object) -> bool:
+    """Whether an optional field that came later is left out of a file: the fingerprints of old ones stay."""
+    return value is None

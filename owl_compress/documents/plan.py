@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
-from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.coverage import Coverage
+from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.units import BIT_WIDTHS_SHOWN, Grid, Unit, is_bit_width
 from owl_compress.errors import RequestError
 
@@ -62,6 +63,11 @@ class Plan(Document):
     report: str = Field(description="fingerprint of the report")
     achieved: float = Field(default=0.0, description="weighted mean; computed, never trusted from a file")
     skipped: tuple[str, ...] = Field(default=(), description="linears left alone and out of the account")
+    coverage: Coverage | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="of the report: what of the weights in the blocks it accounts for",
+    )
     budgets: tuple[LinearBudget, ...] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -140,6 +146,9 @@ class Plan(Document):
                     f"{budget.name} has {linear_sizes[budget.name]} weights in the model "
                     f"and {budget.n_weights} in the plan: {remedy}"
                 )
-        missing = linear_sizes.keys() - {budget.name for budget in self.budgets} - set(self.skipped)
+        left_out = self.coverage.linears if self.coverage else frozenset()
+        missing = (
+            linear_sizes.keys() - {budget.name for budget in self.budgets} - set(self.skipped) - left_out
+        )
         if missing:
             raise RequestError(f"plan has no budget for linear {min(missing)!r}: {remedy}")

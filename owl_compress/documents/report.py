@@ -5,7 +5,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.coverage import Coverage
+from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 
 
@@ -72,6 +73,11 @@ class ImportanceReport(Document):
     blocks: tuple[BlockReport, ...] = Field(min_length=1)
     provenance: Provenance
     notes: tuple[str, ...] = ()
+    coverage: Coverage | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="what of the weights in the blocks is in this account; None if not counted",
+    )
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

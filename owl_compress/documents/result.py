@@ -4,7 +4,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.coverage import Coverage
+from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.measurements import Evaluation, FootprintChange
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
 from owl_compress.documents.units import Unit
@@ -87,6 +88,11 @@ class Result(Document):
     notes: tuple[str, ...] = ()
     earlier: tuple[EarlierStep, ...] = Field(
         default=(), description="oldest first; budgets are shares of the model as the last of them left it"
+    )
+    coverage: Coverage | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="what of the weights in the blocks could get a budget; None if not counted",
     )
     calibration: CalibrationRecord | None
     seed: int

@@ -1,6 +1,6 @@
 """The estimator: how important is each block and linear of a model? Measured once, in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from math import isfinite
 
@@ -14,9 +14,11 @@ from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
 from owl_compress.importance.metrics import DEFAULT_METRICS, Metric, find_metric
 from owl_compress.models.anatomy import find_roles
+from owl_compress.models.coverage import coverage_of
 from owl_compress.models.state import identify, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, check_compressible, find_structure
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.input_statistics import SecondMoments
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
@@ -27,6 +29,7 @@ def measure(
     calibration: TokenWindows,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
+    spared: Collection[str] = (),
     device: torch.device | None = None,
     batch_size: int = 1,
     structure: ModelStructure | None = None,
@@ -38,12 +41,14 @@ def measure(
     Scores are A_ij = |W_ij| * ‖X_j‖_2 with the norm over all calibration tokens (Wanda, arXiv 2306.11695;
     OWL, arXiv 2310.05175, section 3). The metrics of a block pool the scores of all its linears and use one
     mean for the whole block, those of a linear its own mean. The dense model's own activations are used.
-    Each block runs once per batch.
+    Each block runs once per batch, after a first look whether that is how the model runs it.
 
     Args:
         model: a causal language model; unchanged afterwards.
         calibration: token windows, shape [sequences, seq_len].
         metrics: names such as "lod@5"; see `owl_compress.importance.metrics`.
+        spared: names of linears that will get no budget: one of them that no token reached is no error, and
+            has no metrics.
         device: where blocks are run; by default where the model is.
         batch_size: sequences per forward pass; changes nothing but speed, up to rounding.
         structure: of the model, where it was found already.
@@ -51,17 +56,20 @@ def measure(
         progress: told about every block.
 
     Raises:
-        RequestError: unknown metric or architecture, or activations with NaN or Inf.
+        RequestError: unknown metric or architecture, one whose blocks cannot be walked one by one, or
+            activations with NaN or Inf.
     """
     structure = structure or find_structure(model)
     check_compressible(structure)
-    chosen, roles = {name: find_metric(name) for name in metrics}, find_roles(structure)
+    chosen = {name: find_metric(name) for name in metrics}
+    structure = settled_structure(model, structure, calibration.ids, device)
+    roles = find_roles(structure)
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
     )
     with closing(walk.visits(progress, "measuring blocks")) as visits:
         blocks = tuple(
-            _measure_block(visit, chosen, roles)
+            _measure_block(visit, chosen, roles, spared)
             for visit in visits
             if visit.site.linears  # all weights may be shared with an earlier block
         )
@@ -70,6 +78,7 @@ def measure(
         blocks=blocks,
         provenance=Provenance(calibration=calibration.record, versions=versions()),
         notes=structure.notes,
+        coverage=coverage_of(structure),
     )
 
 
@@ -104,36 +113,40 @@ def outline(
         blocks=tuple(blocks),
         provenance=Provenance(calibration=None, versions=versions()),
         notes=structure.notes,
+        coverage=coverage_of(structure),
     )
 
 
-def _measure_block(visit: BlockVisit, metrics: dict[str, Metric], roles: dict[str, str]) -> BlockReport:
+def _measure_block(
+    visit: BlockVisit, metrics: dict[str, Metric], roles: dict[str, str], spared: Collection[str]
+) -> BlockReport:
     site = visit.site
     pools: dict[str, ScorePool] = {}
-    for group in visit.gather(SecondMoments, advance=True):
+    for group in visit.gather(SecondMoments, advance=True, spared=spared):
         norms = group.statistic.second_moments.sqrt().float()  # [in]
         pools |= {linear.name: ScorePool((ScoredWeight(linear.weight, norms),)) for linear in group.linears}
+    reached = [pools[linear.name] for linear in site.linears if linear.name in pools]
     return BlockReport(
         name=site.name,
         n_weights=site.n_weights,
         linears=tuple(
-            _measure_linear(linear, roles[linear.name], pools[linear.name], metrics)
+            _measure_linear(linear, roles[linear.name], pools.get(linear.name), metrics)
             for linear in site.linears
         ),
-        metrics=_evaluate(site.name, pooled([pools[linear.name] for linear in site.linears]), metrics),
+        metrics=_evaluate(site.name, pooled(reached), metrics) if reached else {},
     )
 
 
 def _measure_linear(
-    linear: LinearSite, role: str, pool: ScorePool, metrics: dict[str, Metric]
+    linear: LinearSite, role: str, pool: ScorePool | None, metrics: dict[str, Metric]
 ) -> LinearReport:
     return LinearReport(
         name=linear.name,
         role=role,
         shape=linear.shape,
         n_weights=linear.n_weights,
-        metrics=_evaluate(linear.name, pool, metrics),
-        score_histogram=pool.histogram(),
+        metrics=_evaluate(linear.name, pool, metrics) if pool else {},
+        score_histogram=pool.histogram() if pool else None,
     )
 
 

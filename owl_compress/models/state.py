@@ -57,6 +57,17 @@ def parameter_device(module: nn.Module) -> torch.device:
 
 
 @contextmanager
+def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move a module to `device`, and back to where it was after the block."""
+    home = parameter_device(module)
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
+
+
+@contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Switch dropout and the key-value cache off inside the block; all modes come back after it."""
     training = [module for module in model.modules() if module.training]

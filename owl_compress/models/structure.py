@@ -3,7 +3,7 @@
 The table of `families` knows some by their `config.model_type`; any other decoder is found by structure.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -67,12 +67,19 @@ class BlockSite:
 
 @dataclass(frozen=True)
 class ModelStructure:
-    """The compressible part of a model. `notes` say what was found without the family table."""
+    """The compressible part of a model.
+
+    `notes` say what was found without the family table. `uncalled` names linears that are left out, because
+    the model reads their weights without calling them; they are known once the structure `is_settled`, that
+    is, once a walk over it was compared with the model's own forward pass.
+    """
 
     family: str
     bos: Literal["every", "first"]
     blocks: tuple[BlockSite, ...]
     notes: tuple[str, ...] = ()
+    uncalled: tuple[str, ...] = ()
+    is_settled: bool = False
 
     @property
     def linears(self) -> Iterator[LinearSite]:
@@ -125,13 +132,41 @@ def check_compressible(structure: ModelStructure) -> None:
     """Refuse a model whose blocks have nothing that could be measured or compressed.
 
     Raises:
-        RequestError: every linear of every block was removed before.
+        RequestError: every linear of every block was removed before, or is never called.
     """
-    if not any(block.linears for block in structure.blocks):
+    if any(block.linears for block in structure.blocks):
+        return
+    if structure.uncalled:
         raise RequestError(
-            f"nothing is left to compress in the {len(structure.blocks)} blocks of the model, all of whose "
-            "heads and channels were removed before: start from the model as it was"
+            f"the model reads the weights of all {len(structure.uncalled)} linears of its blocks without "
+            f"calling them, {structure.uncalled[0]} first: their inputs cannot be measured"
         )
+    raise RequestError(
+        f"nothing is left to compress in the {len(structure.blocks)} blocks of the model, all of whose "
+        "heads and channels were removed before: start from the model as it was"
+    )
+
+
+def without_linears(structure: ModelStructure, uncalled: Collection[str]) -> ModelStructure:
+    """`structure` without the linears of these names, which the model reads without calling them."""
+    if not uncalled:
+        return structure
+    blocks = tuple(
+        replace(site, linears=tuple(linear for linear in site.linears if linear.name not in uncalled))
+        for site in structure.blocks
+    )
+    names = tuple(linear.name for linear in structure.linears if linear.name in uncalled)
+    note = (
+        f"left as they are, since the model reads their weights without calling them: {len(names)} linears, "
+        f"the first {names[0]}"
+    )
+    return replace(structure, blocks=blocks, notes=(*structure.notes, note), uncalled=names)
+
+
+def found_again(model: nn.Module, structure: ModelStructure) -> ModelStructure:
+    """`structure`, which is of another copy of `model`, in this one."""
+    found = without_linears(find_structure(model), structure.uncalled)
+    return replace(found, notes=structure.notes, is_settled=structure.is_settled)
 
 
 def _notes_on_emptied(sites: Sequence[BlockSite]) -> list[str]:

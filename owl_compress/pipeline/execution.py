@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from owl_compress.allocators import allocate
+from owl_compress.allocators import Target, allocate
+from owl_compress.allocators.groups import partition
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
 from owl_compress.compression.contract import CheckpointBackend, ModelFinisher
@@ -153,6 +154,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
         loaded.model,
         windows,
         metrics=request.metrics,
+        spared=_skipped(session, request.target),
         device=request.device,
         batch_size=session.recipe.batch_size,
         structure=session.structure,
@@ -160,6 +162,14 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
         progress=session.progress,
     )
     return report, allocate(report, request.allocator, request.target)
+
+
+def _skipped(session: Session, target: Target) -> frozenset[str]:
+    """Linears that the target names to be left alone: nothing has to be known of them."""
+    if not target.skips:
+        return frozenset()
+    names = outline(session.loaded.model, session.identity, session.structure)
+    return partition(names, target).skipped
 
 
 def evaluate(session: Session) -> PerplexityRecord:

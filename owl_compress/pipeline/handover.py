@@ -19,6 +19,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_
+from owl_compress.models.coverage import coverage_of
 from owl_compress.models.state import n_parameters
 from owl_compress.pipeline.session import Session
 
@@ -39,8 +40,8 @@ def compress_checkpoint_(session: Session, backend: CheckpointBackend, plan: Pla
     if calibration is None:
         raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
     backend.check_ready(plan)
-    notes = (*structure.notes, *name_all(loaded.leftovers))
-    account = Account(plan, session.identity, notes, calibration, device, start)
+    notes, coverage = (*structure.notes, *name_all(loaded.leftovers)), coverage_of(structure)
+    account = Account(plan, session.identity, notes, calibration, device, start, coverage)
     n_params = n_parameters(loaded.model)
     outcomes = _carry_out(loaded, plan, backend, calibration, folder, device)
     session.spend()

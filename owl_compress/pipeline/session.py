@@ -13,10 +13,11 @@ from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, Tok
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
-from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.agreement import settled_structure
 
 DEFAULT_MEASURE_SAMPLES = 16
 """Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""
@@ -64,7 +65,8 @@ class Session:
         recipe may run; a request holds its own.
 
         Raises:
-            RequestError: what `Request.of` and `load` refuse, an unknown architecture, or too little text.
+            RequestError: what `Request.of` and `load` refuse, an architecture that is unknown or whose
+                blocks cannot be walked one by one, or too little text.
         """
         if isinstance(request, Recipe):
             request = Request.of(request, consent=consent)
@@ -86,13 +88,15 @@ class Session:
         structure = replace(structure, notes=(*loaded.notes, *structure.notes))
         if wanted is not None:
             calibration = calibration_windows(loaded, structure, wanted, text, progress)
+        if calibration is not None:
+            structure = settled_structure(loaded.model, structure, calibration.ids, request.device)
         identity = identity_of(loaded, structure)
         return cls(request, loaded, structure, identity, calibration, progress, held_out)
 
     def on_a_copy(self) -> "Session":
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
         loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
-        return replace(self, loaded=loaded, structure=find_structure(loaded.model))
+        return replace(self, loaded=loaded, structure=found_again(loaded.model, self.structure))
 
     def check_fresh(self) -> None:
         """Refuse to compress the model a second time.

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.errors import RequestError
-from owl_compress.models.state import evaluation_mode, parameter_device
+from owl_compress.models.state import evaluation_mode, on_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.capture import Arguments, capture, map_tensors
+from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
 from owl_compress.walk.input_statistics import Statistic
 
 S = TypeVar("S", bound=Statistic)
@@ -41,15 +41,21 @@ class BlockVisit:
     _advanced: bool = field(default=False, init=False)
 
     def gather(
-        self, statistic: type[S], names: Collection[str] | None = None, *, advance: bool = False
+        self,
+        statistic: type[S],
+        names: Collection[str] | None = None,
+        *,
+        advance: bool = False,
+        spared: Collection[str] = (),
     ) -> tuple[LinearGroup, ...]:
         """Run the block once over all batches and gather `statistic` for the input of each linear.
 
         Linears that are called with the same tensor share one statistic. Linears whose name is not in
-        `names` are left out. With `advance` the outputs of this very pass become the next block's inputs.
+        `names` are left out, and so are those of the `spared` that no token reached. With `advance` the
+        outputs of this very pass become the next block's inputs.
 
         Raises:
-            RequestError: a linear that no token reached, or inputs with NaN or Inf.
+            RequestError: another linear that no token reached, or inputs with NaN or Inf.
         """
         linears = [linear for linear in self.site.linears if names is None or linear.name in names]
         gathering = _Gathering(statistic)
@@ -57,7 +63,7 @@ class BlockVisit:
             for linear in linears:
                 hooks.callback(linear.module.register_forward_pre_hook(gathering.hook(linear)).remove)
             self._run(before_each=gathering.start_forward, keep=advance)
-        return gathering.groups(linears)
+        return gathering.groups(linears, spared)
 
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""
@@ -105,16 +111,14 @@ class _Gathering:
 
         return on_input
 
-    def groups(self, linears: Sequence[LinearSite]) -> tuple[LinearGroup, ...]:
+    def groups(self, linears: Sequence[LinearSite], spared: Collection[str]) -> tuple[LinearGroup, ...]:
         self._seen.clear()
         for linear in linears:
-            if linear.name not in self._group_of:
-                raise RequestError(
-                    f"no token reached {linear.name}: more or other calibration text is needed"
-                )
+            if linear.name not in self._group_of and linear.name not in spared:
+                raise RequestError(unreached(linear))
         result = []
         for group, statistic in enumerate(self._statistics):
-            members = tuple(linear for linear in linears if self._group_of[linear.name] == group)
+            members = tuple(linear for linear in linears if self._group_of.get(linear.name) == group)
             if not bool(torch.isfinite(statistic.second_moments).all()):
                 raise RequestError(
                     f"the inputs of {members[0].name} hold NaN or Inf: the model or its data type overflows; "
@@ -122,6 +126,12 @@ class _Gathering:
                 )
             result.append(LinearGroup(members, statistic))
         return tuple(result)
+
+
+def unreached(linear: LinearSite) -> str:
+    """Why nothing is known of a linear, and what can be done."""
+    remedy = "more or other calibration text is needed, or leave it out with --skip"
+    return f"no token reached {linear.name}: {remedy}"
 
 
 class BlockWalk:
@@ -183,7 +193,7 @@ class BlockWalk:
     def visit(self, index: int) -> Iterator[BlockVisit]:
         """Block `index`, on the device for as long as this lasts; only inside `prepared`."""
         site = self.structure.blocks[index]
-        with _on_device(site.module, self._device):
+        with on_device(site.module, self._device):
             yield BlockVisit(site, self, index)
 
     def run_block(self, index: int, batch: int, hidden: Tensor | None = None) -> Tensor:
@@ -195,8 +205,7 @@ class BlockWalk:
         if hidden is None:
             hidden = self.hidden[batch].to(self._device, non_blocking=True)
         block = self.structure.blocks[index].module
-        outputs = block(hidden, *arguments.positional, **arguments.named)
-        return outputs if isinstance(outputs, Tensor) else outputs[0]
+        return hidden_states_of(block(hidden, *arguments.positional, **arguments.named))
 
     def _capture(self) -> None:
         for captured in capture(self._model, self.structure.blocks, self._batches):
@@ -223,13 +232,3 @@ class _DeviceCopies:
                 self._copies.clear()
             self._copies[id(tensor)] = (tensor, copy)  # holding `tensor` keeps its id from being reused
         return copy
-
-
-@contextmanager
-def _on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    home = parameter_device(module)
-    module.to(device)
-    try:
-        yield
-    finally:
-        module.to(home)

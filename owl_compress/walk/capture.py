@@ -17,6 +17,12 @@ from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import BlockSite
 
+UNSUITED = (
+    "blocks that hand on more than one stream of hidden states, once each and in order, cannot be measured; "
+    "use an allocator and a backend that read no text"
+)
+"""What is amiss with a model that the walk does not suit, and the remedy."""
+
 
 class _CaptureDone(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
     """Ends a forward pass once the last stand-in has been called."""
@@ -59,6 +65,23 @@ def capture(model: nn.Module, blocks: Sequence[BlockSite], batches: Sequence[Ten
             _forward(model, token_ids)
         shared.start_batch()
         yield Captured(notes.hidden[0], tuple(shared.share(call) for call in notes.calls))
+
+
+def hidden_states_of(outputs: Any) -> Tensor:
+    """The hidden states among what a block returns: all of it, or the first of several.
+
+    Raises:
+        RequestError: it returns something else.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    try:
+        hidden = outputs[0]
+    except (TypeError, LookupError):
+        hidden = None
+    if not isinstance(hidden, Tensor):
+        raise RequestError(f"a block returns a {type(outputs).__name__} and no hidden states: {UNSUITED}")
+    return hidden
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -114,8 +137,10 @@ class _Notes:
     def take(self, *positional: Any, **named: Any) -> Tensor | tuple[Any, ...]:
         if positional:
             hidden, positional = positional[0], positional[1:]
-        else:
+        elif "hidden_states" in named:
             hidden = named.pop("hidden_states")
+        else:
+            raise RequestError(f"a block is called without hidden states: {UNSUITED}")
         if not self.calls:
             self.hidden.append(hidden)
         self.calls.append(Arguments(positional, named))

@@ -4,7 +4,7 @@ The blocks run forward once, and what goes into each is kept on the host. The gr
 back block by block: each is run again with gradients, and lets go of them before the one in front of it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from owl_compress.memory import memory_errors
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure, in_rows
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.blocks import BlockWalk, unreached
 from owl_compress.walk.capture import Tail
 
 _HOST = torch.device("cpu")
@@ -42,11 +42,12 @@ def measure_salience(
     structure: ModelStructure,
     calibration: TokenWindows,
     *,
+    names: Collection[str] | None = None,
     device: torch.device | None = None,
     batch_size: int = 1,
     progress: Progress = SILENT,
 ) -> Mapping[str, Salience]:
-    """Salience of every linear of `model`, by its name: what its weights are worth, to first order.
+    """Salience of the linears of `model`, by their names: what its weights are worth, to first order.
 
     L is the mean negative log-likelihood of the next token over all windows, and the salience of a weight is
     w * dL/dw: minus the first-order change of L when the weight becomes zero (LLM-Pruner, arXiv 2305.11627).
@@ -64,6 +65,7 @@ def measure_salience(
         model: a causal language model; unchanged afterwards, its parameters have the `grad` they had.
         structure: its blocks and linears.
         calibration: token windows, shape [sequences, seq_len].
+        names: of the linears that are wanted; by default all.
         device: where blocks are run; by default where the model is.
         batch_size: sequences per forward pass; changes nothing but speed, up to rounding.
         progress: told about every block, forward and back.
@@ -77,8 +79,9 @@ def measure_salience(
     with memory_errors("taking gradients"), _without_gradients(model), walk.prepared():
         inputs = _run_forward(walk, progress)
         upstream = _gradients_of_the_tail(model, structure.blocks, batches, walk.hidden)
-        backward = _Backward(walk, inputs, upstream, n_predictions=len(calibration) * (_seq_len(batches) - 1))
-        return backward.run(progress)
+        wanted = frozenset(structure.linear_sizes if names is None else names)
+        n_predictions = len(calibration) * (_seq_len(batches) - 1)
+        return _Backward(walk, inputs, upstream, wanted, n_predictions=n_predictions).run(progress)
 
 
 def _seq_len(batches: Sequence[Tensor]) -> int:
@@ -149,13 +152,20 @@ class _Backward:
     """The way back through the blocks, from the gradients behind the last one."""
 
     def __init__(
-        self, walk: BlockWalk, inputs: list[list[Tensor]], upstream: list[Tensor], *, n_predictions: int
+        self,
+        walk: BlockWalk,
+        inputs: list[list[Tensor]],
+        upstream: list[Tensor],
+        wanted: Collection[str],
+        *,
+        n_predictions: int,
     ) -> None:
         self._walk = walk
         self._inputs = inputs
         self._upstream = upstream
         self._n_predictions = n_predictions
-        self._owned = {id(linear.module.weight) for linear in walk.structure.linears}
+        self._wanted = [linear for linear in walk.structure.linears if linear.name in wanted]
+        self._owned = {id(linear.module.weight) for linear in self._wanted}
         # Gradients of weights that belong to a block further in front: some models share weights.
         self._pending: dict[int, Tensor] = {}
 
@@ -165,7 +175,7 @@ class _Backward:
         blocks = self._walk.structure.blocks
         for index in progress.track(reversed(range(len(blocks))), len(blocks), "taking gradients"):
             found |= self._through_block(index)
-        return {linear.name: found[linear.name] for linear in self._walk.structure.linears}
+        return {linear.name: found[linear.name] for linear in self._wanted}
 
     def _through_block(self, index: int) -> dict[str, Salience]:
         """Take the gradients of one block over all batches, and put those of its inputs upstream."""
@@ -177,7 +187,11 @@ class _Backward:
             self._inputs[index].clear()
             for parameter in parameters:
                 self._add_pending(parameter, gradients)
-            found = {linear.name: self._reduced(linear, gradients) for linear in visit.site.linears}
+            found = {
+                linear.name: self._reduced(linear, gradients)
+                for linear in visit.site.linears
+                if id(linear.module.weight) in self._owned
+            }
         self._pending |= {identity: gradient.to(_HOST) for identity, gradient in gradients.items()}
         return found
 
@@ -203,7 +217,7 @@ class _Backward:
         parameter = linear.module.get_parameter("weight")
         gradient = gradients.pop(id(parameter), None)
         if gradient is None:
-            raise RequestError(f"no token reached {linear.name}: more or other calibration text is needed")
+            raise RequestError(unreached(linear))
         # [out, in]; the mean's divisor comes last, see _gradients_of_the_tail
         products = gradient.mul_(parameter.detach()).to(torch.float64).div_(self._n_predictions)
         rows = in_rows(linear.module, products)
