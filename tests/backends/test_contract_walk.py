@@ -75,10 +75,12 @@ def test_a_block_runs_once_to_be_looked_at_and_once_for_the_next(
     plan = planned(model)
     with forwards_counted(model) as counts:
         compress_with_(model, plan, backend, make_windows(3))
-    # nothing follows the last block; a single token tells what a block returns
+    # Nothing follows the last block; a single token tells what a block returns.
     expected: list[list[int]] = [[1, *[24] * 6], [24] * 6, [24] * 3]
     if backend.survey is not None:  # which runs a dense block once, for its statistic and for the next
         expected = [[1, *[24] * 3, *expected[0]], [24] * 3 + expected[1], [24] * 3 + expected[2]]
+    # A window goes through the model, and is walked, before anything else.
+    expected = [look + rest for look, rest in zip([[24, 1, 24], [24] * 2, [24] * 2], expected, strict=True)]
     assert counts == ([[], [], []] if backend.statistic is None else expected)
 
 
@@ -94,7 +96,8 @@ def test_a_block_left_alone_runs_once(
     with forwards_counted(model) as counts:
         compress_with_(model, planned(model, skipped=skipped), backend, make_windows(3))
     walks = 1 if backend.survey is None else 2
-    assert counts[1] == ([] if backend.statistic is None else [24] * 3 * walks)
+    first_look = 2
+    assert counts[1] == ([] if backend.statistic is None else [24] * (first_look + 3 * walks))
 
 
 def test_linears_with_the_same_input_share_one_statistic(

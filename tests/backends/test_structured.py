@@ -378,8 +378,9 @@ def test_half_precision(make_model: MakeModel, prune: Callable[..., Result], dty
 @pytest.mark.parametrize(
     ("importance", "expected"),
     [
-        # A single token tells what a block returns; the last block's outputs nobody needs.
-        ("wanda", [[1, *[24] * 3, 1, *[24] * 6], [24] * 9, [24] * 6]),
+        # A single token tells what a block returns; the last block's outputs nobody needs. A window goes
+        # through the model, and is walked, before anything else.
+        ("wanda", [[24, 1, 24, 1, *[24] * 3, 1, *[24] * 6], [24] * 11, [24] * 8]),
         ("magnitude", [[], [], []]),
     ],
 )
