@@ -15,7 +15,7 @@ from owl_compress.documents.recipe import Topic
 from owl_compress.errors import RequestError
 
 EVALUATE_TOPICS = (Topic.TEXT, Topic.EVALUATION, Topic.MACHINE)
-NOT_FOR_EVALUATION = ("calib", "samples", "sampling", "strict", "data")
+NOT_FOR_EVALUATION = ("calib", "samples", "sampling", "strict", "partial", "data")
 
 
 def evaluate(

@@ -17,7 +17,7 @@ from owl_compress.documents.plan import Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.units import KeptOfGrid, Unit
-from owl_compress.pages.words import as_asked, asked_name, block_numbers, target_in_words
+from owl_compress.pages.words import as_asked, asked_name, block_numbers, coverage_in_words, target_in_words
 
 _KEPT = {Unit.DENSITY: "density", Unit.WIDTH: "width"}
 _ALL = "all"
@@ -41,6 +41,7 @@ def report_table(report: ImportanceReport) -> Sheet:
     for name in metrics:
         values = [block.metrics[name] for block in blocks]
         columns.append(Column(name, _formatted(values), is_optional=name != metrics[0]))
+    notes += coverage_in_words(report.coverage, report.n_weights)
     return Sheet(f"Importance of {report.model.id}", tuple(columns), tuple(notes))
 
 
@@ -62,6 +63,8 @@ def plan_table(plan: Plan, result: Result | None = None) -> Sheet:
         columns.append(Column(f"N of {plan.grid.kept_of}", kept, is_optional=True))
     if result:
         columns += _columns_of_result(result, [row.name for row in rows])
+    else:  # the result says the same
+        notes += coverage_in_words(plan.coverage, sum(sizes))
     return Sheet(_plan_title(plan), tuple(columns), tuple(notes))
 
 
@@ -113,6 +116,7 @@ def result_table(result: Result) -> Sheet:
     if result.peak_device_bytes:
         rows.append(("peak device memory", size_in_words(result.peak_device_bytes)))
     notes = _rounding_note(unit, asked, achieved, result.backend.parameters.get("round_to"))
+    notes += coverage_in_words(result.coverage, totals.n_weights)
     return Sheet.of_pairs(f"{result.model.id}, compressed by {result.backend.name}", rows, notes)
 
 

@@ -13,6 +13,7 @@ from owl_compress.compression.contract import AnyBackend, Backend, GradientReade
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.measurements import Footprint, FootprintChange
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
@@ -54,6 +55,7 @@ def compress_with_(
     *,
     structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
+    partial: bool = False,
 ) -> Result:
     """Compress `model` in place, each block on the outputs of the compressed blocks before it.
 
@@ -65,6 +67,7 @@ def compress_with_(
         options: how the walk runs.
         structure: of the model, where it was found already.
         identity: what the result says about the model; by default read from its config.
+        partial: go on where less than half of the weights in the blocks is in linears.
 
     Raises:
         RequestError: plan of another model or unit, calibration missing, NaN or Inf in the activations.
@@ -76,8 +79,10 @@ def compress_with_(
     _check_request(plan, backend, calibration, structure)
     if calibration is not None and (backend.statistic is not None or _wants_gradients(backend)):
         structure = _settled(model, structure, plan, calibration, device)
+    coverage = coverage_of(structure)
+    check_covered(coverage, partial=partial)
     backend, chosen = settled_backend(backend, model, structure, calibration, options.batch_size, device)
-    notes, coverage = (*structure.notes, *chosen), coverage_of(structure)
+    notes = (*structure.notes, *chosen)
     identity = identity or identify(model, structure)
     account = Account(plan, identity, notes, calibration, device, start, coverage)
     before, n_params_before = _footprint(model, structure, plan), n_parameters(model)

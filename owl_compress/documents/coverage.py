@@ -1,10 +1,14 @@
 """Which of the weights in the blocks of a model get a budget, and which are left as they are."""
 
-from collections.abc import Iterable
-
 from pydantic import PositiveInt
 
 from owl_compress.documents.document import Frozen
+from owl_compress.errors import RequestError
+
+LEAST_SHARE = 0.5
+"""Of the weights in the blocks that a budget has to reach before the whole is called compressed."""
+
+_NAMED = 5
 
 
 class LeftOut(Frozen):
@@ -51,10 +55,25 @@ class Coverage(Frozen):
 
     @property
     def named(self) -> str:
-        """What is left out, the largest first, in a line."""
-        return ", ".join(one.shown for one in by_size(self.left_out))
+        """What is left out, the largest first, in a line; only the first of many."""
+        names = [one.shown for one in sorted(self.left_out, key=lambda one: -one.n_weights)]
+        further = len(names) - _NAMED
+        return ", ".join([*names[:_NAMED], *([f"{further} more"] if further > 0 else [])])
 
 
-def by_size(left_out: Iterable[LeftOut]) -> list[LeftOut]:
-    """The largest first."""
-    return sorted(left_out, key=lambda one: -one.n_weights)
+def check_covered(coverage: Coverage, *, partial: bool) -> None:
+    """Refuse a model of which less than half could get a budget, unless a part is what is wanted.
+
+    Raises:
+        RequestError: naming what would be left as it is.
+    """
+    if coverage.share < LEAST_SHARE and not partial:
+        raise RequestError(
+            f"only {percent(coverage.share)} of the weights in the blocks can get a budget, the rest is left "
+            f"as it is: {coverage.named}; to go on with that part alone give --partial"
+        )
+
+
+def percent(share: float) -> str:
+    """A share as people read it; what is not all is never rounded up to all."""
+    return f"{min(100 * share, 99.99) if share < 1 else 100:.4g} %"

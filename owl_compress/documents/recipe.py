@@ -145,6 +145,9 @@ class Recipe(Frozen):
 
     batch_size: PositiveInt = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
     device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
+    partial: bool = _on(
+        Topic.MACHINE, False, "Go on where less than half of the weights in the blocks can get a budget."
+    )
     strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
 
     @field_validator("sparsity", "prune_ratio")

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.versions import versions
@@ -29,7 +30,7 @@ def measure(
     calibration: TokenWindows,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    spared: Collection[str] = (),
+    partial: bool = False,
     device: torch.device | None = None,
     batch_size: int = 1,
     structure: ModelStructure | None = None,
@@ -47,8 +48,7 @@ def measure(
         model: a causal language model; unchanged afterwards.
         calibration: token windows, shape [sequences, seq_len].
         metrics: names such as "lod@5"; see `owl_compress.importance.metrics`.
-        spared: names of linears that will get no budget: one of them that no token reached is no error, and
-            has no metrics.
+        partial: go on where less than half of the weights in the blocks is in linears that can be measured.
         device: where blocks are run; by default where the model is.
         batch_size: sequences per forward pass; changes nothing but speed, up to rounding.
         structure: of the model, where it was found already.
@@ -56,20 +56,22 @@ def measure(
         progress: told about every block.
 
     Raises:
-        RequestError: unknown metric or architecture, one whose blocks cannot be walked one by one, or
-            activations with NaN or Inf.
+        RequestError: unknown metric or architecture, one whose blocks cannot be walked one by one, or whose
+            weights lie elsewhere than in linears, or activations with NaN or Inf.
     """
     structure = structure or find_structure(model)
     check_compressible(structure)
     chosen = {name: find_metric(name) for name in metrics}
     structure = settled_structure(model, structure, calibration.ids, device)
+    coverage = coverage_of(structure)
+    check_covered(coverage, partial=partial)
     roles = find_roles(structure)
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
     )
     with closing(walk.visits(progress, "measuring blocks")) as visits:
         blocks = tuple(
-            _measure_block(visit, chosen, roles, spared)
+            _measure_block(visit, chosen, roles, structure.spared)
             for visit in visits
             if visit.site.linears  # all weights may be shared with an earlier block
         )
@@ -78,7 +80,7 @@ def measure(
         blocks=blocks,
         provenance=Provenance(calibration=calibration.record, versions=versions()),
         notes=structure.notes,
-        coverage=coverage_of(structure),
+        coverage=coverage,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from owl_compress.errors import RequestError
@@ -71,7 +72,8 @@ class ModelStructure:
 
     `notes` say what was found without the family table. `uncalled` names linears that are left out, because
     the model reads their weights without calling them; they are known once the structure `is_settled`, that
-    is, once a walk over it was compared with the model's own forward pass.
+    is, once a walk over it was compared with the model's own forward pass. `spared` are linears that will get
+    no budget: one of them that no token reaches while others are measured is no error, and has no metrics.
     """
 
     family: str
@@ -80,6 +82,7 @@ class ModelStructure:
     notes: tuple[str, ...] = ()
     uncalled: tuple[str, ...] = ()
     is_settled: bool = False
+    spared: frozenset[str] = frozenset()
 
     @property
     def linears(self) -> Iterator[LinearSite]:
@@ -108,7 +111,7 @@ def find_structure(model: nn.Module) -> ModelStructure:
     path, blocks = family.blocks, _module_list(model, family.blocks)
     notes = []
     if blocks is None:
-        path, blocks = _longest_block_list(model)
+        path, blocks = _block_list(model)
         reason = "has no blocks at its usual place" if model_type in FAMILIES else "is not in the table"
         notes = [f"family {model_type!r} {reason}; blocks found by structure at {path!r}"]
     taken: set[int] = set()
@@ -221,30 +224,66 @@ def check_is_plain(name: str, weight: Tensor) -> None:
     raise RequestError(f"{name} holds {found}: the model is quantized already; give the original")
 
 
-def _longest_block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and module of the longest ModuleList of like modules; among equals the one with more parameters.
+def _block_list(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and module of the list of the decoder's blocks, of one class or of several (Jamba).
 
-    Lists inside such a list (the experts of each block) do not count.
+    Lists inside a list (the experts of each block) do not count, and neither do those outside of what the
+    model calls its decoder (a vision tower), if there are others. Of several the one with as many blocks as
+    the configuration says is taken, then one of like modules, then the longest, then the largest.
     """
+    decoder, n_blocks = _decoder_path(model), _n_blocks(model)
 
-    def size(candidate: tuple[str, nn.ModuleList]) -> tuple[int, int]:
-        blocks = candidate[1]
-        return len(blocks), sum(parameter.numel() for parameter in blocks.parameters())
+    def rank(candidate: tuple[str, nn.ModuleList]) -> tuple[bool, bool, bool, int, int]:
+        path, blocks = candidate
+        is_inside = not decoder or path.startswith(f"{decoder}.")
+        size = sum(parameter.numel() for parameter in blocks.parameters())
+        return is_inside, len(blocks) == n_blocks, _are_alike(blocks), len(blocks), size
 
     lists: list[tuple[str, nn.ModuleList]] = []
-    for name, module in model.named_modules():  # parents come before their children
-        if (
-            isinstance(module, nn.ModuleList)
-            and len({type(block) for block in module}) == 1
-            and any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
-            and not any(name.startswith(f"{outer}.") for outer, _ in lists)
-        ):
-            lists.append((name, module))
+    outer: list[str] = []
+    for path, module in model.named_modules():  # parents come before their children
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{above}.") for above in outer):
+            continue
+        if len(module) > 1:
+            outer.append(path)
+        if _may_be_blocks(module):
+            lists.append((path, module))
     if not lists:
         raise RequestError(
             f"{type(model).__name__} has no list of blocks with linears in it: the architecture is unknown"
         )
-    return max(lists, key=size)
+    return max(lists, key=rank)
+
+
+def _may_be_blocks(modules: nn.ModuleList) -> bool:
+    """Whether there are linears, and, where the modules are not all alike, linears inside each of them."""
+    if _are_alike(modules):
+        return _has_linear(modules)
+    return all(_has_linear(module) and not isinstance(module, nn.Linear | Conv1D) for module in modules)
+
+
+def _has_linear(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.Linear | Conv1D) for inner in module.modules())
+
+
+def _are_alike(modules: nn.ModuleList) -> bool:
+    return len({type(module) for module in modules}) == 1
+
+
+def _decoder_path(model: nn.Module) -> str:
+    """Where the part lies that the model calls its decoder; empty if it is all of it, or not known."""
+    try:
+        decoder = model.get_decoder() if isinstance(model, PreTrainedModel) else model
+    except (AttributeError, NotImplementedError):
+        return ""
+    return next((path for path, module in model.named_modules() if module is decoder), "")
+
+
+def _n_blocks(model: nn.Module) -> int | None:
+    """How many blocks the configuration announces."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config(decoder=True) if isinstance(config, PretrainedConfig) else config
+    return getattr(text, "num_hidden_layers", None)
 
 
 def in_rows(module: nn.Module, stored: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from owl_compress.documents.coverage import percent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import Origin
 from owl_compress.documents.result import LinearResult, Result
@@ -74,13 +75,17 @@ def _metadata(plan: Plan, result: Result, origin: Origin, stored: StoredFormat) 
 def _what_was_done(result: Result, plan: Plan) -> str:
     identity = result.model
     revision = f" (revision `{identity.revision}`)" if identity.revision else ""
+    share = _share_of_the_blocks(result)
+    budget = f"{_target(plan, is_partial=bool(share))}{share}"
     text = (
         f"{_code(identity.id)}{revision}, family {identity.family}, in {identity.dtype}, with "
-        f"{_target(plan)}. The allocator **{plan.allocator.name}** "
+        f"{budget}. The allocator **{plan.allocator.name}** "
         f"({_parameters(plan.allocator.parameters)}) gave every block its budget, and the backend "
         f"**{result.backend.name}** ({_parameters(result.backend.parameters)}) carried it out, "
         f"with seed {result.seed}. "
     )
+    if result.coverage and result.coverage.left_out:
+        text += f"No budget reaches {_code(result.coverage.named)}, which stayed as they were. "
     if plan.skipped:
         text += f"Left as they were and not in the account: {len(plan.skipped)} linear(s). "
     calibration = result.calibration
@@ -93,8 +98,8 @@ def _what_was_done(result: Result, plan: Plan) -> str:
     )
 
 
-def _target(plan: Plan) -> str:
-    """The budget in words."""
+def _target(plan: Plan, *, is_partial: bool = False) -> str:
+    """The budget in words; with `is_partial` it is for a part of the blocks."""
     if isinstance(plan.grid, KeptOfGrid):
         m = plan.grid.kept_of
         asked = "" if plan.asked == plan.target else f", where {plan.asked * m:g} were asked for"
@@ -103,7 +108,20 @@ def _target(plan: Plan) -> str:
     if plan.unit is Unit.BITS:
         return f"{plan.target:g} bits per weight on average over the compressed linears"
     what = "weights" if plan.unit is Unit.DENSITY else "removable parameters (attention heads, FFN channels)"
-    return f"{100 * (1 - plan.target):.4g} % of the {what} in its transformer blocks removed"
+    where = "of its compressed linears" if is_partial else "in its transformer blocks"
+    return f"{100 * (1 - plan.target):.4g} % of the {what} {where} removed"
+
+
+def _share_of_the_blocks(result: Result) -> str:
+    """How much of the blocks the budget is for, and what is gone of it all; nothing where it is for all."""
+    coverage, totals = result.coverage, result.totals
+    if coverage is None or totals.n_weights >= coverage.n_weights:
+        return ""
+    share = totals.n_weights / coverage.n_weights
+    text = f", which hold {percent(share)} of the weights in its transformer blocks"
+    if result.budgets[0].unit is not Unit.DENSITY:
+        return text
+    return f"{text}: {percent(share * (1 - totals.achieved))} of all of these are gone"
 
 
 def _totals(result: Result, plan: Plan) -> str:

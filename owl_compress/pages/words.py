@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from owl_compress.documents.coverage import Coverage, percent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 
@@ -26,6 +27,22 @@ def target_in_words(plan: Plan) -> str:
     return (
         f"{shown} {asked_name(plan.unit)}" if plan.unit is Unit.BITS else f"{asked_name(plan.unit)} {shown}"
     )
+
+
+def coverage_in_words(coverage: Coverage | None, n_budgeted: int) -> list[str]:
+    """What of the blocks has no budget, in a line; nothing where all of it has one, or it was not counted.
+
+    `n_budgeted` weights have one. What no budget reaches is told apart from what the user left alone.
+    """
+    if coverage is None or n_budgeted >= coverage.n_weights:
+        return []
+    skipped = coverage.n_weights - coverage.n_left_out - n_budgeted
+    parts = [f"budgets cover {percent(n_budgeted / coverage.n_weights)} of the weights in the blocks"]
+    if coverage.left_out:
+        parts.append(f"no budget reaches {coverage.named}")
+    if skipped:
+        parts.append(f"skipped as asked: {percent(skipped / coverage.n_weights)}")
+    return ["; ".join(parts)]
 
 
 def block_numbers(names: Sequence[str]) -> tuple[list[str], str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +154,10 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
         loaded.model,
         windows,
         metrics=request.metrics,
-        spared=_skipped(session, request.target),
+        partial=session.recipe.partial,
         device=request.device,
         batch_size=session.recipe.batch_size,
-        structure=session.structure,
+        structure=replace(session.structure, spared=_skipped(session, request.target)),
         identity=session.identity,
         progress=session.progress,
     )
@@ -213,6 +213,7 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
             ),
             structure=session.structure,
             identity=session.identity,
+            partial=recipe.partial,
         )
         if isinstance(backend, ModelFinisher):
             backend.finish_(session.loaded.model)

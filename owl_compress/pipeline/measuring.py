@@ -34,6 +34,7 @@ class Measurement:
         metrics: the default ones, and further ones.
         device: where blocks are run.
         batch_size: sequences per forward pass.
+        partial: measure a model of which less than half of the weights in the blocks can be measured.
         loading: options of `owl_compress.load`.
     """
 
@@ -42,6 +43,7 @@ class Measurement:
     metrics: tuple[str, ...]
     device: torch.device
     batch_size: int
+    partial: bool
     loading: Mapping[str, Any]
 
     @classmethod
@@ -66,6 +68,7 @@ class Measurement:
             with_defaults(metrics),
             resolve_device(given.get("device", fields["device"].default)),
             batch_size,
+            given.get("partial", fields["partial"].default),
             {**taken(given, LOADING), **consent.as_options},
         )
 
@@ -87,6 +90,7 @@ class Measurement:
                 metrics=self.metrics,
                 device=self.device,
                 batch_size=self.batch_size,
+                partial=self.partial,
                 structure=structure,
                 identity=identity_of(loaded, structure),
                 progress=progress,

@@ -10,9 +10,11 @@ from owl_compress.compression.contract import CheckpointBackend, Quantizer
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows, read_texts
+from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
+from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
@@ -65,8 +67,8 @@ class Session:
         recipe may run; a request holds its own.
 
         Raises:
-            RequestError: what `Request.of` and `load` refuse, an architecture that is unknown or whose
-                blocks cannot be walked one by one, or too little text.
+            RequestError: what `Request.of` and `load` refuse, an architecture that is unknown, whose blocks
+                cannot be walked one by one or hold little in linears, or too little text.
         """
         if isinstance(request, Recipe):
             request = Request.of(request, consent=consent)
@@ -88,8 +90,9 @@ class Session:
         structure = replace(structure, notes=(*loaded.notes, *structure.notes))
         if wanted is not None:
             calibration = calibration_windows(loaded, structure, wanted, text, progress)
-        if calibration is not None:
+        if calibration is not None and _looks_at_text(request):
             structure = settled_structure(loaded.model, structure, calibration.ids, request.device)
+        check_covered(coverage_of(structure), partial=recipe.partial)
         identity = identity_of(loaded, structure)
         return cls(request, loaded, structure, identity, calibration, progress, held_out)
 

@@ -216,13 +216,15 @@ def compress_(
     device: torch.device | None = None,
     batch_size: int = 1,
     keep_on: torch.device | None = None,
+    partial: bool = False,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Result:
     """Compress `model` in place as `plan` says; see `owl_compress.compression.driver.compress_with_`.
 
     `backend` is a registered name, with `options` for it such as `group_size=128`, or a backend that has its
-    options already.
+    options already. With `partial` a model is taken of which less than half of the weights in the blocks can
+    get a budget.
 
     Raises:
         RequestError: the request cannot be satisfied.
@@ -236,4 +238,4 @@ def compress_(
             "use owl_compress.run(recipe, folder), or the command line"
         )
     walk = WalkOptions(device=device, batch_size=batch_size, keep_on=keep_on, progress=progress)
-    return compress_with_(model, plan, method, calibration, walk)
+    return compress_with_(model, plan, method, calibration, walk, partial=partial)

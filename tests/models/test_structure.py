@@ -1,14 +1,16 @@
 """Blocks, linears and roles of every family, and what is done about architectures that no table knows."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 from owl_compress.errors import RequestError
+from owl_compress.importance.estimator import measure
 from owl_compress.models.families import FAMILIES
 from owl_compress.models.structure import LinearSite, check_compressible, find_structure, in_rows
 
@@ -111,6 +113,78 @@ def test_the_longest_list_of_like_blocks_is_taken() -> None:
     model.short = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(2))
     model.long = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(3))
     assert [block.name for block in find_structure(model).blocks] == ["long.0", "long.1", "long.2"]
+
+
+class Attending(nn.Sequential):
+    """A block of one class."""
+
+
+class Scanning(nn.Sequential):
+    """A block of another."""
+
+
+def mixed_blocks(n_experts: int = 0) -> nn.ModuleList:
+    blocks = nn.ModuleList([kind(nn.Linear(4, 4), nn.Linear(4, 4)) for kind in (Attending, Scanning)] * 2)
+    if n_experts:
+        blocks[1].experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(n_experts))
+    return blocks
+
+
+def test_blocks_of_several_classes_are_found_and_never_the_experts_of_one() -> None:
+    model = nn.Module()
+    model.layers = mixed_blocks(n_experts=9)
+    structure = find_structure(model)
+    assert [block.name for block in structure.blocks] == [f"layers.{index}" for index in range(4)]
+    assert [len(block.linears) for block in structure.blocks] == [2, 11, 0, 0]  # the same two blocks twice
+
+
+def test_experts_in_a_list_that_is_not_blocks_are_no_blocks_either() -> None:
+    model = nn.Module()
+    model.layers = mixed_blocks(n_experts=9)
+    model.layers[2] = nn.LayerNorm(4)
+    with pytest.raises(RequestError, match="no list of blocks"):
+        find_structure(model)
+
+
+def test_the_list_that_the_configuration_announces_is_taken() -> None:
+    model: Any = nn.Module()
+    model.config = SimpleNamespace(model_type="odd", num_hidden_layers=4)
+    model.towers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(6))
+    model.layers = mixed_blocks()
+    assert find_structure(model).blocks[0].name == "layers.0"
+    model.config.num_hidden_layers = 6
+    assert find_structure(model).blocks[0].name == "towers.0"
+
+
+def test_blocks_are_looked_for_in_the_decoder(make_model: Callable[[str], Any]) -> None:
+    model = make_model("gemma3_with_vision")
+    model.config.model_type = (
+        "odd"  # nothing in the table: the vision tower has more blocks than the text part
+    )
+    assert find_structure(model).blocks[0].name == "model.language_model.layers.0"
+
+
+JAMBA = {
+    "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+    "expert_layer_period": 2, "num_experts": 2, "mamba_d_state": 8, "mamba_dt_rank": 4,
+    "use_mamba_kernels": False,
+}  # fmt: skip
+
+
+def test_jamba_is_found_measured_and_counted(make_windows: Callable[..., Any]) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("jamba", **JAMBA)).eval()
+    report = measure(model, make_windows(2))
+    assert [block.name for block in report.blocks] == ["model.layers.0", "model.layers.1"]
+    coverage = report.coverage
+    assert coverage is not None
+    matrices = sum(
+        p.numel() for layer in model.model.layers for p in layer.parameters() if p.squeeze().ndim > 1
+    )
+    assert coverage.n_weights == matrices
+    assert report.n_weights == matrices - coverage.n_left_out
+    assert coverage.named.startswith("feed_forward.experts.gate_up_proj (1 block), ")
+    assert "mamba.dt_proj (1 block)" in coverage.named
 
 
 def test_a_model_without_blocks_is_refused() -> None:

@@ -9,6 +9,7 @@ from owl_compress.allocators.spread import PAPER
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import Origin, origin_of
 from owl_compress.checkpoints.stored_forms import form_named
+from owl_compress.documents.coverage import Coverage, LeftOut
 from owl_compress.documents.measurements import Evaluation, Footprint, FootprintChange, PerplexityRecord
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
@@ -195,3 +196,24 @@ def test_names_of_strangers_break_neither_the_card_nor_a_terminal() -> None:
     assert r"| `` a\|b`c\x1b[31m\n# x `` |" in card
     assert "\x1b" not in card
     assert "\n# x" not in card
+
+
+def test_a_budget_for_a_part_of_the_blocks_is_told_as_such() -> None:
+    plan = plan_of()
+    left_out = (LeftOut(name="mlp.experts.*.w", n_blocks=2, n_weights=1200),)
+    result = result_of(plan).model_copy(update={"coverage": Coverage(n_weights=1600, left_out=left_out)})
+    text = model_card(result, plan, stored=DENSE)
+    assert (
+        "40 % of the weights of its compressed linears removed, which hold 25 % of the weights in its" in text
+    )
+    assert "transformer blocks: 10 % of all of these are gone." in text
+    assert "No budget reaches `mlp.experts.*.w (2 blocks)`, which stayed as they were." in text
+    whole = result.model_copy(update={"coverage": Coverage(n_weights=400)})
+    assert model_card(whole, plan, stored=DENSE) == model_card(result_of(plan), plan, stored=DENSE)
+
+
+def test_bits_for_a_part_of_the_blocks_are_told_as_such() -> None:
+    plan = plan_of(Unit.BITS, (4, 2), BitsGrid(bits=(2, 4)))
+    coverage = Coverage(n_weights=800, left_out=(LeftOut(name="gate", n_blocks=2, n_weights=400),))
+    text = model_card(result_of(plan).model_copy(update={"coverage": coverage}), plan, stored=DENSE)
+    assert "over the compressed linears, which hold 50 % of the weights in its transformer blocks. " in text

@@ -1,6 +1,7 @@
 """The walk is compared with the model's own forward pass before any work, and leaves no trace of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -316,11 +317,14 @@ def test_experts_that_no_token_reached_stay_and_may_be_spared(make_windows: Make
     with pytest.raises(RequestError, match=r"no token reached stages\.0\.experts\.1: more or other"):
         measure(model, make_windows(1))
     unreached = [f"stages.{index}.experts.{expert}" for index in range(3) for expert in (1, 2)]
-    report = measure(model, make_windows(1), spared=unreached)
+    spared = replace(find_structure(model), spared=frozenset(unreached))
+    report = measure(model, make_windows(1), structure=spared)
     for block in report.blocks:
         assert block.n_weights == 4 * 16 * 16
         assert [bool(linear.metrics) for linear in block.linears] == [True, True, False, False]
-    everything = measure(odd(plainly, Block), make_windows(1), spared=["stages.0.mix"])
+    model = odd(plainly, Block)
+    spared = replace(find_structure(model), spared=frozenset({"stages.0.mix"}))
+    everything = measure(model, make_windows(1), structure=spared)
     assert everything.blocks[0].linears[0].metrics  # one that tokens reach is measured as ever
 
 
