@@ -14,9 +14,13 @@ from typer.main import get_command
 
 from owl_compress.cli.application import application
 from owl_compress.cli.terminal import UnansweredError, drop_unwritten, guarded_streams, open_streams, tell
+from owl_compress.cli.usage import usage_problem
 from owl_compress.documents.disk import finished_outputs
 from owl_compress.errors import RequestError
 from owl_compress.interrupts import heed_no_more, heed_signals
+
+_COMPLETION = "_OWL_COMPRESS_COMPLETE"
+"""Set by the shell where it asks for a completion, see typer."""
 
 _DONE, _DEFECT, _UNSATISFIABLE = 0, 1, 2
 _READER_WENT = 128 + 13
@@ -95,6 +99,8 @@ def _check_working_folder() -> None:
 
 def _invoke(arguments: list[str]) -> int:
     """Run one command. Not by calling it: that turns Ctrl-C and a closed pipe into silent exit codes."""
+    if _COMPLETION in os.environ:
+        return _complete()
     command = get_command(application(arguments))
     code = _DONE
     try:
@@ -106,19 +112,25 @@ def _invoke(arguments: list[str]) -> int:
     return code
 
 
+def _complete() -> int:
+    """Answer the shell, which asks for a completion: of the command that it names, no method being loaded."""
+    words = (os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    try:
+        get_command(application(words[1:2])).main(args=[], prog_name="owl-compress")
+    except SystemExit as end:
+        return int(end.code or _DONE)
+    return _DONE
+
+
 def _refuse(message: str) -> int:
     tell(f"owl-compress: {' '.join(message.split())}")
     return _UNSATISFIABLE
 
 
 def _refuse_usage(error: typer.TyperException) -> int:
-    """Refuse a command line that is not one of ours, with the way to its help."""
-    problem = error.format_message().strip().removesuffix(".")
-    if not problem:  # no command at all: the help is on stdout already
-        return _UNSATISFIABLE
-    context = getattr(error, "ctx", None)
-    command = context.command_path if context else "owl-compress"
-    return _refuse(f"{problem[0].lower()}{problem[1:]} (see {command} --help)")
+    """Refuse a command line that is not one of ours; without any command the help is on stdout already."""
+    problem = usage_problem(error)
+    return _refuse(problem) if problem else _UNSATISFIABLE
 
 
 class _StderrHandler(logging.Handler):

@@ -1,16 +1,19 @@
 """The commands, each with the options that it takes: its own, those of a recipe, those of all methods."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from inspect import Parameter
-from typing import Any
+from platform import python_version
+from typing import Annotated, Any
 
 import typer
 
-from owl_compress.cli import demo, evaluate, planning, run
+from owl_compress.cli import chart, demo, evaluate, listing, planning, run
 from owl_compress.cli.options import OWN, PREFIX, Methods, of_methods, of_recipe, with_options
 from owl_compress.documents.recipe import plain_name
 
 _HELP = ("-h", "--help")
+_TOLD = ("owl-compress", "torch", "transformers")
 
 
 def application(arguments: Sequence[str]) -> typer.Typer:
@@ -23,16 +26,47 @@ def application(arguments: Sequence[str]) -> typer.Typer:
         name="owl-compress",
         help="Measure layer importance once, turn it into budgets, compress with any backend.",
         no_args_is_help=True,
-        add_completion=False,
         context_settings={"help_option_names": list(_HELP)},
         pretty_exceptions_enable=False,
     )
+    app.callback()(_about)
     for name, (command, parameters) in _commands().items():
         is_meant = name in arguments[:1]
         app.command(name)(with_options(command, parameters(arguments) if is_meant else []))
     app.command("verify")(evaluate.verify)
+    app.command("chart")(chart.chart)
+    app.command("list")(listing.list_)
     app.command("demo")(demo.demo)
     return app
+
+
+def _about(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=lambda asked: _tell_versions(asked=asked),
+            help="Show the versions of this program and of what it stands on.",
+        ),
+    ] = False,
+) -> None:
+    """Measure layer importance once, turn it into budgets, compress with any backend."""
+
+
+def _tell_versions(*, asked: bool) -> None:
+    """Answer --version; no package is loaded for that."""
+    if asked:
+        known = [f"{name} {found}" for name in _TOLD if (found := _version_of(name))]
+        typer.echo(", ".join([*known, f"python {python_version()}"]))
+        raise typer.Exit
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 Parameters = Callable[[Sequence[str]], list[Parameter]]

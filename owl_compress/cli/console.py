@@ -96,12 +96,14 @@ class Output:
         if not self.quiet:
             tell(text)
 
-    def answer(self, value: Mapping[str, Any] | Sequence[Any], table: Sheet | None = None) -> None:
-        """The answer of the command: `value` as JSON, or the `table` that shows it."""
+    def answer(
+        self, value: Mapping[str, Any] | Sequence[Any], shown: Sheet | Sequence[str] | None = None
+    ) -> None:
+        """The answer of the command: `value` as JSON, or the table or lines that show it."""
         if self.as_json:
             sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
-        elif table is not None and not self.quiet:
-            _print(table)
+        elif shown is not None and not self.quiet:
+            _print(shown)
         sys.stdout.flush()  # what cannot be written is told here, before anything else is said
 
     def show(self, table: Sheet) -> None:
@@ -110,12 +112,16 @@ class Output:
             self.answer({}, table)
 
 
-def _print(table: Sheet) -> None:
-    """Write a table to stdout: as wide as the terminal at most, in a pipe as wide as it is."""
+def _print(shown: Sheet | Sequence[str]) -> None:
+    """Write to stdout: a table as wide as the terminal at most, in a pipe as wide as it is."""
     console = _Console(highlight=False, markup=False, emoji=False)
-    shown = table.fitting(console.width) if console.is_terminal else table
-    for line in shown.head():
+    if isinstance(shown, Sheet):
+        shown = shown.fitting(console.width) if console.is_terminal else shown
+        head, body = shown.head(), shown.body()
+    else:
+        head, body = [], list(shown)
+    for line in head:
         console.print(Text(plain(line), style="bold"), soft_wrap=True)
-    for line in shown.body():
+    for line in body:
         console.print(Text(plain(line)), soft_wrap=True)
     console.print()

@@ -202,7 +202,7 @@ def _parameter_of_field(
     text = field.description or ""
     if methods:
         text = f"{text.removesuffix('.')}: {', '.join(methods.names)}."
-        return _parameter(name, str, methods.default, text, panel)
+        return _parameter(name, str, methods.default, text, panel, words=methods.names)
     kind, default = _simple_type(field.annotation), field.get_default(call_default_factory=True)
     if kind == list[str] or field.is_required():
         default = None
@@ -272,9 +272,26 @@ def _for_whom(defaults: Mapping[str, Sequence[str]]) -> str:
 
 
 def _parameter(
-    name: str, kind: Any, default: Any, text: str, panel: str, metavar: str | None = None
+    name: str,
+    kind: Any,
+    default: Any,
+    text: str,
+    panel: str,
+    metavar: str | None = None,
+    words: Sequence[str] = (),
 ) -> inspect.Parameter:
-    described = typer.Option(f"--{option_name(name)}", help=text, rich_help_panel=panel, metavar=metavar)
+    """An option of a command; `words` are what a shell may complete its value to."""
+
+    def starting(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    described = typer.Option(
+        f"--{option_name(name)}",
+        help=text,
+        rich_help_panel=panel,
+        metavar=metavar,
+        autocompletion=starting if words else None,
+    )
     return inspect.Parameter(
         f"{PREFIX}{name}",
         inspect.Parameter.KEYWORD_ONLY,

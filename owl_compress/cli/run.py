@@ -43,7 +43,7 @@ def run(
     from owl_compress.pipeline.request import Request
 
     if is_recipe(model):
-        recipe = Recipe.read(model).beside(Path(model).parent).with_options(given)
+        recipe = Recipe.read(model).with_options(given)
         where = model
     else:
         defaults = {"model": model, "allocator": DEFAULT_ALLOCATOR, "backend": DEFAULT_BACKEND}

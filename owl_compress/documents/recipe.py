@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,6 +20,7 @@ from pydantic import (
 
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
+from owl_compress.documents.recipe_paths import found_path, written_path
 from owl_compress.documents.units import Sublayer
 from owl_compress.documents.yaml12 import Dumper, Loader
 from owl_compress.errors import RequestError, first_problem
@@ -269,14 +270,29 @@ class Recipe(Frozen):
         return self.model_copy(update={"options": dict(options)})
 
     def beside(self, folder: Path) -> Self:
-        """The same recipe, with the path of its plan seen from where `folder` is."""
-        if self.plan is None or Path(self.plan).is_absolute():
-            return self
-        return self.model_copy(update={"plan": str(folder / self.plan)})
+        """The recipe that lies in `folder`, with its files as they are reached from here.
+
+        Paths that begin with "./" or "../" are seen from there, and that of a plan in any case.
+        """
+        return self._with_paths(
+            lambda name: found_path(name, folder), lambda plan: found_path(f"./{plan}", folder)
+        )
+
+    def seen_from(self, folder: Path) -> Self:
+        """The recipe as it is written into `folder`; its plan is the one there."""
+        return self._with_paths(lambda name: written_path(name, folder), lambda plan: plan)
+
+    def _with_paths(self, renamed: Callable[[str], str], renamed_plan: Callable[[str], str]) -> Self:
+        names = {name: getattr(self, name) for name in ("model", "calib", "data")}
+        changed = {name: renamed(value) for name, value in names.items() if value is not None}
+        changed = {name: value for name, value in changed.items() if value != names[name]}
+        if self.plan is not None and not Path(self.plan).is_absolute():
+            changed["plan"] = renamed_plan(self.plan)
+        return self.model_copy(update=changed)
 
     @classmethod
     def read(cls, path: Path | str) -> Self:
-        """Read the recipe at `path`.
+        """Read the recipe at `path`; its files are named as they are reached from here, see `beside`.
 
         Consent to run code, which recipes once held, is left out and said to be.
 
@@ -292,7 +308,8 @@ class Recipe(Frozen):
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise RequestError(f"{path} is not a recipe: expected lines of the form `option: value`")
-        return cls.from_options(_without_consent(content, str(path)), str(path))
+        recipe = cls.from_options(_without_consent(content, str(path)), str(path))
+        return recipe.beside(Path(path).parent)
 
     def to_yaml(self) -> str:
         """The recipe as YAML: what differs from the defaults, and whatever shapes the checkpoint."""

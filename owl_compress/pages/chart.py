@@ -1,8 +1,11 @@
-"""The picture of a plan: importance and budget of every block (Figure 1 of the OWL paper, 2310.05175)."""
+"""The picture of budgets: importance and budget of every block (Figure 1 of the OWL paper, 2310.05175)."""
 
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Self
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,8 +16,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from owl_compress.documents.disk import write_bytes
 from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
-from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import Grid, Unit
 from owl_compress.errors import RequestError, nearest
+from owl_compress.pages.words import as_asked, asked_name, block_numbers, target_in_words
 from owl_compress.plain_text import plain
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -22,6 +27,55 @@ Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 _INK, _QUIET, _GRID, _BAR = "#1f2933", "#7b8794", "#e4e7eb", "#f0b429"
 _LINES = ("#0b69a3", "#c52707", "#3f9142", "#8719e0", "#a1680c", "#0e7c86")
 _DPI = 160
+_TICKS, _GRID_TICKS, _LEGEND_COLUMNS, _LONG_NAME = 16, 8, 4, 40
+_KEPT_WORDS = {
+    Unit.DENSITY: "% of the weights kept",
+    Unit.WIDTH: "% of heads and channels kept",
+    Unit.BITS: "bits of each block",
+}
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What every block keeps, asked for by a plan or counted in a result.
+
+    Attributes:
+        label: what the legend calls it.
+        asked: the target in the words of a request.
+        unit, target, grid: as in a plan.
+        members: what each linear keeps.
+    """
+
+    label: str
+    asked: str
+    unit: Unit
+    target: float
+    grid: Grid | None
+    members: tuple[LinearBudget, ...]
+
+    @classmethod
+    def of(cls, document: Plan | Result) -> Self:
+        """What a plan asks for, or what a result counted."""
+        if isinstance(document, Plan):
+            plan = document
+            words = target_in_words(plan)
+            return cls(plan.allocator.name, words, plan.unit, plan.target, plan.grid, plan.budgets)
+        unit, asked = document.budgets[0].unit, document.totals.asked
+        members = tuple(
+            LinearBudget(name=one.name, block=one.block, n_weights=one.n_weights, value=one.achieved)
+            for one in document.budgets
+        )
+        words = f"{asked_name(unit)} {as_asked(unit, asked):.6g}"
+        return cls(f"{document.backend.name}, counted", words, unit, asked, None, members)
+
+    def called(self, label: str) -> Self:
+        """The same under another name."""
+        return replace(self, label=label)
+
+    @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of the blocks, in their order."""
+        return tuple(dict.fromkeys(one.block for one in self.members))
 
 
 def budget_chart(
@@ -30,41 +84,80 @@ def budget_chart(
     """Write a PNG to `path`: importance `metric` of each block above, the budget that `plan` gives it below.
 
     `others` are further plans to compare with, by the name the legend shows them under; all in one unit.
+
+    Raises:
+        RequestError: see `draw`.
+    """
+    others = others or {}
+    own = Budgets.of(plan)
+    if own.label in others:
+        own = own.called(f"{own.label} (this plan)")
+    draw(path, report, [own, *(Budgets.of(one).called(name) for name, one in others.items())], metric)
+
+
+def draw(path: Path, report: ImportanceReport | None, budgets: Sequence[Budgets], metric: str) -> None:
+    """Write a PNG to `path`: importance `metric` of each block, what each keeps, or one below the other.
+
     A uniform plan is drawn grey. Where the linears of a block differ, a band shows from least to most.
 
     Raises:
-        RequestError: the report lacks the metric, a plan is not for these blocks, the units differ, or
-            the file cannot be written.
+        RequestError: nothing to draw, the report lacks the metric, a plan is not for these blocks, the units
+            differ, or the file cannot be written.
     """
-    others = others or {}
-    own_name = plan.allocator.name + (" (this plan)" if plan.allocator.name in others else "")
-    plans = {plain(name): one for name, one in {own_name: plan, **others}.items()}
-    names = [block.name for block in report.blocks]
-    _check(report, list(plans.values()), metric)
-    figure = Figure(figsize=(max(6.4, min(14.0, 2.2 + 0.26 * len(names))), 5.4))
+    if report is None and not budgets:
+        raise RequestError("there is nothing to draw: name a report, a plan or a result")
+    names = [block.name for block in report.blocks] if report else list(budgets[0].blocks)
+    _check(report, names, budgets, metric)
+    panels = bool(report) + bool(budgets)
+    width = max(6.4, min(14.0, 2.2 + 0.26 * len(names)))
+    figure = Figure(figsize=(width, 5.4 if panels == 2 else 3.4))
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.04)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.2))
-    _draw_importance(top, [block.metrics[metric] for block in report.blocks], metric)
-    _draw_budgets(bottom, names, plans)
-    for axes in (top, bottom):
+    ratios = (1, 1.2) if panels == 2 else (1,)
+    rows = list(figure.subplots(panels, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
+    if report:
+        _draw_importance(rows[0], [block.metrics[metric] for block in report.blocks], metric)
+    if budgets:
+        _draw_budgets(rows[-1], names, budgets)
+    if len(budgets) > 1:
+        legend = figure.legend(
+            frameon=False, ncols=min(len(budgets), _LEGEND_COLUMNS), loc="outside lower center",
+            labelcolor=_INK, fontsize=9.5, handlelength=1.4, columnspacing=1.4,
+        )  # fmt: skip
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    for axes in rows:
         _tidy(axes)
-    bottom.set_xlabel(plain(f"block of {report.model.id}"), color=_INK, parse_math=False)
-    bottom.set_xlim(-0.6, len(names) - 0.4)
-    bottom.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    _number_blocks(rows[-1], names, report.model.id if report else "")
     _write_png(figure, path)
 
 
-def _check(report: ImportanceReport, plans: Sequence[Plan], metric: str) -> None:
-    names = {block.name for block in report.blocks}
-    known = set.intersection(*(set(block.metrics) for block in report.blocks))
-    if metric not in known:
-        raise RequestError(f"the report has no metric {metric!r}: {nearest(metric, known)}")
-    for plan in plans:
-        if plan.unit is not plans[0].unit:
-            raise RequestError(f"plans in {plans[0].unit} and {plan.unit} do not fit on one chart")
-        foreign = {block.name for block in plan.per_block} - names
+def _check(
+    report: ImportanceReport | None, names: Sequence[str], budgets: Sequence[Budgets], metric: str
+) -> None:
+    if report:
+        known = set.intersection(*(set(block.metrics) for block in report.blocks))
+        if metric not in known:
+            raise RequestError(f"the report has no metric {metric!r}: {nearest(metric, known)}")
+    whose = "the report" if report else f"{budgets[0].label!r}"
+    for one in budgets:
+        if one.unit is not budgets[0].unit:
+            raise RequestError(f"plans in {budgets[0].unit} and {one.unit} do not fit on one chart")
+        foreign = set(one.blocks) - set(names)
         if foreign:
-            raise RequestError(f"plan names block {min(foreign)!r}, which the report does not have")
+            raise RequestError(f"plan names block {min(foreign)!r}, which {whose} does not have")
+
+
+def _number_blocks(axes: Axes, names: Sequence[str], model: str) -> None:
+    """Label the blocks by their own numbers, as many as can be read."""
+    short, prefix = block_numbers(names)
+    labels = short if prefix else [str(place) for place in range(len(names))]
+    shown = PurePath(model).name if len(model) > _LONG_NAME else model
+    axes.set_xlabel(plain(f"block of {shown}" if shown else "block"), color=_INK, parse_math=False)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda place, _: labels[round(place)] if 0 <= round(place) < len(labels) else "")
+    )
 
 
 def _draw_importance(axes: Axes, values: list[float], metric: str) -> None:
@@ -78,37 +171,40 @@ def _draw_importance(axes: Axes, values: list[float], metric: str) -> None:
     axes.margins(y=0.08)
 
 
-def _draw_budgets(axes: Axes, names: list[str], plans: Mapping[str, Plan]) -> None:
-    """One stepped line per plan over the block numbers, with the target dashed."""
-    first = next(iter(plans.values()))
+def _draw_budgets(axes: Axes, names: list[str], budgets: Sequence[Budgets]) -> None:
+    """One stepped line for each, over the blocks, with the target dashed."""
+    first = budgets[0]
     scale = 1.0 if first.unit is Unit.BITS else 100.0
-    colours = iter(_LINES * len(plans))
+    colours = iter(_LINES * len(budgets))
     drawn: list[float] = []
-    for label, plan in plans.items():
-        means, least, most = (scale * row for row in _per_block(plan, names))
+    has_band = False
+    for one in budgets:
+        means, least, most = (scale * row for row in _per_block(one, names))
         is_flat = np.nanmax(means) - np.nanmin(means) <= scale * ROUNDING
         colour = _QUIET if is_flat else next(colours)
         edges = np.arange(len(names) + 1) - 0.5
         if np.nanmax(most - least) > scale * ROUNDING:
+            has_band = True
             axes.stairs(most, edges, baseline=least, fill=True, color=colour, alpha=0.16, linewidth=0)
         axes.stairs(
-            means, edges, baseline=None, color=colour, linewidth=2.2, label=label, zorder=3 if is_flat else 4
-        )
+            means, edges, baseline=None, color=colour, linewidth=2.2, label=plain(one.label),
+            zorder=3 if is_flat else 4,
+        )  # fmt: skip
         drawn += [np.nanmin(least), np.nanmax(most)]
     _mark_target(axes, scale * first.target, drawn)
-    whose = "" if len(plans) > 1 else f" by {next(iter(plans))}"
-    _title(axes, f"Budget{whose}: {_budget_label(first)}")
+    whose = "" if len(budgets) > 1 else f" by {first.label}"
+    band = "; band: linears" if has_band else ""
+    _title(axes, f"Budget{whose} at {first.asked}: {_KEPT_WORDS[first.unit]}{band}")
+    _tick_budgets(axes, first.grid, scale)
+
+
+def _tick_budgets(axes: Axes, grid: Grid | None, scale: float) -> None:
+    """Ticks at what a coarse grid allows, else at round numbers."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    if isinstance(first.grid, BitsGrid):
-        axes.set_yticks(first.grid.values())
+    if grid and len(grid.values()) <= _GRID_TICKS + 1:
+        low, high = axes.get_ylim()
+        axes.set_yticks([scale * value for value in grid.values() if low <= scale * value <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if len(plans) > 1:
-        legend = axes.legend(
-            frameon=False, ncols=len(plans), loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.15,
-            labelcolor=_INK, fontsize=9.5, handlelength=1.4, columnspacing=1.4,
-        )  # fmt: skip
-        for text in legend.get_texts():
-            text.set_parse_math(False)
 
 
 def _mark_target(axes: Axes, target: float, drawn: list[float]) -> None:
@@ -123,10 +219,10 @@ def _mark_target(axes: Axes, target: float, drawn: list[float]) -> None:
     )  # fmt: skip
 
 
-def _per_block(plan: Plan, names: list[str]) -> tuple[Array, Array, Array]:
-    """Mean, least and most budget, each [len(names)]; NaN for a block that the plan leaves alone."""
+def _per_block(budgets: Budgets, names: list[str]) -> tuple[Array, Array, Array]:
+    """Mean, least and most budget, each [len(names)]; NaN for a block that is left alone."""
     members: dict[str, list[LinearBudget]] = {}
-    for budget in plan.budgets:
+    for budget in budgets.members:
         members.setdefault(budget.block, []).append(budget)
     rows = np.full((3, len(names)), np.nan)
     for column, name in enumerate(names):
@@ -134,16 +230,6 @@ def _per_block(plan: Plan, names: list[str]) -> tuple[Array, Array, Array]:
             values = [budget.value for budget in members[name]]
             rows[:, column] = weighted_mean(tuple(members[name])), min(values), max(values)
     return rows[0], rows[1], rows[2]
-
-
-def _budget_label(plan: Plan) -> str:
-    if isinstance(plan.grid, KeptOfGrid):
-        return f"% of the weights kept, N of every {plan.grid.kept_of}"
-    return {
-        Unit.DENSITY: "% of the weights kept",
-        Unit.WIDTH: "% of heads and channels kept",
-        Unit.BITS: "bits per weight",
-    }[plan.unit]
 
 
 def _title(axes: Axes, text: str) -> None:

@@ -106,6 +106,7 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
             recipe, backend = settled_recipe(session, result), session.request.backend
             if folder and isinstance(backend, CheckpointBackend):
                 stored = backend.stored_format
+                recipe = recipe.seen_from(out or folder)
                 write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
             elif out:
                 result = save(

@@ -43,7 +43,7 @@ def save(
         plan: that was carried out.
         folder: new or empty.
         report: that the plan was made from.
-        recipe: that does it again.
+        recipe: that does it again; in the folder, paths of files here are seen from there.
         keeps_codes: store quantized weights as integer codes, and not dequantised like any other.
         export: the form for other software to store it in, such as "decilm".
         overwrite: replace an output of ours that is there, when the new one is whole.
@@ -74,6 +74,7 @@ def save(
         result = result.model_copy(
             update={"totals": totals, "notes": (*result.notes, *notes), "earlier": earlier}
         )
+        recipe = recipe.seen_from(Path(folder)) if recipe else None
         write_documents(temporary, loaded, result, plan, form.describe(), report=report, recipe=recipe)
     return result
 

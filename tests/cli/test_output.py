@@ -21,7 +21,7 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.registry import Registry
 
-COMMANDS = ("measure", "allocate", "compress", "eval", "verify", "run", "demo")
+COMMANDS = ("measure", "allocate", "compress", "eval", "verify", "run", "chart", "list", "demo")
 
 
 def test_json_of_every_stage(done: Callable[..., Any], here: Path, text_options: tuple[str, ...]) -> None:

@@ -256,3 +256,19 @@ def test_eval_reads_our_folder_like_any_other(done: Callable[..., Any], run_opti
     for folder, which in (("model", "dense"), ("OUT", "compressed")):
         record = done("eval", folder, "--data", "other.txt", "--seq-len", "32", "--json").json
         assert record == result["evaluation"][which]
+
+
+@pytest.mark.parametrize("start", ["ONE", "elsewhere"])
+def test_a_recipe_runs_from_its_own_folder_and_from_elsewhere(
+    done: Callable[..., Any],
+    here: Path,
+    run_options: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    start: str,
+) -> None:
+    done(*run_options, "-o", "ONE", "--quiet")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / start)
+    done("run", "recipe.yaml" if start == "ONE" else "../ONE/recipe.yaml", "-o", "../TWO", "--quiet")
+    assert weights(here / "ONE") == weights(here / "TWO")
+    assert (here / "ONE/recipe.yaml").read_bytes() == (here / "TWO/recipe.yaml").read_bytes()

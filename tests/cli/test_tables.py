@@ -216,7 +216,7 @@ def test_a_terminal_gets_what_fits_and_a_pipe_everything(
     Output().show(table)
     assert capsys.readouterr().out.splitlines() == [*text_of(table).splitlines(), ""]
     made = lambda **options: Console(file=sys.stdout, force_terminal=True, width=60, **options)  # noqa: E731
-    monkeypatch.setattr(console, "Console", made)
+    monkeypatch.setattr(console, "_Console", made)
     Output().show(table)
     shown = capsys.readouterr().out
     assert "no room for" in shown

@@ -12,9 +12,10 @@ import pytest
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
+from owl_compress.documents.result import LinearResult, MethodRecord, Result, Totals
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.pages.chart import budget_chart
+from owl_compress.pages.chart import Budgets, budget_chart, draw
 
 
 def report_of(n_blocks: int) -> ImportanceReport:
@@ -133,3 +134,48 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     )
     budget_chart(report_of(3), named, tmp_path / "x.png", "lod@5", others={"$$": plan})
     assert size_of(tmp_path / "x.png")[0] > 0
+
+
+def result_of(plan: Plan) -> Result:
+    budgets = tuple(
+        LinearResult(
+            name=one.name, block=one.block, unit=plan.unit, asked=one.value, achieved=one.value / 2,
+            n_weights=one.n_weights, relative_error=0.1, seconds=0.0,
+        )
+        for one in plan.budgets
+    )  # fmt: skip
+    totals = Totals(
+        asked=plan.target, achieved=plan.target / 2, n_weights=8, bits_per_weight=32.0, bytes_on_disk=None,
+        n_params_before=9, n_params_after=9,
+    )  # fmt: skip
+    return Result(
+        model=report_of(1).model, backend=MethodRecord(name="some"), error_measure="-", totals=totals,
+        calibration=None, seed=0, wall_seconds=1, peak_device_bytes=0, peak_host_bytes=0, versions={},
+        report="-", plan="-", budgets=budgets,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("n_blocks", [2, 100])
+def test_a_report_alone_and_a_plan_alone_are_drawn(n_blocks: int, tmp_path: Path) -> None:
+    plan = plan_of([0.2 + 0.5 * i / n_blocks for i in range(n_blocks)], spread=0.1)
+    draw(tmp_path / "report.png", report_of(n_blocks), [], "lod@5")
+    draw(tmp_path / "plan.png", None, [Budgets.of(plan)], "lod@5")
+    draw(tmp_path / "both.png", report_of(n_blocks), [Budgets.of(plan)], "lod@5")
+    heights = {name: size_of(tmp_path / f"{name}.png")[1] for name in ("report", "plan", "both")}
+    assert heights["report"] == heights["plan"] < heights["both"]
+
+
+def test_a_result_is_what_was_counted() -> None:
+    plan = plan_of([0.3, 0.5], Unit.WIDTH)
+    counted = Budgets.of(result_of(plan))
+    assert (counted.asked, counted.target) == ("prune ratio 0.6", 0.4)
+    assert [one.value for one in counted.members] == [one.value / 2 for one in plan.budgets]
+    assert Budgets.of(plan).asked == "prune ratio 0.6"
+
+
+def test_nothing_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="nothing to draw"):
+        draw(tmp_path / "chart.png", None, [], "lod@5")
+    two, three = Budgets.of(plan_of([0.3, 0.5])), Budgets.of(plan_of([0.3] * 3))
+    with pytest.raises(RequestError, match=r"'layers\.2', which 'owl' does not have"):
+        draw(tmp_path / "chart.png", None, [two, three], "lod@5")

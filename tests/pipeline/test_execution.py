@@ -168,8 +168,9 @@ def test_a_plan_is_carried_out_and_is_beside_the_recipe(
     assert not Path("ONE/report.json").exists()
     assert int(saved_linears("ONE")[first.name].count_nonzero()) == first.n_weights // 4
     assert Plan.read("ONE/plan.json") == Plan.read("mine.json")
-    assert Recipe.read("ONE/recipe.yaml").plan == "plan.json"
-    run(Recipe.read("ONE/recipe.yaml").beside(Path("ONE")), "TWO")
+    assert "plan: plan.json" in Path("ONE/recipe.yaml").read_text()
+    assert Recipe.read("ONE/recipe.yaml").plan == "ONE/plan.json"
+    run(Recipe.read("ONE/recipe.yaml"), "TWO")
     assert Path("ONE/model.safetensors").read_bytes() == Path("TWO/model.safetensors").read_bytes()
 
 

@@ -183,7 +183,7 @@ def test_what_is_broken_harms_nobody_else(outcomes: Mapping[str, Any]) -> None:
         ("all shrunk", "backend 'soft-threshold': shrink 1 must be below 1"),
         ("no such tie", "backend 'soft-threshold': unknown ties 'frist': did you mean 'first'?"),
         ("another's", "backend 'soft-threshold' takes no group-size; it takes: shrink, ties"),
-        ("nobody's", "no such option: --shrinc"),
+        ("nobody's", "unknown option --shrinc: did you mean '--shrink'?"),
         ("broken", "backend 'broken' cannot be imported (No module named 'no_such_module')"),
         ("function", "backend 'function' cannot be used"),
         ("quits", "backend 'quits' cannot be imported"),

@@ -1,0 +1,94 @@
+"""Pictures of what was measured, allocated and compressed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from owl_compress.cli import options
+from owl_compress.cli.console import Output
+from owl_compress.documents.disk import check_output_file
+from owl_compress.documents.kinds import AnyDocument, read_document
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
+from owl_compress.errors import RequestError, nearest
+
+if TYPE_CHECKING:  # a refusal must not wait for matplotlib
+    from owl_compress.pages.chart import Budgets
+
+_BESIDE_WEIGHTS = ("report.json", "plan.json")
+_METRIC = "lod@5"
+
+
+def chart(
+    files: Annotated[
+        list[Path], typer.Argument(help="Reports, plans, results, or a folder that compress or run wrote.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write, NAME.png.")],
+    metric: Annotated[
+        str | None, typer.Option(help="Which importance to draw; default that of the plan, or lod@5.")
+    ] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw importance and budget of every block, from any report, plan or result; several plans compared."""
+    if out.suffix.lower() != ".png":
+        raise RequestError(f"--out {out} is no name of a picture: charts are PNG, name it {out.stem}.png")
+    check_output_file(out)
+    found = [(path, read_document(path)) for file in files for path in _files_of(file)]
+    reports = [document for _, document in found if isinstance(document, ImportanceReport)]
+    if len(reports) > 1:
+        raise RequestError(
+            f"{len(reports)} reports do not fit on one chart: name one, and plans made from it"
+        )
+    from owl_compress.pages.chart import draw
+
+    budgets = _budgets([pair for pair in found if not isinstance(pair[1], ImportanceReport)])
+    report = reports[0] if reports else None
+    draw(out, report, budgets, _metric(report, metric, [document for _, document in found]))
+    output = Output(as_json=as_json, quiet=quiet)
+    output.answer({"chart": str(out)})
+    output.say(f"wrote {out}")
+
+
+def _files_of(path: Path) -> list[Path]:
+    """The file, or what a folder of ours has to draw."""
+    if not path.is_dir():
+        return [path]
+    found = [path / name for name in _BESIDE_WEIGHTS if (path / name).is_file()]
+    if not found:
+        raise RequestError(f"{path} holds no {' or '.join(_BESIDE_WEIGHTS)}: name a report, plan or result")
+    return found
+
+
+def _budgets(found: Sequence[tuple[Path, AnyDocument]]) -> "list[Budgets]":
+    """What plans and results say of every block, each under a name that tells it from the others."""
+    from owl_compress.pages.chart import Budgets
+
+    budgets = [Budgets.of(document) for _, document in found if not isinstance(document, ImportanceReport)]
+    names = [one.label for one in budgets]
+    if len(set(names)) == len(names):
+        return budgets
+    return [one.called(str(path)) for one, (path, _) in zip(budgets, found, strict=True)]
+
+
+def _metric(report: ImportanceReport | None, asked: str | None, documents: Sequence[AnyDocument]) -> str:
+    """The metric to draw: the one that was asked for, or the one that a plan was made from."""
+    if report is None:
+        if asked is not None:
+            raise RequestError(
+                f"--metric {asked} is drawn from a report: name one beside the plan, or drop it"
+            )
+        return _METRIC
+    known = list(report.blocks[0].metrics)
+    used = [
+        document.allocator.parameters.get("metric")
+        for document in documents
+        if not isinstance(document, ImportanceReport | Result)
+    ]
+    wanted = [asked] if asked else [*used, _METRIC, *known]
+    for name in wanted:
+        if name in known:
+            return str(name)
+    raise RequestError(f"the report has no metric {asked!r}: {nearest(asked or '', known)}")

@@ -1,0 +1,38 @@
+"""A file of ours whose kind is not known beforehand: a report, a plan or a result."""
+
+import re
+from pathlib import Path
+
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.result import Result
+from owl_compress.errors import RequestError
+
+AnyDocument = ImportanceReport | Plan | Result
+
+_KINDS: dict[str, type[AnyDocument]] = {
+    kind.SCHEMA.rpartition("/")[0]: kind for kind in (ImportanceReport, Plan, Result)
+}
+_SCHEMA = re.compile(r'"schema"\s*:\s*"(owl-compress/[\w-]+)/\d+"')
+
+
+def read_document(path: Path) -> AnyDocument:
+    """Read the report, plan or result at `path`.
+
+    Raises:
+        RequestError: unreadable, none of these, or with invalid content.
+    """
+    try:
+        found = _SCHEMA.search(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:  # no text, or a name that no file can have
+        raise RequestError(f"{path} is no report, plan or result of ours: {error}") from error
+    kind = _KINDS.get(found[1]) if found else None
+    if kind is None:
+        named = f"its schema is {found[1]}" if found else "it names no schema"
+        raise RequestError(
+            f"{path} is no report, plan or result of ours ({named}): name a file that measure, allocate, "
+            "compress or run wrote"
+        )
+    return kind.read(path)

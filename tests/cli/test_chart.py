@@ -1,0 +1,71 @@
+"""A picture from any report, plan, result or folder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def documents(done: Callable[..., Any], here: Path, report: Path) -> Path:
+    """report.json, and the plans of two allocators."""
+    for name in ("owl", "uniform"):
+        done("allocate", report, "--allocator", name, "--sparsity", "0.5", "-o", f"{name}.json", "--quiet")
+    return here
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("report.json",), ("owl.json",), ("owl.json", "uniform.json"), ("uniform.json", "report.json"),
+        ("report.json", "owl.json", "owl.json", "--metric", "score_mean"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_whatever_is_named_is_drawn(
+    done: Callable[..., Any], documents: Path, files: tuple[str, ...]
+) -> None:
+    outcome = done("chart", *files, "-o", "x.png", "--json")
+    assert outcome.json == {"chart": "x.png"}
+    assert outcome.err == "wrote x.png\n"
+    assert (documents / "x.png").read_bytes().startswith(PNG)
+
+
+def test_a_folder_is_its_report_and_plan(
+    done: Callable[..., Any], here: Path, run_options: tuple[str, ...]
+) -> None:
+    done(*run_options, "-o", "OUT", "--quiet")
+    done("chart", "OUT", "-o", "folder.png", "--quiet")
+    done("chart", "OUT/report.json", "OUT/plan.json", "-o", "files.png", "--quiet")
+    assert (here / "folder.png").read_bytes() == (here / "files.png").read_bytes()
+    done("chart", "OUT/result.json", "OUT/plan.json", "-o", "counted.png", "--quiet")
+    assert (here / "counted.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("owl.json", "-o", "x.svg"), "charts are PNG, name it x.png"),
+        (("owl.json", "-o", "no/x.png"), "make its folder no first"),
+        (("owl.json", "--metric", "lod@5", "-o", "x.png"), "drawn from a report: name one beside the plan"),
+        (("report.json", "--metric", "lod@6", "-o", "x.png"), "no metric 'lod@6': did you mean"),
+        (("report.json", "report.json", "-o", "x.png"), "2 reports do not fit on one chart"),
+        (("model", "-o", "x.png"), "model holds no report.json or plan.json"),
+        (("model/config.json", "-o", "x.png"), "no report, plan or result of ours (it names no schema)"),
+        (("model/model.safetensors", "-o", "x.png"), "no report, plan or result of ours"),
+        (("gone.json", "-o", "x.png"), "cannot read gone.json: No such file"),
+        ((), "missing argument FILES: "),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    refused: Callable[..., str], documents: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in refused("chart", *arguments)
+
+
+def test_a_document_of_a_kind_that_has_no_chart_is_refused(refused: Callable[..., str], here: Path) -> None:
+    (here / "x.json").write_text('{"schema": "owl-compress/sensitivity/1"}')
+    assert "its schema is owl-compress/sensitivity" in refused("chart", "x.json", "-o", "x.png")
