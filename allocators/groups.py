@@ -37,12 +37,12 @@ class Partition:
 def partition(report: ImportanceReport, target: Target) -> Partition:
     """Apply skips and pins.
 
-    A skip wins over a pin; among pins the name of a linear wins over that of a block, and a name over a glob
-    pattern; of two alike the later wins.
+    A skip wins over a pattern of pins; among pins the name of a linear wins over that of a block, and a name
+    over a glob pattern; of two alike the later wins.
 
     Raises:
-        RequestError: a name matches nothing, everything is skipped, or linears that have to stay alike
-            would not.
+        RequestError: a name matches nothing, a linear is skipped and pinned by name, everything is skipped,
+            or linears that have to stay alike would not.
     """
     skipped = _protected(report, target) | frozenset(
         name for pattern in target.skips for name in _matching(pattern, report, "--skip")
@@ -53,10 +53,16 @@ def partition(report: ImportanceReport, target: Target) -> Partition:
     for pattern, value in sorted(
         target.pins.items(), key=lambda pin: (pin[0] in blocks) + 2 * (pin[0] in linears)
     ):
-        names = _matching(pattern, report, "--set") - skipped
-        if not names:
+        named = _matching(pattern, report, "--set")
+        both = named & skipped
+        if both == named:
             raise RequestError(f"--set {pattern} names only linears that are skipped: drop one of the two")
-        pinned |= dict.fromkeys(names, value)
+        if both and pattern in blocks | linears:
+            raise RequestError(
+                f"{min(both)} is left alone by --skip, --protect-first, --protect-last or --parts, and set "
+                f"by --set {pattern}: drop one of the two"
+            )
+        pinned |= dict.fromkeys(named - skipped, value)
     if linears <= skipped:
         raise RequestError("every linear is skipped: nothing is left to compress")
     result = Partition(skipped, pinned)

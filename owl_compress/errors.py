@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
+_LONGEST_SHOWN = 120
+
+
 class RequestError(Exception):
     """The request cannot be satisfied; the command line prints the message as one line and exits with 2.
 
@@ -29,8 +32,8 @@ def first_problem(error: "ValidationError") -> str:
     where = ".".join(str(part) for part in first["loc"])
     message = _in_words(first["type"], first.get("ctx") or {}) or first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    shown = f" (got {value!r})" if isinstance(value, str | int | float) else ""
-    return f"{where}: {message}{shown}" if where else f"{message}{shown}"
+    given = f" (got {shown(value)})" if isinstance(value, str | int | float) else ""
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 
 _WORDS = {
@@ -61,3 +64,12 @@ def _in_words(kind: str, bounds: Mapping[str, object]) -> str | None:
     """What a kind of problem, as pydantic calls it, means for a user; None where its own words will do."""
     words = _WORDS.get(kind)
     return words.format_map(bounds) if words else None
+
+
+def shown(value: object) -> str:
+    """How a message shows a value that somebody gave: as Python writes it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a number of type {type(value).__name__} with thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

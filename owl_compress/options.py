@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from owl_compress.errors import RequestError, first_problem, nearest
+from owl_compress.errors import RequestError, first_problem, nearest, shown
+
+_MOST = 2**128
 
 NONE = "none"
 """How a user writes None, where an option has it for a value of its own."""
@@ -104,13 +106,17 @@ class Option:
         if given == NONE and NoneType in get_args(self.annotation):
             return None
         if self.choices and str(given) not in self.choices:
-            raise RequestError(f"unknown {self.shown_name} {given!r}: {nearest(str(given), self.choices)}")
+            raise RequestError(
+                f"unknown {self.shown_name} {shown(given)}: {nearest(str(given), self.choices)}"
+            )
         if isinstance(given, bool) and set(self._kinds) <= {int, float}:
             raise RequestError(f"{self.shown_name} takes a value, not {given}")
         try:
             value = TypeAdapter(self.annotation).validate_python(self._literal(given))
         except ValidationError as error:
             raise RequestError(f"{self.shown_name}: {first_problem(error)}") from error
+        if isinstance(value, int) and abs(value) >= _MOST:
+            raise RequestError(f"{self.shown_name} {shown(value)} is too large for any setting")
         self._check_range(value)
         return value
 

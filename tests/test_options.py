@@ -303,3 +303,11 @@ def test_an_option_that_is_a_switch_here_and_a_value_there_is_kept_apart() -> No
     assert build(Valued, "b", {"repair": "3"}).repair == 3
     (alone,) = of_methods([("a", switch)])
     assert alone.annotation.__origin__ is bool
+
+
+@pytest.mark.parametrize("value", [2**128, 10**400, "9" * 400, -(10**40)])
+def test_an_integer_that_no_setting_needs_is_refused_in_one_short_line(value: object) -> None:
+    (steps,) = (one for one in options_of(Method) if one.name == "steps")
+    with pytest.raises(RequestError, match=r"steps .* is too large") as refused:
+        steps.parsed(value)
+    assert len(str(refused.value)) < 300

@@ -83,6 +83,10 @@ def load_model(
             incomplete, corrupt, of another kind, pickled, or in need of code from its repository.
     """
     source_of = locate(source, allow_pickle=allow_pickle)
+    if revision is not None and source_of.is_local:
+        raise RequestError(
+            f"revision {revision!r} is for a model on the hub, and {source!r} is none: drop it"
+        )
     checkpoint = replace(
         source_of,
         dtype=dtype,

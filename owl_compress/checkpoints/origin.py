@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from owl_compress.checkpoints.hub import quiet_transformers
 from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
 from owl_compress.documents.provenance import Origin
+from owl_compress.documents.strict_json import has_surrogates
 
 
 def origin_of(loaded: LoadedModel) -> Origin:
@@ -34,7 +35,7 @@ def origin_of(loaded: LoadedModel) -> Origin:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    return value if isinstance(value, str) and value and not has_surrogates(value) else None
 
 
 def _hub_card(hub_id: str, revision: str | None) -> dict[str, Any]:
@@ -51,6 +52,6 @@ def _front_matter(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         content = yaml.safe_load(text.split("\n---", 1)[0]) if text.startswith("---\n") else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

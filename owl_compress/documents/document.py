@@ -9,10 +9,14 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from owl_compress.documents.disk import write_text
-from owl_compress.errors import RequestError, first_problem
+from owl_compress.documents.strict_json import read_json
+from owl_compress.errors import RequestError, first_problem, shown
 
 # Only the layout of JSON has line breaks, never a string in it: what a string says stays as it is.
 _NUMBER_LIST = re.compile(r"\[\n\s*(-?\d[-\d.eE+,\s]*?)\n\s*\]")
+
+
+_VERSION = re.compile("[0-9]{1,9}")
 
 
 class Frozen(BaseModel):
@@ -51,14 +55,7 @@ class Document(Frozen):
             RequestError: unreadable, not JSON, of another kind, of a newer version, or with invalid content.
         """
         path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RequestError(
-                f"{path} is not whole JSON ({error}): truncated, or not a file of ours"
-            ) from error
+        content = read_json(path)
         cls._check_schema(content, path)
         try:
             return cls.model_validate(content)
@@ -72,13 +69,13 @@ class Document(Frozen):
             return
         kind, _, version = cls.SCHEMA.rpartition("/")
         found_kind, _, found_version = str(found).rpartition("/")
-        if found_kind == kind and found_version.isdigit() and int(found_version) > int(version):
+        if found_kind == kind and _VERSION.fullmatch(found_version) and int(found_version) > int(version):
             raise RequestError(
                 f"{path} has schema {found}, newer than {cls.SCHEMA} which this version reads: "
                 "upgrade owl-compress"
             )
         raise RequestError(
-            f"{path} has schema {found!r}, expected {cls.SCHEMA!r}: this is another kind of file"
+            f"{path} has schema {shown(found)}, expected {cls.SCHEMA!r}: this is another kind of file"
         )
 
 

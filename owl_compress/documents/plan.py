@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 from itertools import groupby
-from math import fsum
-from typing import Any, ClassVar, Literal, Self
+from math import fsum, isfinite
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, JsonValue, PositiveInt, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
-from owl_compress.documents.units import BIT_WIDTHS_SHOWN, Grid, Unit, is_bit_width
+from owl_compress.documents.units import (
+    BIT_WIDTHS_SHOWN,
+    BitsGrid,
+    KeptOfGrid,
+    Unit,
+    WeightCount,
+    is_bit_width,
+)
 from owl_compress.errors import RequestError
 
 ROUNDING = 1e-9
@@ -19,12 +26,24 @@ ASKED_TARGET = "asked_target"
 """The allocator's parameter under which a plan off its budget states the target that was asked for."""
 
 
+def _kind_of_grid(grid: object) -> str:
+    """Which of the two grids is meant, so that what is wrong with it is said of that one."""
+    is_of_bits = isinstance(grid, BitsGrid) or (isinstance(grid, dict) and "bits" in grid)
+    return "BitsGrid" if is_of_bits else "KeptOfGrid"
+
+
+_OneGrid = Annotated[
+    Annotated[KeptOfGrid, Tag("KeptOfGrid")] | Annotated[BitsGrid, Tag("BitsGrid")],
+    Discriminator(_kind_of_grid),
+]
+
+
 class LinearBudget(Frozen):
     """What one linear keeps."""
 
     name: str
     block: str
-    n_weights: PositiveInt
+    n_weights: WeightCount
     value: float
 
 
@@ -56,7 +75,7 @@ class Plan(Document):
     schema_: Literal["owl-compress/plan/1"] = Field(default="owl-compress/plan/1", alias="schema")
     unit: Unit
     target: float
-    grid: Grid | None = None
+    grid: _OneGrid | None = None
     low: float
     high: float
     allocator: AllocatorRecord
@@ -78,8 +97,9 @@ class Plan(Document):
             return content
         try:
             budgets = tuple(LinearBudget.model_validate(budget) for budget in content["budgets"])
-            return content | {"achieved": weighted_mean(budgets)}
-        except (ValueError, ZeroDivisionError):
+            achieved = weighted_mean(budgets)
+            return content | {"achieved": achieved if isfinite(achieved) else 0.0}
+        except (ValueError, ZeroDivisionError, OverflowError):
             return content  # the field's own validation says what is wrong, with its place in the file
 
     @model_validator(mode="after")
@@ -106,6 +126,9 @@ class Plan(Document):
                 f"budget exceeded: the budgets average {self.achieved:.6f} {self.unit} per weight, "
                 f"the target is {self.target:.6f}; lower some of them or raise target"
             )
+        slack = ROUNDING * max(1.0, abs(self.high))
+        if not self.low - slack <= self.target <= self.high + slack:
+            raise ValueError(f"target {self.target} is outside [low {self.low}, high {self.high}]")
         return self
 
     @property

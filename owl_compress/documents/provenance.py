@@ -2,16 +2,17 @@
 
 from typing import Any, Literal
 
-from pydantic import PositiveInt, SerializerFunctionWrapHandler, model_serializer
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from owl_compress.documents.document import Frozen
+from owl_compress.documents.units import Name, PositiveCount
 
 
 class ModelIdentity(Frozen):
     """Which model was measured or compressed."""
 
-    id: str
-    revision: str | None
+    id: Name
+    revision: Name | None
     family: str
     dtype: str
 
@@ -24,10 +25,10 @@ class CalibrationRecord(Frozen):
     Both are absent from a file where they are None.
     """
 
-    source: str
+    source: Name
     token_ids_sha256: str
-    sequences: PositiveInt
-    seq_len: PositiveInt
+    sequences: PositiveCount
+    seq_len: PositiveCount
     sampling: Literal["first", "random"]
     seed: int
     bos: Literal["every", "first", "never"]

@@ -11,8 +11,6 @@ import yaml
 from pydantic import (
     Field,
     JsonValue,
-    NonNegativeInt,
-    PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -21,8 +19,9 @@ from pydantic import (
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.recipe_paths import found_path, written_path
-from owl_compress.documents.units import Sublayer
-from owl_compress.documents.yaml12 import Dumper, Loader
+from owl_compress.documents.strict_json import read_text
+from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer, checked_text
+from owl_compress.documents.yaml12 import Dumper, load_plain
 from owl_compress.errors import RequestError, first_problem
 
 logger = logging.getLogger(__name__)
@@ -72,8 +71,8 @@ class Recipe(Frozen):
     all others. Here they are taken as they are: who carries them out says whether they can be meant.
     """
 
-    model: str = _on(Topic.MODEL, ..., "Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
-    revision: str | None = _on(Topic.MACHINE, None, "Branch, tag or commit on the hub.")
+    model: Name = _on(Topic.MODEL, ..., "Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
+    revision: Name | None = _on(Topic.MACHINE, None, "Branch, tag or commit on the hub.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _on(
         Topic.MACHINE, "auto", "auto (the checkpoint's), bfloat16, float16, float32."
     )
@@ -84,8 +83,8 @@ class Recipe(Frozen):
     bits: float | None = _on(Topic.BUDGET, None, "Average bits per weight.")
     bit_choices: tuple[int, ...] | None = _on(Topic.BUDGET, None, "Widths to mix, for --bits: 2,3,4.")
 
-    allocator: str | None = _on(Topic.ALLOCATOR, None, "Who divides the budget.")
-    plan: str | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
+    allocator: Name | None = _on(Topic.ALLOCATOR, None, "Who divides the budget.")
+    plan: Name | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
     solver: Literal["proportional", "optimal"] | None = _on(
         Topic.ALLOCATOR, None, "On a grid: 'proportional' (default) or 'optimal'."
     )
@@ -107,44 +106,44 @@ class Recipe(Frozen):
         "Sublayers that are compressed: attention,mlp or one of them.",
         min_length=1,
     )
-    protect_first: NonNegativeInt = _on(Topic.SHAPE, 0, "Leave this many blocks at the start alone.")
-    protect_last: NonNegativeInt = _on(Topic.SHAPE, 0, "Leave this many blocks at the end alone.")
+    protect_first: Count = _on(Topic.SHAPE, 0, "Leave this many blocks at the start alone.")
+    protect_last: Count = _on(Topic.SHAPE, 0, "Leave this many blocks at the end alone.")
 
-    backend: str = _on(Topic.BACKEND, ..., "Who carries the plan out.")
+    backend: Name = _on(Topic.BACKEND, ..., "Who carries the plan out.")
     options: dict[str, JsonValue] = Field(default={}, description="of allocator and backend")
-    format_: str | None = _on(
+    format_: Name | None = _on(
         Topic.STORAGE, None, "'packed' integers (default of codes) or 'dense' weights.", alias="format"
     )
-    export: str | None = _on(Topic.STORAGE, None, "Write the format of other software: decilm (Llama-like).")
+    export: Name | None = _on(Topic.STORAGE, None, "Write the format of other software: decilm (Llama-like).")
 
-    calib: str = _on(
+    calib: Name = _on(
         Topic.TEXT,
         "c4",
         "Calibration text: .txt, .jsonl, .csv, .parquet, a folder of these, 'wikitext2', 'ptb', 'c4', "
         "'builtin', or a hub set.",
     )
-    text_field: str = _on(Topic.TEXT, "text", "Field or column with the text in files of records.")
+    text_field: Name = _on(Topic.TEXT, "text", "Field or column with the text in files of records.")
     chat_template: bool = _on(
         Topic.TEXT, False, "Write conversations (field 'messages') as the tokenizer's chat template does."
     )
-    samples: PositiveInt = _on(Topic.TEXT, DEFAULT_SAMPLES, "Calibration sequences.")
-    measure_samples: PositiveInt | None = _on(
+    samples: PositiveCount = _on(Topic.TEXT, DEFAULT_SAMPLES, "Calibration sequences.")
+    measure_samples: PositiveCount | None = _on(
         Topic.MEASURING, None, "How many of --samples to measure importance on; default 16."
     )
-    seq_len: PositiveInt | None = _on(
+    seq_len: PositiveCount | None = _on(
         Topic.TEXT, None, "Tokens per sequence; default 2048 or the model's maximum."
     )
     sampling: Literal["first", "random"] = _on(
         Topic.TEXT, "random", "'first' (consecutive) or 'random' windows."
     )
-    seed: int = _on(Topic.SEED, 0, "Seed of the sampling, and of methods that draw.")
+    seed: int = _on(Topic.SEED, 0, "Seed of the sampling, and of methods that draw.", ge=-(2**63), lt=2**63)
     bos: Literal["auto", "every", "first", "never"] = _on(
         Topic.TEXT, "auto", "BOS token: auto, every (window), first (of the text), never."
     )
-    data: str | None = _on(Topic.EVALUATION, None, "Evaluation text; perplexity before and after.")
-    max_windows: PositiveInt | None = _on(Topic.EVALUATION, None, "Evaluate on the first K windows only.")
+    data: Name | None = _on(Topic.EVALUATION, None, "Evaluation text; perplexity before and after.")
+    max_windows: PositiveCount | None = _on(Topic.EVALUATION, None, "Evaluate on the first K windows only.")
 
-    batch_size: PositiveInt = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
+    batch_size: PositiveCount = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
     device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
     partial: bool = _on(
         Topic.MACHINE, False, "Go on where less than half of the weights in the blocks can get a budget."
@@ -190,7 +189,21 @@ class Recipe(Frozen):
         wrong = [pin for pin in pins if not isinstance(pin, str) or "=" not in pin]
         if wrong:
             raise ValueError(f"takes NAME=VALUE, not {wrong[0]!r}")
-        return {pin.rpartition("=")[0].strip(): pin.rpartition("=")[2].strip() for pin in pins}
+        split = [(pin.rpartition("=")[0].strip(), pin.rpartition("=")[2].strip()) for pin in pins]
+        names = [name for name, _ in split]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"names {twice!r} twice: give it one value")
+        return dict(split)
+
+    @field_validator("set_", "skip", "options")
+    @classmethod
+    def _are_text(cls, names: Any) -> Any:
+        values = names.values() if isinstance(names, dict) else ()
+        for text in (*names, *values):
+            if isinstance(text, str):
+                checked_text(text)
+        return names
 
     @model_validator(mode="after")
     def _names_one_budget(self) -> Self:
@@ -300,11 +313,8 @@ class Recipe(Frozen):
             RequestError: unreadable, not YAML, or not a recipe.
         """
         try:
-            # A SafeLoader with fewer scalar rules: it builds plain values only.
-            content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506
-        except OSError as error:
-            raise RequestError(f"cannot read {path}: {error.strerror}") from error
-        except (UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+            content = load_plain(read_text(Path(path)))
+        except (ValueError, yaml.YAMLError) as error:
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise RequestError(f"{path} is not a recipe: expected lines of the form `option: value`")

@@ -1,13 +1,21 @@
 """The importance report: what `measure` writes and every allocator reads."""
 
 from math import prod
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.provenance import ModelIdentity, Provenance
+from owl_compress.documents.units import Count, WeightCount
+
+Metric = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""Wider than any sum over float32 weights, and narrow enough for sums and products of such numbers."""
+
+_MAX_BINS_PER_OCTAVE = 64
+_OCTAVES = 1100
+"""Doubles lie between 2 to the power of -1075 and 1024."""
 
 
 class ScoreHistogram(Frozen):
@@ -17,10 +25,18 @@ class ScoreHistogram(Frozen):
     Scores of exactly zero are in `n_zero`.
     """
 
-    bins_per_octave: PositiveInt
+    bins_per_octave: int = Field(gt=0, le=_MAX_BINS_PER_OCTAVE)
     first_bin: int
-    counts: tuple[NonNegativeInt, ...]
-    n_zero: NonNegativeInt
+    counts: tuple[Count, ...]
+    n_zero: Count
+
+    @model_validator(mode="after")
+    def _bins_are_of_floats(self) -> Self:
+        widest = _OCTAVES * self.bins_per_octave
+        end = self.first_bin + len(self.counts)
+        if self.first_bin < -widest or end > widest:
+            raise ValueError(f"bins {self.first_bin} to {end} lie outside the range of floats")
+        return self
 
     @property
     def total(self) -> int:
@@ -33,9 +49,9 @@ class LinearReport(Frozen):
 
     name: str
     role: str
-    shape: tuple[PositiveInt, PositiveInt]
-    n_weights: PositiveInt
-    metrics: dict[str, float]
+    shape: tuple[WeightCount, WeightCount]
+    n_weights: WeightCount
+    metrics: dict[str, Metric]
     score_histogram: ScoreHistogram | None = None
 
     @model_validator(mode="after")
@@ -51,8 +67,8 @@ class BlockReport(Frozen):
     """Importance of one transformer block: its own metrics, pooled over its linears, and those of each."""
 
     name: str
-    n_weights: PositiveInt
-    metrics: dict[str, float]
+    n_weights: int
+    metrics: dict[str, Metric]
     linears: tuple[LinearReport, ...] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.measurements import Evaluation, FootprintChange
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
-from owl_compress.documents.units import Unit
+from owl_compress.documents.units import Count, PositiveCount, Unit, WeightCount
 
 
 class LinearResult(Frozen):
@@ -23,7 +23,7 @@ class LinearResult(Frozen):
     unit: Unit
     asked: float
     achieved: float
-    n_weights: int
+    n_weights: WeightCount
     relative_error: float
     seconds: float
 
@@ -33,13 +33,13 @@ class Totals(Frozen):
 
     asked: float
     achieved: float
-    n_weights: int
+    n_weights: PositiveCount
     bits_per_weight: float = Field(description="whole model, scales, zeros and embeddings included")
-    bytes_on_disk: int | None = Field(
+    bytes_on_disk: Count | None = Field(
         description="of the weight files; None while the model is only in memory"
     )
-    n_params_before: int
-    n_params_after: int
+    n_params_before: Count
+    n_params_after: Count
 
 
 class Fallback(Frozen):
@@ -47,7 +47,7 @@ class Fallback(Frozen):
 
     what: str
     where: str
-    count: int = 1
+    count: Count = 1
 
 
 class MethodRecord(Frozen):
@@ -65,8 +65,8 @@ class EarlierStep(Frozen):
     backend: str
     unit: Unit
     achieved: float
-    n_params_before: int
-    n_params_after: int
+    n_params_before: Count
+    n_params_after: Count
     plan: str
 
 
@@ -97,8 +97,8 @@ class Result(Document):
     calibration: CalibrationRecord | None
     seed: int
     wall_seconds: float
-    peak_device_bytes: int
-    peak_host_bytes: int
+    peak_device_bytes: Count
+    peak_host_bytes: Count
     versions: dict[str, str]
     report: str
     plan: str

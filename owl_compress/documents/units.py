@@ -2,10 +2,12 @@
 
 from enum import StrEnum
 from math import floor
+from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field
 
 from owl_compress.documents.document import Frozen
+from owl_compress.documents.strict_json import has_surrogates
 
 BIT_WIDTHS = range(2, 9)
 """The widths that a weight can be quantized to, in bits."""
@@ -14,11 +16,45 @@ BIT_WIDTHS_SHOWN = f"a whole number from {BIT_WIDTHS[0]} to {BIT_WIDTHS[-1]}"
 """The same in words."""
 
 
+MAX_WEIGHTS = 2**40
+"""More weights than one matrix has; sums over a model of such matrices still fit 64 bits."""
+
+WeightCount = Annotated[int, Field(gt=0, le=MAX_WEIGHTS)]
+"""Weights of one matrix."""
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""How many there are of something; 64 bits hold it."""
+
+PositiveCount = Annotated[int, Field(gt=0, lt=2**63)]
+"""The same, of something that there is."""
+
+_MAX_KEPT_OF = 2**16
+
+
+def checked_text(text: str) -> str:
+    """`text`, which a file in UTF-8 can hold.
+
+    Raises:
+        ValueError: it has halves of surrogate pairs, as the name of a file that is no UTF-8 has.
+    """
+    if has_surrogates(text):
+        raise ValueError("is no UTF-8 text: rename the file, or write the name in UTF-8")
+    return text
+
+
+Name = Annotated[str, AfterValidator(checked_text)]
+"""A name or path that can be written into a file and read again."""
+
+
 class Sublayer(StrEnum):
     """The two sublayers of a block."""
 
     ATTENTION = "attention"
     MLP = "mlp"
+
+
+MAX_STORED_BITS = 64
+"""More than a weight has in any type."""
 
 
 class Unit(StrEnum):
@@ -32,7 +68,7 @@ class Unit(StrEnum):
 class KeptOfGrid(Frozen):
     """N:M sparsity: a density is a whole number of weights *kept* of every `kept_of` consecutive inputs."""
 
-    kept_of: PositiveInt
+    kept_of: int = Field(gt=0, le=_MAX_KEPT_OF)
 
     def values(self) -> tuple[float, ...]:
         """All densities on the grid, rising."""
@@ -46,7 +82,7 @@ class KeptOfGrid(Frozen):
 class BitsGrid(Frozen):
     """Quantization: a budget is one of these widths."""
 
-    bits: tuple[PositiveInt, ...] = Field(min_length=1)
+    bits: tuple[Annotated[int, Field(gt=0, le=MAX_STORED_BITS)], ...] = Field(min_length=1)
 
     def values(self) -> tuple[float, ...]:
         """All widths on the grid, rising."""

@@ -2,9 +2,15 @@
 
 import re
 from collections.abc import Hashable
+from math import isfinite
 from typing import Any
 
 import yaml
+
+from owl_compress.documents.strict_json import MAX_DIGITS, has_surrogates
+
+_MAX_DEPTH = 20
+"""Nesting that is read: a recipe has three levels."""
 
 
 class Loader(yaml.SafeLoader):
@@ -28,16 +34,56 @@ class Dumper(yaml.SafeDumper):
     """Quotes whatever either version of YAML would take for something else than text."""
 
 
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?")
 _SCALARS = (
     ("tag:yaml.org,2002:null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    (
-        "tag:yaml.org,2002:float",
-        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
-        list("-+.0123456789"),
-    ),
+    ("tag:yaml.org,2002:int", _INTEGER.pattern, list("-+0123456789")),
+    ("tag:yaml.org,2002:float", _FLOAT.pattern, list("-+.0123456789")),
 )
 for _tag, _pattern, _first in _SCALARS:
     for _yaml in (Loader, Dumper):
         _yaml.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+def load_plain(text: str) -> Any:
+    """The value that a YAML text of plain mappings, lists and scalars holds.
+
+    Raises:
+        ValueError: a key given twice, an alias or a tag, half a surrogate pair, deep nesting, or a number of
+            too many digits or beyond the range of floats.
+        yaml.YAMLError: it is no YAML.
+    """
+    _check_plain(text)
+    # A SafeLoader with fewer scalar rules: it builds plain values only.
+    return yaml.load(text, Loader=Loader)  # noqa: S506
+
+
+def _check_plain(text: str) -> None:
+    """Look at the events, which do not nest, before anything is built of them."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        match event:
+            case yaml.AliasEvent():
+                raise ValueError(f"line {line} refers to another place by *{event.anchor}: write it out")
+            case yaml.ScalarEvent(tag=str()) | yaml.CollectionStartEvent(tag=str()):
+                raise ValueError(f"line {line} has the tag {event.tag!r}: write a plain value")
+            case yaml.CollectionStartEvent():
+                depth += 1
+                if depth > _MAX_DEPTH:
+                    raise ValueError(f"line {line} is nested deeper than {_MAX_DEPTH} levels")
+            case yaml.CollectionEndEvent():
+                depth -= 1
+            case yaml.ScalarEvent():
+                _check_scalar(event.value, line, is_plain=event.implicit[0])
+
+
+def _check_scalar(value: str, line: int, *, is_plain: bool) -> None:
+    if has_surrogates(value):
+        raise ValueError(f"line {line} holds half a surrogate pair, which is no text")
+    if is_plain and _INTEGER.fullmatch(value) and len(value) > MAX_DIGITS + 1:
+        raise ValueError(f"line {line} has a number of {len(value)} digits")
+    if is_plain and _FLOAT.fullmatch(value) and not isfinite(float(value)):
+        raise ValueError(f"line {line} has a number that is too large, {value[:20]}")

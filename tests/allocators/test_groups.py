@@ -149,3 +149,21 @@ def test_parts_and_protected_blocks_leave_the_rest_out_of_the_account(options, l
 def test_parts_that_leave_nothing_are_refused(options, message, make_report):
     with pytest.raises(RequestError, match=message):
         allocate(make_report(D), "uniform", Target.from_prune_ratio(0.5, **options))
+
+
+def test_a_linear_that_is_both_skipped_and_set_by_name_is_refused(make_report):
+    linear = "model.layers.0.mlp.up_proj"
+    for name in ("model.layers.0", linear):
+        target = Target.from_sparsity(0.5, skips=(linear,), pins={name: 0.5})
+        with pytest.raises(RequestError, match="drop one of the two"):
+            allocate(make_report(D), "uniform", target)
+    target = Target.from_sparsity(0.5, parts=("mlp",), pins={"model.layers.0": 0.5})
+    with pytest.raises(RequestError, match=r"model\.layers\.0\.\S+ .* set by --set model.layers.0"):
+        allocate(make_report(D), "uniform", target)
+
+
+def test_a_pattern_of_pins_leaves_what_is_skipped_alone(make_report):
+    target = Target.from_sparsity(0.5, skips=("model.layers.0",), pins={"*.up_proj": 0.75})
+    plan = allocate(make_report(D), "uniform", target)
+    assert plan.value_of("model.layers.1.mlp.up_proj") == 0.75
+    assert "model.layers.0.mlp.up_proj" in plan.skipped

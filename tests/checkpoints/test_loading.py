@@ -192,3 +192,10 @@ def test_the_embedded_model_becomes_an_ordinary_checkpoint(
     tokens = torch.tensor([loaded.tokenizer(text).input_ids])
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, loaded.model(tokens).logits)
+
+
+@pytest.mark.parametrize("source", ["builtin", "folder"])
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(checkpoint: Path, source: str) -> None:
+    named = str(checkpoint) if source == "folder" else source
+    with pytest.raises(RequestError, match=r"revision 'main' is for a model on the hub, and .* is none"):
+        load_model(named, revision="main")

@@ -186,3 +186,54 @@ def test_a_file_cannot_give_consent(file: Path, caplog: pytest.LogCaptureFixture
 def test_consent_is_no_option_of_a_recipe() -> None:
     with pytest.raises(RequestError, match="given beside it, as --allow-pickle or Consent"):
         Recipe.from_options(BASE | {"sparsity": 0.5, "allow_pickle": True})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: &x 1\nb: *x", "line 2 refers to another place by \\*x: write it out"),
+        ("a: &x [1]\nb: &y [*x, *x, *x]\nc: [*y, *y, *y]", "refers to another place"),
+        ("model: !!binary aGVsbG8=", "line 1 has the tag .*binary"),
+        ("set: !!set {a, b}", "line 1 has the tag .*set"),
+        ("model: " + "[" * 5000, "nested deeper than 20 levels|not YAML"),
+        ("a: " + "{a: " * 5000, "nested deeper than 20 levels"),
+        ("seed: " + "1" * 5000, "a number of 5000 digits"),
+        ("seed: " + "1" * 400, "a number of 400 digits"),
+        ("lam: 1e999", "line 1 has a number that is too large, 1e999"),
+        ('calib: "\\ud800"', "half a surrogate pair"),
+        ("a: 1\n---\nb: 2", "single document"),
+        ("? [a]\n: b", "not YAML"),
+    ],
+)
+def test_yaml_that_no_recipe_needs_is_refused_at_once(file: Path, text: str, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason) as refused:
+        Recipe.read(written(file, text))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_long_number_in_quotes_is_text(file: Path) -> None:
+    digits = "1" * 400
+    assert Recipe.read(written(file, f'{yaml_of(sparsity=0.5)}\ncalib: "{digits}"\n')).calib == digits
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 10**400])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(RequestError, match="seed: has to be"):
+        Recipe.from_options(BASE | {"sparsity": 0.5, "seed": seed})
+
+
+@pytest.mark.parametrize("pins", [["a=1", "a=0.5"], ["a=1", "a=1"], ["a =1", "b=2", "a=1"]])
+def test_one_name_has_one_value(pins: list[str]) -> None:
+    with pytest.raises(RequestError, match="set: names 'a' twice: give it one value"):
+        Recipe.from_options(BASE | {"sparsity": 0.5, "set": pins})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"calib": "caf\udce9.txt"}, {"model": "m\udcff"}, {"skip": ["a\ud800"]}, {"set": ["a\ud800=1"]},
+     {"set": {"a\ud800": 1}}, {"metric": "lod\ud800"}],
+)  # fmt: skip
+def test_a_name_that_is_no_utf8_is_refused_before_it_is_written_down(options: dict[str, object]) -> None:
+    with pytest.raises(RequestError, match="is no UTF-8 text: rename the file") as refused:
+        Recipe.from_options(BASE | {"sparsity": 0.5} | options)
+    str(refused.value).encode()

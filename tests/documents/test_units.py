@@ -51,3 +51,11 @@ def test_other_numbers_are_no_bit_widths(bits: float) -> None:
 def test_the_widths_are_told_as_they_are() -> None:
     assert list(BIT_WIDTHS) == [2, 3, 4, 5, 6, 7, 8]
     assert BIT_WIDTHS_SHOWN == "a whole number from 2 to 8"
+
+
+def test_no_grid_is_larger_than_what_can_exist() -> None:
+    for kept_of in (2**16 + 1, 10**9, 10**19):
+        with pytest.raises(ValidationError, match="kept_of"):
+            KeptOfGrid(kept_of=kept_of)
+    with pytest.raises(ValidationError, match="bits"):
+        BitsGrid(bits=(3, 10**9))
