@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from owl_compress.checkpoints import configuration_decilm
+from owl_compress.checkpoints.never_loaded import NeverLoaded
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError
-from owl_compress.forms.codes import CodeFormat, coded_modules
+from owl_compress.forms.codes import CodeFormat
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.models.structure import ModelStructure, find_structure
 
@@ -162,7 +163,7 @@ def _no_decilm(reason: str, remedy: str) -> RequestError:
     return RequestError(f"the model cannot be exported as DeciLM: {reason}: {remedy}")
 
 
-class DeciLM:
+class DeciLM(NeverLoaded):
     """Blocks with feed-forwards of different widths, for software that reads `block_configs`."""
 
     name: ClassVar[str] = "decilm"
@@ -184,14 +185,6 @@ class DeciLM:
             "it: name the model that it was made from"
         )
 
-    def load(self, source: CheckpointSource) -> Any:
-        """See `check_loadable`."""
-        self.check_loadable(source)
-
-    def suits(self, model: Any, *, wants_codes: bool) -> bool:  # noqa: ARG002 - the protocol's signature
-        """Never unasked."""
-        return False
-
     def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
         """Refuse budgets that are no widths, attention among the parts, and channels off its grid."""
         if unit is not Unit.WIDTH:
@@ -209,8 +202,8 @@ class DeciLM:
         check_decilm(model, structure, is_packed=code_format is not None, widths_are_final=False)
 
     def save(self, model: Any, folder: Path, *, max_shard_size: str) -> tuple[str, ...]:
-        """Tensors under their own names, and the configuration of DeciLM."""
-        check_decilm(model, find_structure(model), is_packed=any(coded_modules(model)))
+        """Tensors under their own names, those of codes dequantised, and the configuration of DeciLM."""
+        check_decilm(model, find_structure(model))
         write_weights(model, folder, max_shard_size=max_shard_size)
         describe_decilm(model, folder)
         return ()

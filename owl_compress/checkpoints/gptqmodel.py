@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from owl_compress.checkpoints.never_loaded import NeverLoaded
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
@@ -57,7 +58,7 @@ def _unpacked(words: Tensor, bits: int) -> Tensor:
     return (single << torch.arange(bits, dtype=torch.int16)[None, :, None]).sum(dim=1, dtype=torch.int16)
 
 
-class GptqModelCodes:
+class GptqModelCodes(NeverLoaded):
     """Written by the package GPTQModel alone, and read by it; single codes are read back here."""
 
     name: ClassVar[str] = "gptqmodel"
@@ -79,14 +80,6 @@ class GptqModelCodes:
             f"{source.named} holds codes in the format of GPTQModel, which that package loads: name the "
             "model that it was made from"
         )
-
-    def load(self, source: CheckpointSource) -> Any:
-        """See `check_loadable`."""
-        self.check_loadable(source)
-
-    def suits(self, model: Any, *, wants_codes: bool) -> bool:  # noqa: ARG002 - the protocol's signature
-        """Never unasked."""
-        return False
 
     def check_request(self, unit: Unit, parts: Sequence[str], options: Mapping[str, Any]) -> None:
         """The package decides."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from owl_compress.checkpoints.never_loaded import NeverLoaded
 from owl_compress.checkpoints.tensors import tensor_files
 from owl_compress.errors import RequestError
 
@@ -109,7 +110,7 @@ def check_sidecars(folder: Path) -> None:
         raise refuse_quantized(str(folder), f"{_SIDECARS[name]}, by its {name}")
 
 
-class QuantizedElsewhere:
+class QuantizedElsewhere(NeverLoaded):
     """Recognised in order to be refused: taking codes for weights would give another model."""
 
     name: ClassVar[str] = "quantized-elsewhere"
@@ -125,10 +126,6 @@ class QuantizedElsewhere:
             RequestError: always.
         """
         raise refuse_quantized(source.named, _what(source) or self.name)
-
-    def load(self, source: "CheckpointSource") -> Any:
-        """See `check_loadable`."""
-        self.check_loadable(source)
 
 
 def _what(source: "CheckpointSource") -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig
 
+from owl_compress.checkpoints.code_files import drop_missing_code
 from owl_compress.checkpoints.hub import quiet_transformers
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 
@@ -60,7 +61,7 @@ def save_checkpoint(
             notes += _save_generation_config(generation, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    return tuple(notes)
+    return (*notes, *drop_missing_code(folder))
 
 
 def write_weights(

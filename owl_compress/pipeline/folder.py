@@ -18,6 +18,7 @@ from owl_compress.documents.result import EarlierStep, Result
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import coded_modules
+from owl_compress.models.structure import find_structure
 from owl_compress.pages.card import model_card
 
 logger = logging.getLogger(__name__)
@@ -53,11 +54,17 @@ def save(
         quantized model that is stored dense stay those of its codes, scales and other tensors.
 
     Raises:
-        RequestError: the folder is not empty, the disk is full, or the form cannot hold the model.
+        RequestError: the folder is not empty, the disk is full, the form cannot hold the model, or the plan
+            is another than the result's.
     """
-    is_quantized = any(coded_modules(loaded.model))
+    if plan.fingerprint != result.plan:
+        raise RequestError("the result is not that of the plan: save them with what was compressed by it")
+    codes = next((codes for _, _, codes in coded_modules(loaded.model)), None)
+    is_quantized = codes is not None
     is_packed = is_quantized and keeps_codes and export is None
     form = export_named(export) if isinstance(export, str) else export
+    if form and codes and keeps_codes:
+        form.check_holds(loaded.model, find_structure(loaded.model), codes.code_format)
     form = form or suiting(loaded.model, wants_codes=is_packed)
     with output_folder(Path(folder), overwrite=overwrite) as temporary:
         notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, form)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.narrow_config import stock_class
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 from owl_compress.compression.contract import CheckpointBackend, Quantizer
 from owl_compress.consent import NO_CONSENT, Consent
@@ -13,6 +14,7 @@ from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, Tok
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
@@ -161,9 +163,12 @@ class Session:
         """Refuse a model whose compression cannot be stored as asked, before it is done.
 
         Raises:
-            RequestError: codes or a family that the form does not hold.
+            RequestError: codes or a family that the form does not hold, or a class of the author's own whose
+                narrowed blocks no form does.
         """
         backend = self.request.backend
+        if backend.unit is Unit.WIDTH:
+            stock_class(self.loaded.model)
         if not self.writes_by_itself:
             codes = (
                 backend.code_format if isinstance(backend, Quantizer) and self.request.keeps_codes else None

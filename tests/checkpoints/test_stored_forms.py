@@ -183,7 +183,7 @@ def test_a_form_does_not_refuse_beforehand_what_it_can_save(saved: Callable[[str
         ("packed-narrow", "narrowed", "nothing to pack, use --format dense"),
         ("packed-narrow", "quantized", "no block of this model is narrowed"),
         ("decilm", "plain", "compress with --round-to 256"),
-        ("decilm", "quantized", "use --format dense"),
+        ("decilm", "quantized", "compress with --round-to 256"),  # codes are stored dequantised
     ],
 )
 def test_a_model_that_a_form_cannot_hold_is_refused_and_nothing_written(

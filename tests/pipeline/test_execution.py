@@ -18,7 +18,7 @@ from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.execution import compress_, evaluate, make_plan, run
+from owl_compress.pipeline.execution import compress_, evaluate, execute, make_plan, run
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.stages import calibration_windows, load
 
@@ -257,3 +257,14 @@ def test_the_stages_of_a_run_one_by_one_make_its_checkpoint(
     assert result.budgets[0].achieved == outcome.result.budgets[0].achieved
     for name, tensor in saved_linears("OUT").items():
         assert torch.equal(session.loaded.model.get_parameter(f"{name}.weight"), tensor)
+
+
+def test_structure_of_a_class_of_its_own_is_refused_before_any_work(
+    here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.open(recipe("structured", prune_ratio=0.25))
+    model = session.loaded.model
+    model.__class__ = type("HomeMade", (type(model),), {"__module__": "home"})
+    monkeypatch.setattr("owl_compress.pipeline.execution.make_plan", None)
+    with pytest.raises(RequestError, match="HomeMade is not a class of transformers"):
+        execute(session, here / "OUT")

@@ -121,6 +121,32 @@ def test_an_export_may_be_named(here: Path, recipe: MakeRecipe, tokenizer: PreTr
     assert "decilm" in Path("OUT/README.md").read_text()
 
 
+def test_codes_are_exported_dequantised_where_they_are_not_to_be_kept(
+    here: Path, recipe: MakeRecipe, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained("wide")
+    tokenizer.save_pretrained("wide")
+    loaded, result, plan = compressed(recipe("rtn", model="wide", allocator="uniform", **BITS))
+    with pytest.raises(RequestError, match="it holds plain weights, not packed codes"):
+        save(loaded, result, plan, "CODES", export="decilm")
+    assert not Path("CODES").exists()
+    save(loaded, result, plan, "OUT", keeps_codes=False, export="decilm")
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(load_file(Path("OUT", WEIGHTS))[name], loaded.model.get_parameter(name))
+
+
+def test_the_plan_of_another_compression_is_refused(pruned: Compressed, here: Path) -> None:
+    loaded, result, plan = pruned
+    other = plan.model_copy(update={"report": "of another"})
+    with pytest.raises(RequestError, match="the result is not that of the plan"):
+        save(loaded, result, other, "OUT")
+    assert not Path("OUT").exists()
+
+
 def test_an_unknown_export_is_refused(pruned: Compressed) -> None:
     with pytest.raises(RequestError, match="unknown export 'decilmm': did you mean 'decilm'"):
         save(*pruned, "OUT", export="decilmm")
