@@ -106,6 +106,8 @@ def load_text(
         raise RequestError(
             f"the name of text {source!r} is not valid Unicode, so no file of ours can hold it: rename it"
         )
+    if not source:
+        raise RequestError("'' names no text: give a file, a named set, or 'builtin'")
     if source == BUILTIN:
         return Text(source, builtin_halves()[purpose])
     if source in NAMED:

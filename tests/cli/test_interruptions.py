@@ -112,7 +112,7 @@ def test_a_disk_that_is_really_full(
     assert list(tiny_disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_real_signal(here: Path, kind: signal.Signals) -> None:
     """In a process of its own, while the first of very many windows are compressed."""
     (here / "long.txt").write_text("owls at night " * 15_000)

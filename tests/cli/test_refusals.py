@@ -49,6 +49,8 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, "--sparsity", "-0.1"), "(got -0.1)"),
         ((*RUN, "--sparsity", "nan"), "sparsity: has to be a finite number (got nan)"),
         ((*RUN, "--sparsity", "half"), "--sparsity cannot be 'half'"),
+        ((*RUN[:2], "--calib", "", *BUDGET), "'' names no text: give a file"),
+        (("run", "~nosuchuser/x", "--calib", "text.txt", *BUDGET), "nobody knows where '~nosuchuser' is"),
         (RUN, "name exactly one budget of sparsity, nm, prune-ratio, bits; this has none"),
         ((*RUN, *BUDGET, "--nm", "2:4"), "this has sparsity and nm"),
         ((*RUN, "--nm", "5:4"), "nm: keeps N of M weights, so N is above 0 and at most M (got '5:4')"),
