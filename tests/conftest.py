@@ -79,6 +79,22 @@ def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 @pytest.fixture
+def here(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+) -> Path:
+    """The working folder: `model` (three blocks, 27648 weights in linears), `text.txt`, `other.txt`."""
+    tiny_llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(f"owl{number:04d}" for number in range(500)))  # 3999 bytes
+    (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def copied_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of modelling files, which transformers makes in order to run them, go below `tmp_path`."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

@@ -80,7 +80,9 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
         "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
         "eval": (
             evaluate.evaluate,
-            lambda _: of_recipe(*evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION),
+            lambda _: of_recipe(
+                *evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION, panels=evaluate.PANELS
+            ),
         ),
         "run": (run.run, lambda arguments: _with_methods(_of_run(), arguments, allocates=True)),
     }

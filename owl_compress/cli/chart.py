@@ -23,9 +23,10 @@ _METRIC = "lod@5"
 
 def chart(
     files: Annotated[
-        list[Path], typer.Argument(help="Reports, plans, results, or a folder that compress or run wrote.")
+        list[Path],
+        options.path_argument("FILES", "Reports, plans, results, or a folder that compress or run wrote."),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Picture to write, NAME.png.")],
+    out: options.OutPicture,
     metric: Annotated[
         str | None, typer.Option(help="Which importance to draw; default that of the plan, or lod@5.")
     ] = None,

@@ -52,7 +52,7 @@ class BarProgress:
 
 
 class LineProgress:
-    """Plain lines for logs: the first step, then one every ten seconds, then the last."""
+    """Plain lines for logs: one every ten seconds, and the last step of several."""
 
     def track(self, items: Iterable[T], total: int, what: str) -> Iterator[T]:
         """Yield `items`, writing a line now and then."""
@@ -60,7 +60,7 @@ class LineProgress:
         for done, item in enumerate(items, start=1):
             yield item
             now = monotonic()
-            if done == total or now - last > _SECONDS_BETWEEN_LINES:
+            if (done == total and total > 1) or now - last > _SECONDS_BETWEEN_LINES:
                 last = now
                 left = (now - start) / done * (total - done)
                 tell(f"{what}: {done}/{total}, {now - start:.0f} s, {left:.0f} s left, {_memory()}")

@@ -16,11 +16,20 @@ from owl_compress.errors import RequestError
 
 EVALUATE_TOPICS = (Topic.TEXT, Topic.EVALUATION, Topic.MACHINE)
 NOT_FOR_EVALUATION = ("calib", "samples", "sampling", "strict", "partial", "data")
+_TEXT_PANEL = Topic.EVALUATION.value
+PANELS = {Topic.TEXT: _TEXT_PANEL}
+"""Of the text options all are about the text that is evaluated on."""
 
 
 def evaluate(
     model: options.Model,
-    data: Annotated[str, typer.Option(help="Evaluation text, named like --calib.")] = "wikitext2",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Evaluation text: a file, 'wikitext2', 'ptb', 'c4', 'builtin', or a hub set.",
+            rich_help_panel=_TEXT_PANEL,
+        ),
+    ] = "wikitext2",
     latency: options.Latency = False,
     kernel: options.Kernel = None,
     compiled: options.Compile = False,

@@ -38,10 +38,12 @@ def path_option(text: str) -> Any:
 
 
 _FOLDER = "Folder to write; must be new or empty."
+_NEEDED = "Required, but for --dry-run."
 
 Out = Annotated[Path, _out(_FOLDER)]
-OptionalOut = Annotated[Path | None, _out(_FOLDER)]
-OptionalOutFile = Annotated[Path | None, _out("File to write.")]
+OptionalOut = Annotated[Path | None, _out(f"{_FOLDER} {_NEEDED}")]
+OptionalOutFile = Annotated[Path | None, _out(f"File to write. {_NEEDED}")]
+OutPicture = Annotated[Path, _out("Picture to write, NAME.png.")]
 OutFile = Annotated[Path, _out("File to write.")]
 Overwrite = Annotated[
     bool,
@@ -176,15 +178,21 @@ class Methods:
 
 
 def of_recipe(
-    *topics: Topic, without: Sequence[str] = (), methods: Mapping[str, Methods] | None = None
+    *topics: Topic,
+    without: Sequence[str] = (),
+    methods: Mapping[str, Methods] | None = None,
+    panels: Mapping[Topic, str] | None = None,
 ) -> list[inspect.Parameter]:
     """Parameters for the fields of a recipe that are about these topics.
 
-    `methods` holds, by the name of a field, the names that it may have.
+    `methods` holds, by the name of a field, the names that it may have. `panels` are the headings that help
+    shows topics under, where those are not their own names.
     """
     methods = methods or {}
     return [
-        _parameter_of_field(field.alias or name, field, topic.value, methods.get(name))
+        _parameter_of_field(
+            field.alias or name, field, (panels or {}).get(topic, topic.value), methods.get(name)
+        )
         for topic in topics
         for name, field in Recipe.model_fields.items()
         if name not in without and _topic(field) == topic.value

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.measuring import LOADING, taken
 from owl_compress.pipeline.stages import check_there, held_out_windows, load
 from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
-from owl_compress.progress import SILENT, Progress
+from owl_compress.progress import SILENT, Progress, shown
 
 _TEXT = ("seq_len", "bos", "max_windows", "text_field", "chat_template")
 
@@ -87,7 +88,7 @@ class EvaluationRequest:
         # What is wrong with names and texts is told before the model is loaded.
         check_there(self.model, **self.loading)
         _, text = read_texts(evaluation=self.text)
-        loaded = load(self.model, **self.loading)
+        loaded = shown(progress, "loading", partial(load, self.model, **self.loading))
         # What cannot be loaded beside it is told before the long evaluation.
         timing = prepare_timing(loaded, self.timing, say) if self.timing else None
         windows = held_out_windows(loaded, find_structure(loaded.model), self.text, text, progress)

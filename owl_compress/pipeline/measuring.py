@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from owl_compress.importance.metrics import with_defaults
 from owl_compress.memory import memory_errors
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of, load
-from owl_compress.progress import SILENT, Progress
+from owl_compress.progress import SILENT, Progress, shown
 
 LOADING = ("dtype", "revision")
 """Options of a recipe that say how its model is loaded."""
@@ -82,7 +83,8 @@ class Measurement:
             # What is wrong with names and texts is told before the model is loaded.
             check_there(self.model, **self.loading)
             text, _ = read_texts(self.calibration)
-            loaded = load(self.model, device=self.device, **self.loading)
+            loading = partial(load, self.model, device=self.device, **self.loading)
+            loaded = shown(progress, "loading", loading)
             structure = find_structure(loaded.model)
             return measure(
                 loaded.model,

@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.narrow_config import stock_class
@@ -20,7 +20,7 @@ from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
-from owl_compress.progress import SILENT, Progress
+from owl_compress.progress import SILENT, Progress, shown
 from owl_compress.walk.agreement import settled_structure
 
 DEFAULT_MEASURE_SAMPLES = 16
@@ -81,13 +81,15 @@ class Session:
             check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
         text, held_out = read_texts(wanted, _evaluation_options(recipe))
         if loaded is None:
-            loaded = load(
+            loading = partial(
+                load,
                 recipe.model,
                 dtype=recipe.dtype,
                 device=request.device,
                 revision=recipe.revision,
                 **request.consent.as_options,
             )
+            loaded = shown(progress, "loading", loading)
         structure = find_structure(loaded.model)
         structure = replace(structure, notes=(*loaded.notes, *structure.notes))
         if wanted is not None:

@@ -39,22 +39,6 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def here(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_llama: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-) -> Path:
-    """The working folder: `model` (three blocks, 27648 weights in linears), `text.txt`, `other.txt`."""
-    tiny_llama.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(" ".join(f"owl{number:04d}" for number in range(500)))  # 3999 bytes
-    (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def save_llama(here: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., None]:
     """A function that saves a Llama like `model` with some sizes changed: always the same."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_key_value_heads": 2}

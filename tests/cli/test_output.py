@@ -19,6 +19,7 @@ from owl_compress.cli.console import BarProgress, LineProgress, Output
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.progress import shown
 from owl_compress.registry import Registry
 
 COMMANDS = ("measure", "allocate", "compress", "eval", "verify", "run", "chart", "list", "demo")
@@ -148,6 +149,30 @@ def test_long_work_tells_now_and_then(
         ["walking: 3/10", " 12 s", " 28 s left"], ["walking: 6/10", " 24 s", " 16 s left"],
         ["walking: 9/10", " 36 s", " 4 s left"], ["walking: 10/10", " 40 s", " 0 s left"],
     ]  # fmt: skip
+
+
+def test_a_single_step_is_told_only_where_it_is_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, told in ((1.0, ""), (30.0, "loading: 1/1, 30 s")):
+        clock = iter((0.0, seconds))
+        monkeypatch.setattr(console, "monotonic", lambda clock=clock: next(clock))
+        assert shown(LineProgress(), "loading", lambda: "model") == "model"
+        assert capsys.readouterr().err.startswith(told)
+        assert bool(told) or capsys.readouterr().err == ""
+
+
+def test_options_of_an_evaluation_are_about_its_text(done: Callable[..., Any]) -> None:
+    text = done("eval", "--help").out
+    assert "Calibration text" not in text
+    panel = text.partition("Evaluation text")[2].partition("╰")[0]
+    assert all(option in panel for option in ("--data", "--seq-len", "--bos", "--max-windows"))
+
+
+@pytest.mark.parametrize("command", ["measure", "allocate", "compress", "run", "chart"])
+def test_help_says_that_the_output_is_required(done: Callable[..., Any], command: str) -> None:
+    text = " ".join(done(command, "--help").out.replace("│", " ").split())
+    assert "equired" in text.partition("--out ")[2].partition("--json")[0]
 
 
 def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

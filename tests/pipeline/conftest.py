@@ -10,29 +10,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.checkpoints.stored_forms import STORED_FORMS
 from owl_compress.documents.recipe import Recipe
 from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS
 
 MakeRecipe = Callable[..., Recipe]
-
-
-@pytest.fixture
-def here(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tiny_llama: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-) -> Path:
-    """The working folder: `model` (three blocks, 27648 weights in linears), `text.txt`, `other.txt`."""
-    tiny_llama.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(" ".join(f"owl{number:04d}" for number in range(500)))  # 3999 bytes
-    (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="session")
