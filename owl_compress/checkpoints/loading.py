@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING,
 )
 
 from owl_compress.checkpoints.adapters import check_no_adapter
@@ -209,6 +210,16 @@ def _check_is_causal_lm(config: Any, source: str) -> None:
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or (architectures and other_heads == architectures):
         kind = architectures[0] if architectures else getattr(config, "model_type", "unknown")
         raise RequestError(f"model {source!r} ({kind}) is not a causal language model: name one that is")
+    if getattr(config, "is_encoder_decoder", False) and not set(architectures) & causal:
+        raise RequestError(
+            f"model {source!r} ({config.model_type}) is an encoder with a decoder, not a causal language "
+            "model: name one that is"
+        )
+    if getattr(config, "is_decoder", None) is False and type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        raise RequestError(
+            f"model {source!r} ({config.model_type}) is an encoder, which sees what follows a token too, not "
+            "a causal language model: name one that is"
+        )
 
 
 def _commit_of(hub_id: str, revision: str | None) -> str | None:

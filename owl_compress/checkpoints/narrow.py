@@ -12,6 +12,7 @@ import torch
 
 from owl_compress.checkpoints.narrow_config import (
     as_if_cut_in_memory_,
+    check_runs,
     check_savable,
     describe_narrowed,
     is_narrow,
@@ -38,9 +39,11 @@ def load_narrow(source: CheckpointSource) -> Any:
     """The model as it was cut in memory, built from our own classes.
 
     Raises:
-        RequestError: see `narrowed_class`.
+        RequestError: see `narrowed_class` and `check_runs`.
     """
-    model = source.from_pretrained(narrowed_class(source.config, source.named), runs_code=False)
+    narrow = narrowed_class(source.config, source.named)
+    model = source.from_pretrained(narrow, runs_code=False)
+    check_runs(narrow, source.config, source.named)  # the files agree with the widths, the heads may not
     as_if_cut_in_memory_(model)
     return model
 

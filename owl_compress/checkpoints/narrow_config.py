@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from owl_compress.documents.document import Frozen
 from owl_compress.errors import RequestError, first_problem
 from owl_compress.forms import modeling_narrow
-from owl_compress.forms.modeling_narrow import CONFIG_KEY, narrowed
+from owl_compress.forms.modeling_narrow import CONFIG_KEY, NarrowMixin, narrowed
 from owl_compress.forms.narrowing import has_narrowed_blocks
 from owl_compress.models.anatomy import BlockAnatomy, find_anatomy
 from owl_compress.models.families import UNKNOWN_ROLE
@@ -24,6 +24,7 @@ from owl_compress.models.structure import LinearSite, find_structure
 
 MODELLING_FILE = "modeling_narrow.py"
 _PREFIX = "Narrow"
+_MESSAGE_LENGTH = 160
 _AUTO_CLASS = "AutoModelForCausalLM"
 _OVERRIDES, _ACCESS = "per_layer_config", "allow_global_per_layer_attribute_access"
 # Each family calls them its own way; the first that a configuration has is meant.
@@ -253,6 +254,37 @@ def _check_fits(stock: nn.Module, widths: _Widths, source: str) -> None:
                 raise _unfit(source, f"block {index}: {problem}")
 
 
+def check_runs(narrow: type[Any], config: Any, source: str) -> None:
+    """Refuse widths with which the blocks cannot run, such as head counts that do not go together.
+
+    A text of a few tokens is tried on the meta device. Nothing is said where the stock model fails there too.
+
+    Raises:
+        RequestError: see above.
+    """
+    with torch.device("meta"):
+        problem = _problem_of_a_forward(narrow(deepcopy(config)))
+        if problem is None:
+            return
+        stock: Any = next(kind for kind in narrow.__mro__ if not issubclass(kind, NarrowMixin))
+        if _problem_of_a_forward(stock(deepcopy(config))) is None:
+            raise _unfit(source, f"the blocks cannot run with these widths ({problem})")
+
+
+def _problem_of_a_forward(model: nn.Module) -> str | None:
+    """What goes wrong with a text of four tokens on the meta device; None if nothing does."""
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    mask = torch.ones(
+        1, 1, 4, 4, dtype=torch.bool, device="meta"
+    )  # whole: to make one, numbers are looked at
+    try:
+        with torch.no_grad():
+            model.eval()(input_ids=ids, attention_mask=mask, use_cache=False)
+    except Exception as error:  # noqa: BLE001 - a forward fails in many ways
+        return " ".join(str(error).split())[:_MESSAGE_LENGTH]
+    return None
+
+
 def _misfits(block: nn.Module, widths: _BlockWidths) -> Iterator[str]:
     modules = dict(block.named_modules())
     for name, shape in widths.linears.items():
@@ -263,17 +295,40 @@ def _misfits(block: nn.Module, widths: _BlockWidths) -> Iterator[str]:
         largest = LinearSite(name, UNKNOWN_ROLE, linear).shape
         if shape[0] > largest[0] or shape[1] > largest[1]:
             yield f"{name!r} is {shape}, larger than the {largest} of the model"
-    for path in widths.attributes:
+    for path, count in widths.attributes.items():
         owner, _, name = path.rpartition(".")
-        value = getattr(modules.get(owner), name, widths)
-        if not isinstance(value, int | float | str | None):
-            yield f"{path!r} is no number of the block"
+        yield from _no_count(path, count, getattr(modules.get(owner), name, None))
+    for path in widths.empty:
+        linears = _linears_below(modules, path)
+        full = [name for name in linears if 0 not in widths.linears.get(name, (1,))]
+        if full or (path in modules and not linears):
+            yield f"{path!r} is said to be empty, and {full[0] if full else path!r} is not"
     for path in (*widths.config, *widths.alibi_heads, *widths.empty):
         if path not in modules or (path in widths.config and not hasattr(modules[path], "config")):
             yield f"{path!r} is no part of the block that could have it"
+    for path, counts in widths.config.items():
+        for key, count in counts.items():
+            most = getattr(modules[path].config, key, None)
+            yield from _no_count(f"{path}.config.{key}", count, most)
     for heads in widths.alibi_heads.values():
         if any(head >= heads.of for head in heads.kept):
             yield f"alibi_heads keeps head {max(heads.kept)} of {heads.of}"
+
+
+def _no_count(path: str, count: object, most: object) -> Iterator[str]:
+    """What is wrong with a count of heads that is to take the place of `most`: a cut never adds any."""
+    if not isinstance(most, int) or isinstance(most, bool):
+        yield f"{path!r} is no number of the block"
+    elif not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
+        yield f"{path!r} is {count!r}, and must be from 1 to the {most} of the model"
+
+
+def _linears_below(modules: Mapping[str, nn.Module], path: str) -> list[str]:
+    return [
+        name
+        for name, module in modules.items()
+        if isinstance(module, nn.Linear | Conv1D) and name.startswith(f"{path}.")
+    ]
 
 
 def _unfit(source: str, problem: str) -> RequestError:

@@ -12,6 +12,8 @@ from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTI
 from owl_compress.documents.provenance import Origin
 from owl_compress.documents.strict_json import has_surrogates
 
+_FENCE = "---"
+
 
 def origin_of(loaded: LoadedModel) -> Origin:
     """What can be said about the origin of `loaded`, from its own card or the hub's; never guessed.
@@ -48,10 +50,16 @@ def _hub_card(hub_id: str, revision: str | None) -> dict[str, Any]:
 
 
 def _front_matter(path: Path) -> dict[str, Any]:
-    """The YAML between the first two lines of three hyphens, empty where there is none."""
+    """The YAML between the first two lines of three hyphens; empty where there are none, or it is no YAML.
+
+    A card is written for people, and by anybody: whatever is wrong with it is no reason to fail.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text.split("\n---", 1)[0]) if text.startswith("---\n") else None
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        if not lines or lines[0].rstrip() != _FENCE:
+            return {}
+        end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() == _FENCE), None)
+        content = yaml.safe_load("\n".join(lines[1:end])) if end is not None else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -23,7 +23,7 @@ from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_, stored_bits
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.footprint import footprint
-from owl_compress.models.state import identify, n_parameters, parameter_device
+from owl_compress.models.state import check_finite, identify, n_parameters, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
@@ -70,13 +70,15 @@ def compress_with_(
         partial: go on where less than half of the weights in the blocks is in linears.
 
     Raises:
-        RequestError: plan of another model or unit, calibration missing, NaN or Inf in the activations.
+        RequestError: plan of another model or unit, calibration missing, NaN or Inf in weights or
+            activations.
     """
     start = perf_counter()
     structure = structure or find_structure(model)
     options = options or WalkOptions()
     device = options.device or parameter_device(model)
     _check_request(plan, backend, calibration, structure)
+    check_finite(model)  # of a broken linear in an early block, a walk would blame a later one
     if calibration is not None and (backend.statistic is not None or _wants_gradients(backend)):
         structure = _settled(model, structure, plan, calibration, device)
     coverage = coverage_of(structure)

@@ -39,6 +39,8 @@ def cache_name(model: nn.Module) -> str:
 def check_finite(model: nn.Module) -> None:
     """Refuse a model that is broken before anything is done to it.
 
+    Parameters on the meta device hold nothing and pass.
+
     Raises:
         RequestError: a parameter holds NaN or Inf; the first such is named.
     """
@@ -46,9 +48,13 @@ def check_finite(model: nn.Module) -> None:
         # torch has no extremes of 8-bit numbers.
         if parameter.element_size() == 1 or not parameter.is_floating_point() or not parameter.numel():
             continue
+        if parameter.is_meta:
+            continue
         extremes = torch.aminmax(parameter.detach())  # they are NaN if any element is
         if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
-            raise RequestError(f"{name} holds NaN or Inf: the checkpoint is broken, fetch it again")
+            raise RequestError(
+                f"{name} holds NaN or Inf: the model is broken, load it again from a whole checkpoint"
+            )
 
 
 def parameter_device(module: nn.Module) -> torch.device:

@@ -135,8 +135,12 @@ def check_compressible(structure: ModelStructure) -> None:
     """Refuse a model whose blocks have nothing that could be measured or compressed.
 
     Raises:
-        RequestError: every linear of every block was removed before, or is never called.
+        RequestError: there are no blocks, or every linear of them was removed before, or is never called.
     """
+    if not structure.blocks:
+        raise RequestError(
+            "the model has no blocks (num_hidden_layers in its config.json): nothing there to compress"
+        )
     if any(block.linears for block in structure.blocks):
         return
     if structure.uncalled:

@@ -93,7 +93,7 @@ def earlier_steps(loaded: LoadedModel) -> tuple[EarlierStep, ...]:
         return ()
     try:
         return Result.read(path).as_earlier
-    except RequestError as error:
+    except (RequestError, ValueError, RecursionError) as error:
         logger.warning("what was done to the model before is not known: %s", error)
         return ()
 

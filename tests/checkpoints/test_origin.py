@@ -142,6 +142,10 @@ def test_a_folder_of_ours_from_an_unknown_parent_names_none(
         "---\nlicense: [mit, apache-2.0]\nbase_model: [a/b, c/d]\n---\n",
         "---\nlicense:\nbase_model: ''\n---\n",
         "---\nlicense: 3\nbase_model: no\n---\n",
+        "---\nlicense: mit\n",
+        "---\nlicense: mit\n----\n",
+        "---\na: " + "[" * 5_000 + "\n---\n",
+        "---\na: " + "7" * 5_000 + "\n---\n",
     ],
 )
 def test_front_matter_that_says_nothing_leaves_the_origin_open(folder: Path, text: str) -> None:
@@ -156,6 +160,11 @@ def test_a_card_that_is_no_text_leaves_the_origin_open(folder: Path) -> None:
     (folder / "README.md").unlink()
     (folder / "README.md").mkdir()
     assert origin_of(loaded_from(str(folder))) == Origin()
+
+
+def test_a_byte_order_mark_hides_nothing(folder: Path) -> None:
+    (folder / "README.md").write_text(CARD, encoding="utf-8-sig")
+    assert origin_of(loaded_from(str(folder))) == Origin(license="mit")
 
 
 def test_line_ends_of_another_system_and_rules_further_down_do_no_harm(folder: Path) -> None:
