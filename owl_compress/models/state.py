@@ -52,9 +52,7 @@ def check_finite(model: nn.Module) -> None:
             continue
         extremes = torch.aminmax(parameter.detach())  # they are NaN if any element is
         if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
-            raise RequestError(
-                f"{name} holds NaN or Inf: the model is broken, load it again from a whole checkpoint"
-            )
+            raise RequestError(f"{name} holds NaN or Inf: the checkpoint is broken, fetch it again")
 
 
 def parameter_device(module: nn.Module) -> torch.device:

@@ -76,33 +76,12 @@ def test_missing_text_is_asked_for_where_it_is_needed(
         compress_with_(model, planned(model), backend, None)
 
 
-def test_a_broken_weight_is_refused_by_name(
+def test_a_broken_weight_is_refused_by_name_before_any_block_is_run(
     make_model: MakeModel, backend: Backend, planned: Planned, make_windows: Make
 ) -> None:
-    model = make_model("llama")
-    *_, last = find_structure(model).linears  # what reads from any other is told of first, by the walk
-    last.weight[1, 2] = torch.nan
-    with pytest.raises(RequestError, match=rf"^{last.name} holds NaN or Inf.*check the checkpoint"):
-        compress_with_(model, planned(model), backend, make_windows(1))
-
-
-def test_without_a_walk_any_broken_weight_is_refused_by_name(
-    make_model: MakeModel, backend: Backend, planned: Planned
-) -> None:
-    if backend.statistic is not None:
-        pytest.skip("the walk tells of the first linear that reads NaN")
     for index in (0, 2, 3, 5, 6):  # q, v, o, up, down
         model = make_model("llama")
         broken = find_structure(model).blocks[1].linears[index]
         broken.weight[1, 2] = torch.nan
-        with pytest.raises(RequestError, match=rf"^{broken.name} holds NaN or Inf"):
-            compress_with_(model, planned(model), backend, None)
-
-
-def test_a_broken_weight_anywhere_is_refused_in_its_own_block(
-    make_model: MakeModel, backend: Backend, planned: Planned, make_windows: Make
-) -> None:
-    model = make_model("llama")
-    find_structure(model).blocks[1].linears[0].weight[1, 2] = torch.nan
-    with pytest.raises(RequestError, match=r"model\.layers\.1\.self_attn\.[qo]_proj holds? NaN or Inf"):
-        compress_with_(model, planned(model), backend, make_windows(1))
+        with pytest.raises(RequestError, match=rf"^{broken.name}\.weight holds NaN or Inf"):
+            compress_with_(model, planned(model), backend, make_windows(1))
