@@ -142,10 +142,12 @@ def frequencies(rope: Rope) -> np.ndarray:
     plain: np.ndarray = rope.base ** -(pairs / rope.dim)
     if rope.kind == "yarn":
         keep = 1 - _ramp(rope)
-        return plain / rope.factor * (1 - keep) + plain * keep
+        mixed: np.ndarray = plain / rope.factor * (1 - keep) + plain * keep
+        return mixed
     if rope.factors is not None:
         plain = plain / np.asarray(rope.factors)
-    return plain / rope.factor
+    scaled: np.ndarray = plain / rope.factor
+    return scaled
 
 
 def check_turned_by(model: nn.Module, rope: Rope, file: GgufFile) -> None:
