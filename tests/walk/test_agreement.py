@@ -35,6 +35,9 @@ class Decoder(nn.Module):
         self.head = nn.Linear(16, 259)
         self._passes = passes
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.tokens
+
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=self.head(self._passes(self.stages, self.tokens(input_ids))))
 
