@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,7 @@ from owl_compress.checkpoints.stored_forms import recognised
 from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, has_safetensors, tensor_files
 from owl_compress.documents.paths import given_path
 from owl_compress.errors import RequestError
+from owl_compress.reach import hub_within_reach
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ def load_model(
         allow_pickle=allow_pickle,
         options={"revision": revision, "trust_remote_code": trust_remote_code},
     )
-    with quietly_explained(source):
+    within_reach = nullcontext() if checkpoint.is_local else hub_within_reach()
+    with within_reach, quietly_explained(source):
         if not checkpoint.gguf:
             check_no_adapter(checkpoint.where, revision=revision)
         form = recognised(checkpoint)

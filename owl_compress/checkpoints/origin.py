@@ -11,6 +11,7 @@ from owl_compress.checkpoints.hub import quiet_transformers
 from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
 from owl_compress.documents.provenance import Origin
 from owl_compress.documents.strict_json import has_surrogates
+from owl_compress.reach import hub_within_reach
 
 _FENCE = "---"
 
@@ -43,7 +44,7 @@ def _text(value: object) -> str | None:
 def _hub_card(hub_id: str, revision: str | None) -> dict[str, Any]:
     """Front matter of the hub's card, empty where it cannot be had: a card is no reason to fail."""
     try:
-        with quiet_transformers():
+        with quiet_transformers(), hub_within_reach():
             return _front_matter(Path(hf_hub_download(hub_id, "README.md", revision=revision)))
     except (OSError, HfHubHTTPError, HFValidationError):
         return {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from owl_compress.data.records import Conversation, Located, Wanted, n_characters_of, texts_of
 from owl_compress.errors import RequestError
+from owl_compress.reach import hub_within_reach
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +119,26 @@ def _records(source: str, asked: HubSet, remedy: str) -> Iterator[Located]:
     }
     arguments: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
     logger.info("loading %s from the Hugging Face hub", source)
-    # What `datasets` raises spans its own errors, ValueErrors and HTTP libraries': all mean the same here.
-    try:
-        rows = datasets.load_dataset(asked.path, split=asked.split, streaming=asked.streaming, **arguments)
-        for number, row in enumerate(rows, start=1):
-            yield f"row {number}", row
-    except RequestError:
-        raise
-    except Exception as error:
-        problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise RequestError(
-            f"cannot load {source!r} from the Hugging Face hub ({problem}): "
-            f"check name, config, split and network, or {remedy}"
-        ) from error
+    with hub_within_reach() as reachable:
+        # What `datasets` raises spans its own errors, ValueErrors and HTTP libraries': all mean the same.
+        try:
+            rows = datasets.load_dataset(
+                asked.path, split=asked.split, streaming=asked.streaming, **arguments
+            )
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number}", row
+        except Exception as error:
+            raise _cannot_load(source, error, remedy, reachable=reachable) from error
+
+
+def _cannot_load(source: str, error: Exception, remedy: str, *, reachable: bool) -> RequestError:
+    if not reachable:
+        return RequestError(
+            f"cannot load {source!r}: the Hugging Face hub cannot be reached, and it is not in the cache of "
+            f"earlier downloads: check the network, or {remedy}"
+        )
+    problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return RequestError(
+        f"cannot load {source!r} from the Hugging Face hub ({problem}): "
+        f"check name, config, split and network, or {remedy}"
+    )
