@@ -145,8 +145,8 @@ def check_compressible(structure: ModelStructure) -> None:
         return
     if structure.uncalled:
         raise RequestError(
-            f"the model reads the weights of all {len(structure.uncalled)} linears of its blocks without "
-            f"calling them, {structure.uncalled[0]} first: their inputs cannot be measured"
+            f"the model calls none of the {len(structure.uncalled)} linears of its blocks on text, "
+            f"{structure.uncalled[0]} first: their inputs cannot be measured"
         )
     raise RequestError(
         f"nothing is left to compress in the {len(structure.blocks)} blocks of the model, all of whose "
@@ -164,8 +164,8 @@ def without_linears(structure: ModelStructure, uncalled: Collection[str]) -> Mod
     )
     names = tuple(linear.name for linear in structure.linears if linear.name in uncalled)
     note = (
-        f"left as they are, since the model reads their weights without calling them: {len(names)} linears, "
-        f"the first {names[0]}"
+        f"left as they are, since the model does not call them on text (it reads their weights, or has no use "
+        f"for them): {len(names)} linears, the first {names[0]}"
     )
     return replace(structure, blocks=blocks, notes=(*structure.notes, note), uncalled=names)
 
