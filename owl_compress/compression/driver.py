@@ -149,8 +149,8 @@ def _settled(
     for budget in plan.budgets:
         if budget.name in settled.uncalled:
             raise RequestError(
-                f"{budget.name} has a budget, but the model does not call it on text, so that nothing is known "
-                "of its inputs: leave it out with --skip"
+                f"{budget.name} has a budget, but the model does not call it on text, so that nothing is "
+                "known of its inputs: leave it out with --skip"
             )
     return settled
 

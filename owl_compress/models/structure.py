@@ -164,7 +164,7 @@ def without_linears(structure: ModelStructure, uncalled: Collection[str]) -> Mod
     )
     names = tuple(linear.name for linear in structure.linears if linear.name in uncalled)
     note = (
-        f"left as they are, since the model does not call them on text (it reads their weights, or has no use "
+        "left as they are, since the model does not call them on text (it reads their weights, or has no use "
         f"for them): {len(names)} linears, the first {names[0]}"
     )
     return replace(structure, blocks=blocks, notes=(*structure.notes, note), uncalled=names)
