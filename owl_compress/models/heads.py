@@ -28,6 +28,7 @@ from owl_compress.models.probing import (
     probe,
     remembered,
     shape_of,
+    stated,
 )
 from owl_compress.models.removable import Attention, Count, Counted, Slot
 from owl_compress.models.structure import BlockSite
@@ -123,17 +124,11 @@ def _projections(tried: Probe) -> _Projections | str:
     return _Projections(rows, names[-1], width)
 
 
-def _stated(owner: Any, names: Sequence[str]) -> Iterator[int]:
-    for name in names:
-        value = getattr(owner, name, None)
-        if isinstance(value, int) and value > 0:
-            yield value
-
-
 def _head_dims(module: nn.Module, width: int) -> list[int]:
     """Sizes that a head may have, from what the module and its configuration say."""
     heads = [name for name, what in _COUNTS.items() if what == "heads"]
-    counts = [value for owner in owners(module) for value in _stated(owner, heads)]
+    values = (stated(owner, name) for owner in owners(module) for name in heads)
+    counts = [value for value in values if isinstance(value, int) and value > 0]
     sizes = [*head_sizes(module), *(width // count for count in counts)]
     return [size for size in dict.fromkeys(sizes) if size and width % size == 0]
 
@@ -228,7 +223,8 @@ def _countings(module: nn.Module, guess: Attention) -> Iterator[Counted]:
         name: what
         for name, what in _COUNTS.items()
         if what != "queries_per_group"
-        and getattr(config, name, None) == guess.count(what, guess.n_heads, guess.n_kv_heads)
+        and config is not None
+        and stated(config, name) == guess.count(what, guess.n_heads, guess.n_kv_heads)
     }
     for read, further in product((counts, counts | widths), ({}, in_config)):
         yield Counted("", read, further)

@@ -150,9 +150,17 @@ def owners(module: nn.Module) -> Iterator[Any]:
             yield config
 
 
+def stated(owner: Any, name: str) -> Any:
+    """What a module or a configuration holds under `name`, None if nothing: no property of theirs is run."""
+    own = vars(owner)
+    shared = own.get("narrow_shared", owner)
+    name_of_its_own = getattr(shared, "attribute_map", {}).get(name, name)
+    return own.get(name, vars(shared).get(name_of_its_own))
+
+
 def head_sizes(module: nn.Module) -> list[int]:
     """The sizes of heads that `module` or its configuration state."""
-    values = (getattr(owner, name, None) for owner in owners(module) for name in _HEAD_DIMS)
+    values = (stated(owner, name) for owner in owners(module) for name in _HEAD_DIMS)
     return list(dict.fromkeys(value for value in values if isinstance(value, int) and value > 0))
 
 
@@ -239,7 +247,11 @@ def _stand_in(module: nn.Module) -> nn.Module:
         id(parameter): nn.Parameter(_random(parameter.shape, generator), requires_grad=False)
         for parameter in module.parameters()
     }
-    return copy.deepcopy(module, memo).to("cpu", torch.float32).eval()
+    stand_in = copy.deepcopy(module, memo).to("cpu", torch.float32).eval()
+    for inner in stand_in.modules():  # what hangs on the original reads what only the original is given
+        for hooks in ("_forward_pre_hooks", "_forward_hooks"):
+            vars(inner)[hooks].clear()
+    return stand_in
 
 
 def _random(shape: Sequence[int], generator: torch.Generator) -> Tensor:

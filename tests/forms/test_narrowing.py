@@ -61,8 +61,13 @@ FAMILIES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gemma3_with_vision", "phi3", "opt", "gpt2",
     "gpt_neox", "bloom", "falcon", "falcon_grouped", "falcon_alibi",
 ]  # fmt: skip
-ALIBI = ["bloom", "bloom_six_heads", "falcon_alibi"]
-ALL = [*FAMILIES, *VARIANTS]
+# Of these no table says where their heads lie. GPT-Neo's has no place in the cache that an emptied one finds.
+UNTABLED = [
+    "starcoder2", "phi", "stablelm", "gptj", "codegen", "cohere", "olmo", "granite", "nemotron", "gemma",
+    "persimmon", "mpt", "glm",
+]  # fmt: skip
+ALIBI = ["bloom", "bloom_six_heads", "falcon_alibi", "mpt"]
+ALL = [*FAMILIES, *VARIANTS, *UNTABLED]
 
 
 @pytest.fixture(scope="session")
@@ -280,7 +285,7 @@ def test_slopes_follow_their_heads_through_a_second_removal(strong: Make, ids: T
 
 
 @pytest.mark.parametrize("choose", [both, nothing_in_the_first_block])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *UNTABLED])
 def test_generation_with_and_without_a_cache(strong: Make, ids: Tensor, name: str, choose: Choose) -> None:
     model: Any = narrow_(strong(name), choose)
     mask = torch.ones_like(ids)

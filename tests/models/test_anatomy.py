@@ -383,3 +383,14 @@ def test_a_pair_of_another_size_is_not_taken_for_the_feed_forward() -> None:
     del module.mlp
     reason = find_anatomy(BlockSite(site.name, module, without, site.family)).unrecognised[Sublayer.MLP]
     assert "laurel.linear_right has 16 columns, not the 64 of a feed-forward" in reason
+
+
+def test_a_configuration_that_does_not_let_its_sizes_be_read_does_no_harm() -> None:
+    config = transformers.Gemma4TextConfig(
+        **_GROUPED, head_dim=8, global_head_dim=16, hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=64, layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    with pytest.raises(Exception, match="per-layer attribute"):
+        _ = config.head_dim
+    for site in find_structure(transformers.AutoModelForCausalLM.from_config(config)).blocks:
+        assert feed_forward_of(site).n_channels == 64

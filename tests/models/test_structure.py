@@ -275,3 +275,9 @@ def test_a_site_knows_its_size() -> None:
     site = LinearSite("a", "mlp.fc1", nn.Linear(3, 5))
     assert site.shape == (5, 3)
     assert site.n_weights == 15
+
+
+def test_a_model_without_blocks_is_not_said_to_have_lost_them(tiny_llama: LlamaForCausalLM) -> None:
+    tiny_llama.model.layers = nn.ModuleList()
+    with pytest.raises(RequestError, match="the model has no blocks"):
+        check_compressible(find_structure(tiny_llama))
