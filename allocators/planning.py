@@ -21,7 +21,7 @@ from owl_compress.documents.plan import (
     weighted_mean,
 )
 from owl_compress.documents.report import ImportanceReport, LinearReport
-from owl_compress.documents.units import Unit
+from owl_compress.documents.units import KeptOfGrid, Unit, kept_weights
 from owl_compress.errors import RequestError
 
 _SHAPE_OPTIONS = ("lam", "law")
@@ -54,6 +54,7 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         for linear in block.linears
         if linear.name not in split.skipped
     )
+    _check_kept(budgets, split, target)
     achieved = weighted_mean(budgets)
     drift = 0.0 if keeps_budget else achieved - target.value
     drifts = abs(drift) > ROUNDING * abs(target.value)
@@ -73,6 +74,35 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         coverage=report.coverage,
         budgets=budgets,
     )
+
+
+def _check_kept(budgets: Sequence[LinearBudget], split: Partition, target: Target) -> None:
+    """Refuse budgets that round to nothing kept where nobody asked for that.
+
+    Raises:
+        RequestError: no linear would keep a weight; or some on a grid would not, and neither a pin nor a
+            lower bound of the user's allows it.
+    """
+    if target.unit is not Unit.DENSITY:
+        return  # bits always keep something, and widths are rounded by whoever removes
+    emptied = [budget for budget in budgets if _n_kept(budget, target) == 0]
+    # Off a grid a law may come down to nothing in places; the result tells which linears that left empty.
+    is_unasked = target.low is None and target.grid is not None
+    unasked = [budget for budget in emptied if is_unasked and budget.name not in split.pinned]
+    if len(emptied) < len(budgets) and not unasked:
+        return
+    first = (unasked or emptied)[0]
+    allow = "" if len(emptied) == len(budgets) else ", leave it out with --skip, or allow it with --low 0"
+    raise RequestError(
+        f"{len(emptied)} of {len(budgets)} linears would keep nothing, the first {first.name}: a density of "
+        f"{first.value:.3g} is less than one of its {first.n_weights:,} weights: ask for more{allow}"
+    )
+
+
+def _n_kept(budget: LinearBudget, target: Target) -> int:
+    if isinstance(target.grid, KeptOfGrid):
+        return target.grid.kept(budget.value)
+    return kept_weights(budget.value, budget.n_weights)
 
 
 def _linears(report: ImportanceReport) -> list[LinearReport]:

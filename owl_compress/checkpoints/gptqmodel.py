@@ -6,17 +6,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+from owl_compress.checkpoints.door import from_config
 from owl_compress.checkpoints.never_loaded import NeverLoaded
 from owl_compress.checkpoints.reading import CheckpointSource
-from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
+from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight
-from owl_compress.models.structure import ModelStructure
+from owl_compress.models.structure import LinearSite, ModelStructure
 
 WIDTHS = (2, 3, 4, 8)
 """The widths that the kernels of this format know."""
@@ -103,6 +105,14 @@ class GptqModelCodes(NeverLoaded):
             "tokenizer = model.tokenizer\n```",
         )
 
-    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
-        """There is nothing to count."""
-        raise no_zeros_to_count(Path(source.where))
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:
+        """Compare the bits of the stored codes with the plan."""
+        with torch.device("meta"):
+            model = from_config(AutoModelForCausalLM, source.config, trust_remote_code=source.trusts_code)
+        folder = Path(source.where)
+
+        def bits_of(linear: LinearSite) -> int:
+            words = tensor_from_checkpoint(folder, f"{linear.name}.qweight")  # [in * bits / 32, out]
+            return int(words.shape[0]) * WORD_BITS // linear.shape[1]
+
+        return compare_bits(folder, model, pattern, bits_of)

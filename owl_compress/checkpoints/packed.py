@@ -14,7 +14,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
+from owl_compress.checkpoints.door import from_config
 from owl_compress.checkpoints.hub import quiet_bars
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.packed_description import (
@@ -27,20 +29,21 @@ from owl_compress.checkpoints.packed_trial import USE_DENSE, Fit, find_fit
 from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
 from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
-from owl_compress.checkpoints.stored_forms import no_zeros_to_count
-from owl_compress.checkpoints.tensors import saved_dtypes
+from owl_compress.checkpoints.tensors import saved_dtypes, tensor_from_checkpoint
+from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
 from owl_compress.forms.narrowing import has_narrowed_blocks
-from owl_compress.models.structure import ModelStructure
+from owl_compress.models.structure import LinearSite, ModelStructure
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = "compressed-tensors"
 INSTALL = "pip install 'owl-compress[quant]'"
+_WORD_BITS = 32
 
 
 def require_package() -> None:
@@ -182,6 +185,28 @@ def load_packed(source: CheckpointSource, load: Callable[[], Any]) -> Any:
     return model
 
 
+def compare_packed(source: CheckpointSource, model: nn.Module, pattern: str) -> Verification:
+    """Compare packed codes with the plan: the bits that the configuration states, and the words stored.
+
+    Raises:
+        RequestError: see `verification.verify`.
+    """
+    folder = Path(source.where)
+    check_saved_codes(folder)
+    groups = source.described["quantization_config"].get("config_groups") or {}
+    stated = {
+        name: int(group["weights"]["num_bits"]) for group in groups.values() for name in group["targets"]
+    }
+
+    def bits_of(linear: LinearSite) -> int:
+        words = tensor_from_checkpoint(folder, f"{linear.name}.weight_packed")  # [out, words of an output]
+        bits = stated.get(linear.name, 0)
+        fits = bits and words.shape == (linear.shape[0], -(-linear.shape[1] // (_WORD_BITS // bits)))
+        return bits if fits else int(words.numel()) * _WORD_BITS // linear.n_weights
+
+    return compare_bits(folder, model, pattern, bits_of)
+
+
 class Packed:
     """Codes in the place of quantized weights, everything else as it is in memory."""
 
@@ -237,6 +262,8 @@ class Packed:
             how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{LOAD}",
         )
 
-    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
-        """There is nothing to count."""
-        raise no_zeros_to_count(Path(source.where))
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:
+        """Compare the bits of the stored codes with the plan."""
+        with torch.device("meta"):
+            model = from_config(AutoModelForCausalLM, source.config, trust_remote_code=source.trusts_code)
+        return compare_packed(source, model, pattern)

@@ -6,17 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from owl_compress.checkpoints.narrow import LOAD_NARROW, load_narrow, save_narrow
-from owl_compress.checkpoints.narrow_config import is_narrow
+from owl_compress.checkpoints.narrow_config import is_narrow, narrowed_class
 from owl_compress.checkpoints.packed import (
     Packed,
     check_packed_source,
+    compare_packed,
     load_packed,
     packed_checkpoint,
 )
 from owl_compress.checkpoints.packed_description import is_packed
 from owl_compress.checkpoints.reading import CheckpointSource
-from owl_compress.checkpoints.stored_forms import no_zeros_to_count
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
@@ -66,6 +68,8 @@ class PackedNarrow:
         packed = Packed().describe()
         return replace(packed, how_to_load=packed.how_to_load.replace(LOAD, LOAD_NARROW))
 
-    def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature
-        """There is nothing to count."""
-        raise no_zeros_to_count(Path(source.where))
+    def verify(self, source: CheckpointSource, pattern: str) -> Verification:
+        """Compare the bits of the stored codes with the plan, each linear at its own width."""
+        with torch.device("meta"):
+            model = narrowed_class(source.config, source.named)(source.config)
+        return compare_packed(source, model, pattern)

@@ -130,11 +130,6 @@ def export_named(name: str) -> StoredForm:
     return found[name]
 
 
-def no_zeros_to_count(folder: Path) -> RequestError:
-    """The refusal to verify a form that holds codes."""
-    return RequestError(f"{folder} holds packed codes and no zeros to count: verify takes sparse checkpoints")
-
-
 def _storing_forms() -> list[StoredForm]:
     return [form for form in _all_forms() if isinstance(form, StoredForm)]
 

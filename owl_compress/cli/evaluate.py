@@ -9,10 +9,14 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
+from owl_compress.cli.terminal import tell
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.measurements import LatencyShape
 from owl_compress.documents.recipe import Topic
 from owl_compress.errors import RequestError
+
+VIOLATED = 3
+"""Exit code of `verify` where the tensors hold what they may not; 2 is a request that cannot be answered."""
 
 EVALUATE_TOPICS = (Topic.TEXT, Topic.EVALUATION, Topic.MACHINE)
 NOT_FOR_EVALUATION = ("calib", "samples", "sampling", "strict", "partial", "data")
@@ -102,7 +106,7 @@ def verify(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Count the saved tensors group by group; exit code 2 if any group keeps more than it may."""
+    """Compare the saved tensors with their plan or pattern; exit code 3 if they hold what they may not."""
     from owl_compress.pipeline.stages import verify as verify_folder
 
     verification = verify_folder(folder, pattern, trust_remote_code=trust_remote_code)
@@ -110,9 +114,9 @@ def verify(
         verification.model_dump(mode="json"), verification_table(verification)
     )
     if not verification.ok:
-        first = verification.violations[0]
-        raise RequestError(
-            f"{len(verification.violations)} of {verification.linears} linears in {folder} keep more than "
-            f"{pattern} allows: first {first.linear}, {first.kept} instead of {first.allowed} from row "
-            f"{first.row}, input {first.first_input}"
-        )
+        first, found = verification.violations[0], len(verification.violations)
+        problem = f"{found} of {verification.linears} linears in {folder} keep more than {pattern} allows"
+        if first.what:
+            problem = f"{folder} is not what {pattern} says, in {found} places"
+        tell(f"owl-compress: {problem}: first {first.words}")
+        raise typer.Exit(VIOLATED)

@@ -117,6 +117,7 @@ def result_table(result: Result) -> Sheet:
         rows.append(("peak device memory", size_in_words(result.peak_device_bytes)))
     notes = _rounding_note(unit, asked, achieved, result.backend.parameters.get("round_to"))
     notes += coverage_in_words(result.coverage, totals.n_weights)
+    notes = [*notes, *result.notes]
     return Sheet.of_pairs(f"{result.model.id}, compressed by {result.backend.name}", rows, notes)
 
 
@@ -261,8 +262,10 @@ def verification_table(verification: Verification) -> Sheet:
     """The linears that keep more than they may, or a line that says there are none."""
     title = f"{verification.groups:,} groups of {verification.linears} linears against {verification.pattern}"
     if verification.ok:
-        return Sheet(title, (), ("every group keeps no more than it may",))
+        counted = (f"ok: {verification.summary}",) if verification.summary else ()
+        return Sheet(title, (), (*counted, "every group keeps no more than it may"))
     found = verification.violations
+    notes = (*(one.words for one in found if one.what), verification.summary)
     columns = (
         Column("linear", tuple(one.linear for one in found), is_text=True),
         Column("groups", _counts(one.groups for one in found), is_optional=True),
@@ -273,7 +276,7 @@ def verification_table(verification: Verification) -> Sheet:
         Column("kept", _counts(one.kept for one in found)),
         Column("allowed", _counts(one.allowed for one in found)),
     )
-    return Sheet(title, columns)
+    return Sheet(title, columns, notes)
 
 
 def _numbers(names: Sequence[str], *further: str) -> tuple[Column, list[str]]:

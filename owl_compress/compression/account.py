@@ -15,8 +15,12 @@ from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.result import LinearResult, MethodRecord, Result, Totals
+from owl_compress.documents.units import Unit
 from owl_compress.documents.versions import versions
 from owl_compress.memory import peak_host_bytes
+
+_CHANCE = 1e-3
+"""Share of a linear's weights that may be zero without a word."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Account:
                 **asdict(stored),
             ),
             fallbacks=tuple(fallback for outcome in outcomes for fallback in outcome.fallbacks),
-            notes=self.notes,
+            notes=(*self.notes, *_notes_on_counts(rows)),
             coverage=self.coverage,
             calibration=calibration,
             seed=calibration.seed if calibration else 0,
@@ -88,6 +92,29 @@ class Account:
             plan=self.plan.fingerprint,
             budgets=rows,
         )
+
+
+def _notes_on_counts(rows: Sequence[LinearResult]) -> list[str]:
+    """What counts say that nobody asked for: linears that were sparser already, or keep nothing."""
+    if rows[0].unit is not Unit.DENSITY:
+        return []
+    notes = []
+    n_weights = sum(row.n_weights for row in rows)
+    # A weight or two may be zero by chance, and each linear loses less than one to rounding.
+    sparser = [
+        row for row in rows if (row.asked - row.achieved) * row.n_weights > 1 + _CHANCE * row.n_weights
+    ]
+    if sparser:
+        asked = fsum(row.asked * row.n_weights for row in rows) / n_weights
+        achieved = fsum(row.achieved * row.n_weights for row in rows) / n_weights
+        notes.append(
+            f"sparser than asked: {len(sparser)} linears, the first {sparser[0].name}, had more zeros "
+            f"already; a density of {asked:.4g} was asked for, {achieved:.4g} is what is left"
+        )
+    emptied = [row for row in rows if row.achieved == 0]
+    if emptied:
+        notes.append(f"linears that keep no weight at all: {len(emptied)}, the first {emptied[0].name}")
+    return notes
 
 
 def method_record(backend: AnyBackend) -> MethodRecord:

@@ -1,6 +1,6 @@
 """What was measured of a model or counted in a folder, and what was predicted."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, computed_field
 
@@ -123,9 +123,10 @@ class LatencyRecord(Frozen):
 
 
 class Violation(Frozen):
-    """One linear that keeps more than it may: in how many groups, and the first of them.
+    """One linear that holds what it may not: in how many groups, and the first of them.
 
     `row` and `first_input` say where that group begins; without an N:M pattern a group is a whole linear.
+    `what` says what is wrong where that is not that too many weights are kept.
     """
 
     linear: str
@@ -135,15 +136,35 @@ class Violation(Frozen):
     first_input: int
     kept: int
     allowed: int
+    what: str = ""
+
+    @classmethod
+    def of(cls, linear: str, what: str, kept: int, allowed: int) -> Self:
+        """A violation by a whole linear."""
+        return cls(
+            linear=linear, groups=1, violating=1, row=0, first_input=0, kept=kept, allowed=allowed, what=what
+        )
+
+    @property
+    def words(self) -> str:
+        """One clause: what, where, how much."""
+        if self.what:
+            return f"{self.linear} {self.what}"
+        return (
+            f"{self.linear}, {self.kept} instead of {self.allowed} from row {self.row}, "
+            f"input {self.first_input}"
+        )
 
 
 class Verification(Frozen):
-    """What a count of the saved tensors found."""
+    """What a count of the saved tensors found; `summary` says in words what was counted and what was not."""
 
     pattern: str
     linears: int
     groups: int
     violations: tuple[Violation, ...]
+    skipped: int = 0
+    summary: str = ""
 
     @computed_field  # type: ignore[prop-decorator]  # pydantic's own way of decorating a property
     @property

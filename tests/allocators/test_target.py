@@ -1,8 +1,10 @@
 """Targets are refused at birth, with the value and the remedy."""
 
+from dataclasses import replace
+
 import pytest
 
-from owl_compress.allocators import Target
+from owl_compress.allocators import Target, allocate
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 
@@ -95,3 +97,18 @@ def test_unit_and_grid_have_to_match():
         Target(Unit.WIDTH, 0.5, grid=KeptOfGrid(kept_of=8))
     with pytest.raises(RequestError, match="N:2 is not supported"):
         Target(Unit.DENSITY, 0.5, grid=KeptOfGrid(kept_of=2))
+
+
+@pytest.mark.parametrize("target", [Target.from_nm("0.0001:32"), Target.from_sparsity(0.999999)])
+def test_a_target_that_rounds_to_nothing_kept_is_refused(target, make_report):
+    for chosen in (target, replace(target, low=0.0)):
+        with pytest.raises(RequestError, match=r"21 of 21 linears would keep nothing, .* ask for more$"):
+            allocate(make_report([0.1, 0.2, 0.3]), "uniform", chosen)
+
+
+def test_some_linears_of_a_grid_are_emptied_only_where_that_is_allowed(make_report):
+    target = Target.from_nm("0.5:8")
+    report = make_report([0.1, 0.2, 0.3])
+    with pytest.raises(RequestError, match=r"linears would keep nothing, .* or allow it with --low 0"):
+        allocate(report, "uniform", target)
+    assert allocate(report, "uniform", replace(target, low=0.0)).achieved <= target.value + 1e-9

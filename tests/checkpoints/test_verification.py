@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.magnitude import Magnitude
-from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.backends.rtn import Rtn
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.checkpoints.verification import verify
@@ -62,17 +62,10 @@ def test_forms_of_plain_weights_are_verified_by_a_count_of_every_linear(
 
 
 @pytest.mark.parametrize("name", ["gptqmodel", "packed-narrow", "packed"])
-def test_verify_refuses_codes(saved: Callable[[str], Any], gptq_folder: Path, name: str) -> None:
+def test_codes_have_no_zeros_to_count(saved: Callable[[str], Any], gptq_folder: Path, name: str) -> None:
     folder = gptq_folder if name == "gptqmodel" else saved(name).folder
-    for attempt in (
-        lambda: form_named(name).verify(CheckpointSource.of_folder(folder), "plan"),
-        lambda: verify(folder, "2:4"),
-    ):
-        with pytest.raises(RequestError) as refused:
-            attempt()
-        assert str(refused.value) == (
-            f"{folder} holds packed codes and no zeros to count: verify takes sparse checkpoints"
-        )
+    with pytest.raises(RequestError, match="holds packed codes and no zeros to count: verify them against"):
+        verify(folder, "2:4")
 
 
 def test_verify_refuses_what_is_for_other_software(saved: Callable[[str], Any]) -> None:
@@ -144,5 +137,78 @@ def test_what_cannot_be_compared_is_refused_with_what_to_do(
     with pytest.raises(RequestError, match=r"plan names linear 'model\.layers\.9\.up', which the model in"):
         verify(folder)
     allocate(outline(saved("dense").model), "uniform", Target.from_bits(4, (4,))).write(folder / "plan.json")
-    with pytest.raises(RequestError, match="is in bits: verify counts the zeros of sparse checkpoints"):
+    with pytest.raises(RequestError, match=r"has no result\.json, which says how many inputs share a scale"):
         verify(folder)
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The plan in `folder`, after a hand has been at it."""
+    content = Plan.read(folder / "plan.json").model_dump()
+    change(content)
+    Plan.model_validate(content).write(folder / "plan.json")
+
+
+def test_a_plan_that_leaves_linears_out_is_not_believed(planned: Callable[..., tuple[Path, Plan]]) -> None:
+    folder, plan = planned(Target.from_sparsity(0.5), allocator="uniform")
+    edited(folder, lambda content: content.update(budgets=content["budgets"][:1]))
+    found = verify(folder)
+    assert {one.linear for one in found.violations} == {budget.name for budget in plan.budgets[1:]}
+    assert "has no budget in the plan" in found.violations[0].what
+
+
+def test_what_the_plan_skips_is_said(planned: Callable[..., tuple[Path, Plan]]) -> None:
+    folder, plan = planned(Target.from_sparsity(0.5, skips=(UP,)), allocator="uniform")
+    found = verify(folder)
+    assert found.ok
+    assert (found.linears, found.skipped) == (20, 1)
+    n_weights = sum(budget.n_weights for budget in plan.budgets)
+    assert f"20 linears with {n_weights:,} weights counted" in found.summary
+    assert "1 that the plan skips were not looked at" in found.summary
+
+
+def test_sizes_are_those_of_the_tensors_and_not_of_the_plan(
+    planned: Callable[..., tuple[Path, Plan]],
+) -> None:
+    folder, plan = planned(Target.from_sparsity(0.5), allocator="uniform")
+    fill(folder, slice(None), slice(None))
+    index = next(i for i, budget in enumerate(plan.budgets) if budget.name == UP)
+    edited(folder, lambda content: content["budgets"][index].update(n_weights=10**6))
+    (violation,) = verify(folder).violations
+    assert (violation.linear, violation.kept, violation.allowed) == (UP, 2048, 10**6)
+    assert violation.what == "has 2,048 weights, the plan says 1,000,000"
+
+
+def compressed(model: Any, folder: Path, target: Target, backend: Any, **options: Any) -> Plan:
+    """The folder that a run would write: weights, plan and result."""
+    plan = allocate(outline(model), "uniform", target)
+    result = compress_with_(model, plan, backend, None)
+    folder.mkdir()
+    save_checkpoint(model, None, folder, form_named(options["form"]))
+    plan.write(folder / "plan.json")
+    result.write(folder / "result.json")
+    return plan
+
+
+@pytest.mark.parametrize("form", ["packed", "dense"])
+def test_bits_are_compared_with_the_plan(make_model: Callable[[str], Any], tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "OUT"
+    target = Target.from_bits(3.5, (3, 4))
+    plan = compressed(make_model("llama"), folder, target, Rtn(group_size=32), form=form)
+    found = verify(folder)
+    assert found.ok, found.violations
+    assert found.linears == len(plan.budgets)
+    index = next(i for i, budget in enumerate(plan.budgets) if budget.value == 4)
+    edited(folder, lambda content: content["budgets"][index].update(value=3.0))
+    (violation,) = verify(folder).violations
+    assert violation.linear == plan.budgets[index].name
+    assert violation.kept > violation.allowed
+
+
+def test_widths_are_measured_on_the_tensors(saved: Callable[[str], Any], make_model: Any) -> None:
+    folder, dense = saved("narrow").folder, make_model("llama")
+    whole = allocate(outline(dense), "uniform", Target.from_prune_ratio(0))
+    whole.write(folder / "plan.json")
+    assert verify(folder).ok
+    allocate(outline(dense), "uniform", Target.from_prune_ratio(0.95)).write(folder / "plan.json")
+    (violation,) = verify(folder).violations
+    assert "all linears of the plan keep" in violation.what

@@ -36,7 +36,7 @@ def test_a_broken_group_is_told_in_one_line(
     column = first_zero("OUT", 5)
     spoil("OUT", 5, column)
     outcome = cli("verify", "OUT", *options)
-    assert outcome.code == 2
+    assert outcome.code == 3
     assert outcome.err.strip() == (
         f"owl-compress: 1 of 21 linears in OUT keep more than plan allows: first {NAME}, 3 instead of 2 from "
         f"row 5, input {column // 4 * 4}"
@@ -48,19 +48,25 @@ def test_a_broken_group_is_told_in_one_line(
 
 
 def test_without_a_pattern_whole_linears_are_counted(
-    done: Callable[..., Any], refused: Callable[..., str]
+    done: Callable[..., Any], cli: Callable[..., Any]
 ) -> None:
     done(*RUN, "--sparsity", "0.5", "-o", "OUT")
     assert done("verify", "OUT", "--json").json["groups"] == 21
     spoil("OUT", 0, first_zero("OUT", 0))
-    assert f"first {NAME}, 1025 instead of 1024" in refused("verify", "OUT")
+    outcome = cli("verify", "OUT")
+    assert outcome.code == 3
+    assert f"first {NAME}, 1025 instead of 1024" in outcome.err
 
 
-def test_a_fixed_pattern_needs_no_plan(done: Callable[..., Any], refused: Callable[..., str]) -> None:
+def test_a_fixed_pattern_needs_no_plan(
+    done: Callable[..., Any], cli: Callable[..., Any], refused: Callable[..., str]
+) -> None:
     done(*RUN, "--nm", "4:8", "-o", "OUT")
     (Path("OUT") / "plan.json").unlink()
     assert done("verify", "OUT", "--pattern", "4:8", "--json").json["ok"] is True
-    assert "21 of 21 linears in OUT keep more than 3:8 allows" in refused("verify", "OUT", "--pattern", "3:8")
+    outcome = cli("verify", "OUT", "--pattern", "3:8")
+    assert outcome.code == 3
+    assert "21 of 21 linears in OUT keep more than 3:8 allows" in outcome.err
     assert "OUT has no plan.json to verify against" in refused("verify", "OUT")
 
 
@@ -69,3 +75,11 @@ def test_packed_codes_have_no_zeros_to_count(done: Callable[..., Any], refused: 
     run = ("run", "model", "--backend", "rtn", "--allocator", "uniform", "--quiet", "--group-size", "32")
     done(*run, "--bits", "4", "-o", "OUT")
     assert "OUT holds packed codes and no zeros to count" in refused("verify", "OUT", "--pattern", "2:4")
+    assert done("verify", "OUT", "--json").json["ok"] is True
+
+
+def test_success_is_said_in_words(done: Callable[..., Any]) -> None:
+    done(*RUN, "--nm", "2:4", "-o", "OUT")
+    words = " ".join(done("verify", "OUT").out.split())
+    assert "ok: 21 linears with 27,648 weights counted, in 6,912 groups" in words
+    assert "every group keeps no more than it may" in words
