@@ -270,7 +270,7 @@ def test_options_are_checked_by_name_and_kind(make_report):
         RequestError, match="allocator 'owl': unknown owl-law 'publisht': did you mean 'published'"
     ):
         ALLOCATORS.create("owl", {"law": "publisht"})
-    with pytest.raises(RequestError, match=r"allocator 'owl': lam: .*valid number.*'much'"):
+    with pytest.raises(RequestError, match=r"allocator 'owl': lam: has to be a number .*'much'"):
         ALLOCATORS.create("owl", {"lam": "much"})
     with pytest.raises(RequestError, match="unknown allocator 'owl-invers': did you mean 'owl-inverse'"):
         ALLOCATORS.create("owl-invers")
