@@ -41,15 +41,11 @@ def commands() -> list[list[str]]:
 
 
 def known_options() -> set[str]:
-    """The options of all commands."""
-    names = get_command(application([])).commands  # type: ignore[attr-defined]
-    groups: dict[str, Any] = {name: get_command(application([name, "--help"])) for name in names}
-    return {
-        option
-        for name, group in groups.items()
-        for parameter in group.commands[name].params
-        for option in parameter.opts
-    }
+    """The options of the program and of all its commands."""
+    program: Any = get_command(application([]))
+    groups: dict[str, Any] = {name: get_command(application([name, "--help"])) for name in program.commands}
+    parameters = [one for name, group in groups.items() for one in group.commands[name].params]
+    return {option for parameter in [*program.params, *parameters] for option in parameter.opts}
 
 
 def test_every_command_is_shown() -> None:
@@ -173,7 +169,7 @@ def test_everything_registered_is_described(registry: Any, page: str) -> None:
 
 
 def test_every_option_is_real() -> None:
-    outside = {"--no-deps", "--perturb", "--help", "--no"}  # of others; --no-NAME
+    outside = {"--no-deps", "--perturb", "--help", "--no", "--merge"}  # of others; --no-NAME
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(PAGES.values())))
     lines = "\n".join(re.findall(r"^- `python .*`$", PAGES[MEASURED], re.M))
     of_benchmarks = set(re.findall(r"--[a-z][a-z-]*[a-z]", lines))
