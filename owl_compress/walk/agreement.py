@@ -3,10 +3,11 @@
 The walk hands the hidden states of each block to the next, with arguments that were captured in advance. A
 model that does more than that between its blocks (runs some of them again, hands a second output on, changes
 arguments on the way) would be measured and compressed on inputs that never occur. So one window goes through
-the model's own forward pass, which is watched, and then through the walk.
+the model's own forward pass, which is watched, and then through the walk: hidden states behind each block and
+inputs of each linear have to be the same in both.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -53,7 +54,7 @@ def settled_structure(
     with evaluation_mode(model), torch.no_grad():
         own = _OwnPass(model, structure.blocks, device)
         own.run(window)
-        _check_walk(model, structure, window, device, own.outputs)
+        _check_walk(model, structure, window, device, own)
     settled = without_linears(structure, own.uncalled)
     check_compressible(settled)
     return replace(settled, is_settled=True)
@@ -62,17 +63,18 @@ def settled_structure(
 class _OwnPass:
     """One forward pass of the model itself, each of its blocks on the device while it runs.
 
-    Afterwards `outputs` holds the hidden states [1, tokens, hidden] behind each block, on the host, and
-    `uncalled` the full names of linears that did not run though nothing chooses among them.
+    Afterwards `outputs` holds the hidden states [1, tokens, hidden] behind each block, on the host, `inputs`
+    what the linears read, and `uncalled` the full names of linears that did not run though nothing chooses
+    among them.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[BlockSite], device: torch.device) -> None:
         self.outputs: list[Tensor] = []
+        self.inputs = _Inputs()
         self._model = model
         self._blocks = blocks
         self._device = device
         self._home = parameter_device(model)
-        self._called: set[nn.Module] = set()
 
     def run(self, token_ids: Tensor) -> None:
         name = type(self._model).__name__
@@ -84,28 +86,24 @@ class _OwnPass:
 
     @property
     def uncalled(self) -> frozenset[str]:
+        called = {linear for block in self.inputs.blocks for linear in block}
         return frozenset(
             linear.name
             for site in self._blocks
             for linear in site.linears
-            if linear.module not in self._called and not _is_chosen(site, linear.name)
+            if linear.module not in called and not _is_chosen(site, linear.name)
         )
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
-        linears = {linear.module for site in self._blocks for linear in site.linears}
         with ExitStack() as hooks:
-            for linear in linears:
-                hooks.callback(linear.register_forward_pre_hook(self._on_linear).remove)
+            hooks.enter_context(self.inputs.watched(self._blocks))
             for block in {site.module for site in self._blocks}:
                 hooks.callback(block.to, self._home)
                 before = block.register_forward_pre_hook(self._before_block, with_kwargs=True)
                 hooks.callback(before.remove)
                 hooks.callback(block.register_forward_hook(self._after_block).remove)
             yield
-
-    def _on_linear(self, module: nn.Module, _arguments: Any) -> None:
-        self._called.add(module)
 
     def _before_block(self, block: nn.Module, positional: Any, named: Any) -> Any:
         self._check_order(block)
@@ -115,6 +113,7 @@ class _OwnPass:
                 f"{self._blocks[len(self.outputs)].name} is handed something else than the hidden states of "
                 f"the block before it: {UNSUITED}"
             )
+        self.inputs.begin_block()
         if self._device == self._home:
             return None
         block.to(self._device)
@@ -144,27 +143,78 @@ class _OwnPass:
         )
 
 
+class _Inputs:
+    """What linears read: `blocks` has, for each block begun, sums of squares over tokens, [in] by linear."""
+
+    def __init__(self) -> None:
+        self.blocks: list[dict[nn.Module, Tensor]] = []
+
+    @contextmanager
+    def watched(self, blocks: Sequence[BlockSite]) -> Iterator[None]:
+        """Hold hooks on the linears of `blocks`."""
+        linears = {linear.module for site in blocks for linear in site.linears}
+        with ExitStack() as hooks:
+            for linear in linears:
+                hooks.callback(linear.register_forward_pre_hook(self._add).remove)
+            yield
+
+    def begin_block(self) -> None:
+        """What is read from now on is another block's."""
+        self.blocks.append({})
+
+    def _add(self, linear: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if not self.blocks:
+            return  # a block is tried before the walk begins
+        inputs = arguments[0].detach()
+        squares = inputs.reshape(-1, inputs.shape[-1]).double().square().sum(dim=0).to(_HOST)
+        self.blocks[-1][linear] = self.blocks[-1].get(linear, 0) + squares
+
+
 def _check_walk(
-    model: nn.Module, structure: ModelStructure, window: Tensor, device: torch.device, own: Sequence[Tensor]
+    model: nn.Module, structure: ModelStructure, window: Tensor, device: torch.device, own: _OwnPass
 ) -> None:
-    """Refuse a walk whose hidden states are not the model's own, or which cannot be done at all."""
-    walk = BlockWalk(model, structure, [window], device=device)
-    with closing(_walked(walk)) as walked:
-        for site, expected in zip(structure.blocks, own, strict=True):
+    """Refuse a walk in which a block does something else than in the model, or which cannot be done."""
+    walk, inputs = BlockWalk(model, structure, [window], device=device), _Inputs()
+    with closing(_walked(walk, inputs)) as walked, inputs.watched(structure.blocks):
+        for index, (site, expected) in enumerate(zip(structure.blocks, own.outputs, strict=True)):
             difference = _relative_difference(next(walked), expected)
             if difference > _rounding(site.module, expected):
                 raise RequestError(
                     f"{site.name} computes something else within the model than by itself (hidden states "
                     f"differ by {difference:.2g} of their size): {UNSUITED}"
                 )
+            _check_inputs(site, inputs.blocks[index], own.inputs.blocks[index])
 
 
-def _walked(walk: BlockWalk) -> Generator[Tensor, None, None]:
+def _check_inputs(
+    site: BlockSite, found: Mapping[nn.Module, Tensor], expected: Mapping[nn.Module, Tensor]
+) -> None:
+    """Refuse a linear that reads something else in the walk, though the block returns the same.
+
+    What a block hands on besides its hidden states may change no more than what a router looks at; on other
+    text than this the router would choose otherwise. Experts are left out: of two that are nearly equal
+    rounding may choose.
+    """
+    for linear in site.linears:
+        wanted = expected.get(linear.module)
+        if wanted is None or _is_chosen(site, linear.name):
+            continue
+        read = found.get(linear.module, torch.zeros_like(wanted))
+        difference = _relative_difference(read, wanted)
+        if difference > _rounding(site.module, wanted):
+            raise RequestError(
+                f"{linear.name} reads something else within the model than in its block by itself (inputs "
+                f"differ by {difference:.2g} of their size): {UNSUITED}"
+            )
+
+
+def _walked(walk: BlockWalk, inputs: _Inputs) -> Generator[Tensor, None, None]:
     """Hidden states behind each block; a block that needs more than it is given is refused."""
     name = walk.structure.blocks[0].name
     with closing(walk.visits()) as visits, _failures(lambda: f"{name} cannot be run by itself"):
         for visit in visits:
             name = visit.site.name
+            inputs.begin_block()
             visit.advance()
             yield walk.hidden[0]
 

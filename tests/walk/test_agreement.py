@@ -58,6 +58,18 @@ class TwoStreams(Block):
         return super().forward(hidden) + shift, self.mix(hidden)
 
 
+class Routing(Block):
+    """Its second output is meant for the router of the next block, on which nothing hangs here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.route = nn.Linear(16, 4)
+
+    def forward(self, hidden: Tensor, shift: Tensor | float = 0.0) -> Any:
+        chances = self.route(hidden + shift).softmax(dim=-1)
+        return super().forward(hidden) * chances.sum(dim=-1, keepdim=True), hidden
+
+
 class Writing(Block):
     """It leaves something in a dictionary that all blocks are handed."""
 
@@ -155,6 +167,7 @@ REFUSED = [
     (changed_in_place_between, Block, r"stages\.1 is handed something else"),
     (argument_from_the_states, Block, r"stages\.2 computes something else within the model than by itself"),
     (second_output_handed_on, TwoStreams, r"stages\.1 (computes something else|cannot be run by itself)"),
+    (second_output_handed_on, Routing, r"stages\.1\.route reads something else within the model"),
     (shared_dictionary, Writing, r"stages\.1 computes something else within the model than by itself"),
     (shared_list, Needing, r"stages\.1 computes something else|stages\.0 cannot be run"),
     (failing, Block, r"the forward pass of Decoder itself fails \(ValueError: no way\)"),
