@@ -151,7 +151,7 @@ def check_tensors(config: Any, file: GgufFile) -> None:
     Raises:
         RequestError: see above, naming the first.
     """
-    known = _known_tensors(config, file.architecture)
+    known = known_tensors(config, file.architecture)
     if known is None:
         return
     dropped = sorted(
@@ -218,7 +218,7 @@ def _taken_by_transformers(architecture: str) -> frozenset[str]:
     return frozenset(key for key, place in found.items() if place is not None)
 
 
-def _known_tensors(config: Any, architecture: str) -> frozenset[str] | None:
+def known_tensors(config: Any, architecture: str) -> frozenset[str] | None:
     """The tensors that transformers' reader has a place for; None where it reports the others by itself."""
     names: frozenset[str] | None = None
     with suppress(ImportError):
@@ -231,8 +231,32 @@ def _known_tensors(config: Any, architecture: str) -> frozenset[str] | None:
         processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)(
             config=config.to_dict()
         )
-        names = frozenset(reader.get_gguf_hf_weights_map(model, processor)) | {"output.weight"}
+        names = frozenset(reader.get_gguf_hf_weights_map(_NamedTensors(model), processor)) | {"output.weight"}
     return names
+
+
+class _NamedTensors:
+    """A model by the names of its tensors, seen from each of its modules, as if it had no modules in it.
+
+    transformers' reader asks gguf for its table of names anew at each module. Given all names of all modules
+    at once it finds the same tensors with a single table.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.config = model.config
+        self._names = [
+            ".".join(parts[start:])
+            for parts in (name.split(".") for name in model.state_dict())
+            for start in range(len(parts))
+        ]
+
+    def state_dict(self) -> Mapping[str, None]:
+        """Names without tensors."""
+        return dict.fromkeys(self._names)
+
+    def named_children(self) -> tuple[()]:
+        """No modules."""
+        return ()
 
 
 def _self_reporting() -> frozenset[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from owl_compress.checkpoints.gguf_account import known_tensors
 from owl_compress.checkpoints.gguf_file import read_gguf
 from owl_compress.checkpoints.loading import LoadedModel, load_model
 from owl_compress.checkpoints.saving import save_checkpoint
@@ -303,6 +304,23 @@ def test_data_that_is_cut_off_is_said_to_be(
     path = convert(build())
     path.write_bytes(path.read_bytes()[:-5000])
     assert "cut off" in refusal(path)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "gpt2"])
+def test_the_names_that_the_reader_knows_are_found_without_asking_at_each_module(
+    make_model: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    reader = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    config = make_model(family).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    processor = reader.TENSOR_PROCESSORS.get(family, reader.TensorProcessor)(config=config.to_dict())
+    expected = frozenset(reader.get_gguf_hf_weights_map(model, processor)) | {"output.weight"}
+    tables = []
+    table_of = gguf.get_tensor_name_map
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *sizes: tables.append(sizes) or table_of(*sizes))
+    assert known_tensors(config, family) == expected
+    assert len(tables) == 1
 
 
 def test_the_head_is_read_as_the_package_reads_it(
