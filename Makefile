@@ -1,5 +1,6 @@
 # make demo   creates the environment and prunes the embedded model, uniformly and by OWL
-# make test   installs what the tests need and runs the quick suite; SLOW=1 runs the slow tests too
+# make test   installs what the tests need and runs the quick suite on every core, at most eight;
+#             SLOW=1 runs the slow tests too, WORKERS=0 all of them one after another in one process
 # make gptqmodel   tests the backend of that name with the real package; before every release, not in CI
 # make docs   builds the documentation as a site in build/site, and refuses broken links
 # make lint   ruff and mypy, as continuous integration runs them
@@ -9,6 +10,7 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+WORKERS     ?= auto
 MARKERS     := $(if $(SLOW),not gpu and not gptqmodel,not slow and not gpu and not gptqmodel)
 
 .PHONY: demo tell test gptqmodel docs lint types parts build clean
@@ -23,7 +25,8 @@ tell:
 		echo "Then the model is measured and pruned twice: a few minutes on two CPU cores."
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest -m "$(MARKERS)"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "$(MARKERS)" \
+		--numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # An environment of its own: the package needs a newer torch than constraints.txt names. Gigabytes of downloads.
 gptqmodel: $(VENV)-gptqmodel/.done

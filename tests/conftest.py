@@ -249,10 +249,19 @@ def make_model() -> Callable[[str], Any]:
     return make
 
 
-@pytest.fixture(params=[*TINY_MODELS, UNKNOWN])
-def family_model(request: pytest.FixtureRequest, make_model: Callable[[str], Any]) -> Any:
+FAMILIES = (*TINY_MODELS, UNKNOWN)
+
+
+@pytest.fixture(params=range(len(FAMILIES)), ids=FAMILIES)
+def family_index(request: pytest.FixtureRequest) -> int:
+    """The place of every tiny model in turn."""
+    return int(request.param)
+
+
+@pytest.fixture
+def family_model(family_index: int, make_model: Callable[[str], Any]) -> Any:
     """Every tiny model in turn, a fresh one for each test."""
-    return make_model(request.param)
+    return make_model(FAMILIES[family_index])
 
 
 @pytest.fixture(scope="session")

@@ -89,6 +89,7 @@ def cases_of(name: str, method: Any) -> Iterator[Case]:
 CASES = tuple(case for name, method in BACKENDS.loadable() for case in cases_of(name, method))
 USUAL = tuple(case for case in CASES if case.options == OPTIONS.get(case.name, ({},))[0])
 FIRST = tuple(next(case for case in USUAL if case.name == name) for name in {case.name: 0 for case in USUAL})
+WAYS = tuple(case for case in CASES if case.kind is KINDS[case.unit][0])
 
 
 @pytest.fixture(scope="session")
@@ -104,9 +105,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     return given
 
 
-@pytest.fixture(params=USUAL, ids=str)
-def usual_case(request: pytest.FixtureRequest) -> Case:
-    """Every backend and kind of plan in turn, with the usual options alone."""
+@pytest.fixture(params=WAYS, ids=str)
+def way(request: pytest.FixtureRequest) -> Case:
+    """Every backend with all of its options in turn, and the first kind of plan alone."""
     given: Case = request.param
     return given
 
@@ -116,6 +117,17 @@ def first_case(request: pytest.FixtureRequest) -> Case:
     """Every backend in turn, with the usual options and the first kind of plan."""
     given: Case = request.param
     return given
+
+
+@pytest.fixture
+def dealt_case(first_case: Case, family_index: int) -> Case:
+    """Every backend on every family, with the usual options and one kind of plan; the kinds go round.
+
+    So every backend meets every family, every kind that it has meets every second or third family, and every
+    family meets every kind: all pairs, at half the cost of all triples.
+    """
+    kinds = [case for case in USUAL if case.name == first_case.name]
+    return kinds[(family_index + FIRST.index(first_case)) % len(kinds)]
 
 
 @pytest.fixture
@@ -163,12 +175,14 @@ def held_bits(codes: QuantizedWeight, site: LinearSite, group_size: int | None) 
 
 @pytest.fixture
 def counted(case: Case, backend: Any) -> Callable[..., dict[str, float]]:
-    """A function that counts from its tensors what every linear keeps, in the unit of the case."""
+    """A function that counts from its tensors what every linear of a plan keeps, in the unit of the case."""
 
     def count(model: nn.Module, plan: Plan, n_weights_before: Mapping[str, int]) -> dict[str, float]:
         kept = {}
         codes = {name: codes for name, _, codes in coded_modules(model)}
         for site in find_structure(model).linears:
+            if site.name in plan.skipped:
+                continue
             assert torch.isfinite(site.weight).all()
             if case.unit is Unit.DENSITY:
                 kept[site.name] = kept_density(site, plan.value_of(site.name), plan.grid)

@@ -22,6 +22,11 @@ Make = Callable[..., TokenWindows]
 MakeModel = Callable[[str], Any]
 
 
+@pytest.fixture
+def case(first_case: Any) -> Any:
+    return first_case
+
+
 @contextmanager
 def refused(model: nn.Module, message: str) -> Iterator[None]:
     """A context that ends in a refusal of one line that says `message`, before anything was changed."""
@@ -33,7 +38,7 @@ def refused(model: nn.Module, message: str) -> Iterator[None]:
 
 
 def edited(plan: Plan, budgets: list[dict[str, Any]]) -> Plan:
-    return Plan.model_validate({**plan.model_dump(), "target": 16.0, "budgets": budgets})
+    return Plan.model_validate({**plan.model_dump(), "target": plan.high, "budgets": budgets})
 
 
 def test_a_plan_for_another_model_is_refused(
