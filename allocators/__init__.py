@@ -10,6 +10,7 @@ from typing import Any
 from owl_compress.allocators.base import Allocator, Curve, Group, OffBudget
 from owl_compress.allocators.planning import make_plan
 from owl_compress.allocators.target import Granularity, Solver, Target
+from owl_compress.arguments import checked
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.errors import RequestError
@@ -53,6 +54,7 @@ EQUAL_SHARES = "uniform"
 """Who gives every block the same: what any other is measured against."""
 
 
+@checked
 def allocate(
     report: ImportanceReport,
     allocator: str | Allocator,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ class Group:
     linears: tuple[LinearReport, ...]
 
 
+@runtime_checkable
 class Allocator(Protocol):
     """A frozen dataclass whose fields are the options a user may give."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, TypedDict, Unpack, get_args
 
+from owl_compress.arguments import checked
 from owl_compress.documents.units import (
     BIT_WIDTHS,
     BIT_WIDTHS_SHOWN,
@@ -39,6 +40,7 @@ class TargetOptions(TypedDict, total=False):
     protect_last: int
 
 
+@checked
 @dataclass(frozen=True)
 class Target:
     """The average asked for, in the unit of the plan (a larger value keeps more), and what limits the answer.
@@ -192,6 +194,7 @@ class Target:
         return (self.levels[0], self.levels[-1]) if self.levels else (self.plan_low, self.plan_high)
 
     @classmethod
+    @checked
     def from_sparsity(cls, sparsity: float, **options: Unpack[TargetOptions]) -> "Target":
         """Density 1 - sparsity, for unstructured pruning.
 
@@ -201,6 +204,7 @@ class Target:
         return cls(Unit.DENSITY, _kept_share("sparsity", sparsity), **options)
 
     @classmethod
+    @checked
     def from_prune_ratio(cls, prune_ratio: float, **options: Unpack[TargetOptions]) -> "Target":
         """Width 1 - prune_ratio, for structured removal.
 
@@ -210,6 +214,7 @@ class Target:
         return cls(Unit.WIDTH, _kept_share("prune ratio", prune_ratio), **options)
 
     @classmethod
+    @checked
     def from_nm(cls, pattern: str, **options: Unpack[TargetOptions]) -> "Target":
         """N:M with N weights *kept* on average of every M, such as "3:8" or "2.5:8".
 
@@ -232,6 +237,7 @@ class Target:
         return cls(Unit.DENSITY, kept / kept_of, grid=KeptOfGrid(kept_of=kept_of), **options)
 
     @classmethod
+    @checked
     def from_bits(
         cls, bits: float, choices: tuple[int, ...] = (2, 3, 4), **options: Unpack[TargetOptions]
     ) -> "Target":

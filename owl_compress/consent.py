@@ -3,7 +3,10 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from owl_compress.arguments import checked
 
+
+@checked
 @dataclass(frozen=True)
 class Consent:
     """What loading one model may run. It holds for the model that it was given for and for no other.

@@ -43,8 +43,17 @@ def resolve_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def find_dtype(name: str) -> "torch.dtype | Literal['auto']":
-    """The type called `name`; "auto", the checkpoint's own, stands for itself.
+def given_device(device: "torch.device | str | None") -> "torch.device | None":
+    """The device that a caller of the library names, as `resolve_device` knows them; None stays open.
+
+    Raises:
+        RequestError: see there.
+    """
+    return resolve_device(device) if isinstance(device, str) else device
+
+
+def find_dtype(name: "torch.dtype | str") -> "torch.dtype | Literal['auto']":
+    """The type called `name`, or given as torch's own; "auto", the checkpoint's own, stands for itself.
 
     Raises:
         RequestError: unknown name.
@@ -53,6 +62,7 @@ def find_dtype(name: str) -> "torch.dtype | Literal['auto']":
 
     if name == "auto":
         return "auto"
+    name = str(name).removeprefix("torch.")
     if name not in DTYPES:
         raise RequestError(f"unknown dtype {name!r}: {nearest(name, ['auto', *DTYPES])}")
     found: torch.dtype = getattr(torch, name)

@@ -1,11 +1,12 @@
 """How long-running functions tell how far they are; the command line draws it, the library stays silent."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Something that watches an iteration."""
 

@@ -52,6 +52,7 @@ class Survey(Protocol):
         ...
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A way to carry out a plan, block by block.
 

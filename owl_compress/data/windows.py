@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from owl_compress.arguments import checked
 from owl_compress.data.drawing import Draw
 from owl_compress.data.text import Chats, Purpose, Text, load_text
 from owl_compress.data.tokens import Bos, read_tokens
@@ -19,6 +20,7 @@ from owl_compress.progress import SILENT, Progress
 Sampling = Literal["first", "random"]
 
 
+@checked
 @dataclass(frozen=True)
 class CalibrationOptions:
     """Which windows of which text to calibrate on: what `sample_windows` takes, refused at birth.
@@ -43,6 +45,7 @@ class CalibrationOptions:
         _check_seq_len(self.seq_len)
 
 
+@checked
 @dataclass(frozen=True)
 class EvaluationOptions:
     """Which windows of which text to evaluate on: consecutive ones, the first `max_windows` of them."""

@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from owl_compress.arguments import checked
 from owl_compress.documents.disk import write_text
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.strict_json import read_json
 from owl_compress.errors import RequestError, first_problem, shown
 
@@ -43,18 +45,20 @@ class Document(Frozen):
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    @checked
     def write(self, path: Path | str) -> None:
         """Write the document to `path`, whole or not at all."""
-        write_text(Path(path), self.to_json())
+        write_text(given_path(path), self.to_json())
 
     @classmethod
+    @checked
     def read(cls, path: Path | str) -> Self:
         """Read and validate the document at `path`.
 
         Raises:
             RequestError: unreadable, not JSON, of another kind, of a newer version, or with invalid content.
         """
-        path = Path(path)
+        path = given_path(path)
         content = read_json(path)
         cls._check_schema(content, path)
         try:

@@ -16,8 +16,10 @@ from pydantic import (
     model_validator,
 )
 
+from owl_compress.arguments import checked
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.recipe_paths import found_path, written_path
 from owl_compress.documents.strict_json import read_text
 from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer, checked_text
@@ -150,6 +152,11 @@ class Recipe(Frozen):
     )
     strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
 
+    @field_validator("model", "plan", "calib", "data", mode="before")
+    @classmethod
+    def _path_is_text(cls, name: Any) -> Any:
+        return str(name) if isinstance(name, Path) else name
+
     @field_validator("sparsity", "prune_ratio")
     @classmethod
     def _is_a_share(cls, share: float | None) -> float | None:
@@ -231,7 +238,8 @@ class Recipe(Frozen):
             raise ValueError("bit-choices goes with the budget bits: name bits, or drop bit-choices")
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], where: str = "recipe") -> Self:
+    @checked
+    def from_options(cls, options: Mapping[Any, Any], where: str = "recipe") -> Self:
         """Build a recipe from options named as on the command line, with hyphens or underscores.
 
         Raises:
@@ -263,6 +271,7 @@ class Recipe(Frozen):
             prefix = "" if where == "options" else f"{where}: "
             raise RequestError(f"{prefix}{problem}") from error
 
+    @checked
     def with_options(self, options: Mapping[str, Any]) -> Self:
         """Return the recipe with some options replaced; a budget replaces the recipe's own budget.
 
@@ -304,6 +313,7 @@ class Recipe(Frozen):
         return self.model_copy(update=changed)
 
     @classmethod
+    @checked
     def read(cls, path: Path | str) -> Self:
         """Read the recipe at `path`; its files are named as they are reached from here, see `beside`.
 
@@ -312,14 +322,15 @@ class Recipe(Frozen):
         Raises:
             RequestError: unreadable, not YAML, or not a recipe.
         """
+        path = given_path(path)
         try:
-            content = load_plain(read_text(Path(path)))
+            content = load_plain(read_text(path))
         except (ValueError, yaml.YAMLError) as error:
             raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise RequestError(f"{path} is not a recipe: expected lines of the form `option: value`")
         recipe = cls.from_options(_without_consent(content, str(path)), str(path))
-        return recipe.beside(Path(path).parent)
+        return recipe.beside(path.parent)
 
     def to_yaml(self) -> str:
         """The recipe as YAML: what differs from the defaults, and whatever shapes the checkpoint."""

@@ -5,13 +5,15 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
+from owl_compress.device import given_device
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
@@ -25,8 +27,9 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 2**20
 
 
+@checked
 def perplexity(
-    model: Any,
+    model: Annotated[Any, nn.Module],
     windows: TokenWindows,
     *,
     batch_size: int = 1,
@@ -47,6 +50,7 @@ def perplexity(
     Raises:
         RequestError: a loss is NaN (the window is named), the ids are not the model's, or memory is short.
     """
+    device = given_device(device)
     check_vocabulary(model, windows.ids)
     losses: list[float] = []
     with memory_errors("evaluating"), placed(model, device) as place, evaluation_mode(model):

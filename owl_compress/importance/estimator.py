@@ -7,7 +7,9 @@ from math import isfinite
 import torch
 from torch import nn
 
+from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
+from owl_compress.device import given_device
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
@@ -25,13 +27,14 @@ from owl_compress.walk.input_statistics import SecondMoments
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
+@checked
 def measure(
     model: nn.Module,
     calibration: TokenWindows,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     partial: bool = False,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     batch_size: int = 1,
     structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
@@ -59,6 +62,7 @@ def measure(
         RequestError: unknown metric or architecture, one whose blocks cannot be walked one by one, or whose
             weights lie elsewhere than in linears, or activations with NaN or Inf.
     """
+    device = given_device(device)
     structure = structure or find_structure(model)
     check_compressible(structure)
     chosen = {name: find_metric(name) for name in metrics}

@@ -8,6 +8,7 @@ from typing import Any
 
 from owl_compress.allocators import Target, allocate
 from owl_compress.allocators.groups import partition
+from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
 from owl_compress.compression.contract import CheckpointBackend, ModelFinisher
@@ -15,6 +16,7 @@ from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.disk import check_output_folder, output_folder
 from owl_compress.documents.measurements import Evaluation, PerplexityRecord
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
@@ -41,6 +43,7 @@ class Outcome:
     result: Result
 
 
+@checked
 def run(
     recipe: Recipe,
     out: Path | str | None,
@@ -58,7 +61,7 @@ def run(
     Raises:
         RequestError: see everything this calls; with `strict` also any fallback.
     """
-    out = None if out is None else Path(out)
+    out = None if out is None else given_path(out)
     request = Request.of(recipe, consent=consent)
     if out is None and isinstance(request.backend, CheckpointBackend):
         raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
@@ -130,6 +133,7 @@ def _own_folder(
     return output_folder(out, overwrite=overwrite) if out and session.writes_by_itself else nullcontext()
 
 
+@checked
 def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
     """The request's own plan; or else measure the model, if the allocator asks for it, and allocate.
 

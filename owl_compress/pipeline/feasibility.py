@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from owl_compress.allocators import EQUAL_SHARES, allocate
 from owl_compress.allocators.groups import partition
+from owl_compress.arguments import checked
 from owl_compress.compression.contract import PlanChecker, Quantizer
 from owl_compress.compression.driver import check_unit
 from owl_compress.compression.gradient_memory import settled_backend
@@ -76,6 +77,7 @@ class Forecast:
     notes: tuple[str, ...]
 
 
+@checked
 def forecast(session: Session, plan: Plan) -> Forecast:
     """Predict the size of the checkpoint and the memory that carrying out `plan` takes.
 

@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from owl_compress.allocators import ALLOCATORS
+from owl_compress.arguments import checked
 from owl_compress.checkpoints.leftovers import carry_over, name_all
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import origin_of
@@ -11,6 +12,7 @@ from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import StoredForm, export_named, suiting
 from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.documents.disk import output_folder
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
@@ -24,6 +26,7 @@ from owl_compress.pages.card import model_card
 logger = logging.getLogger(__name__)
 
 
+@checked
 def save(
     loaded: LoadedModel,
     result: Result,
@@ -59,6 +62,7 @@ def save(
     """
     if plan.fingerprint != result.plan:
         raise RequestError("the result is not that of the plan: save them with what was compressed by it")
+    folder = given_path(folder)
     codes = next((codes for _, _, codes in coded_modules(loaded.model)), None)
     is_quantized = codes is not None
     is_packed = is_quantized and keeps_codes and export is None
@@ -66,7 +70,7 @@ def save(
     if form and codes and keeps_codes:
         form.check_holds(loaded.model, find_structure(loaded.model), codes.code_format)
     form = form or suiting(loaded.model, wants_codes=is_packed)
-    with output_folder(Path(folder), overwrite=overwrite) as temporary:
+    with output_folder(folder, overwrite=overwrite) as temporary:
         notes = save_checkpoint(loaded.model, loaded.tokenizer, temporary, form)
         counted: dict[str, float] = {"bytes_on_disk": bytes_on_disk(temporary)}
         if is_packed or not is_quantized:
@@ -81,7 +85,7 @@ def save(
         result = result.model_copy(
             update={"totals": totals, "notes": (*result.notes, *notes), "earlier": earlier}
         )
-        recipe = recipe.seen_from(Path(folder)) if recipe else None
+        recipe = recipe.seen_from(folder) if recipe else None
         write_documents(temporary, loaded, result, plan, form.describe(), report=report, recipe=recipe)
     return result
 

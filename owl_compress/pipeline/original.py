@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_PACKAGE
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
@@ -35,13 +37,14 @@ class Original:
         return dense
 
 
+@checked
 def original_of(folder: Path | str) -> Original | None:
     """The model that a folder of ours with heads or channels removed was made from; None for any other.
 
     Raises:
         RequestError: a result.json that cannot be read.
     """
-    path = Path(folder) / "result.json"
+    path = given_path(folder) / "result.json"
     if not path.is_file():
         return None
     steps = Result.read(path).as_earlier

@@ -262,6 +262,6 @@ def split_target(options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
     if len(named) != 1:
         raise RequestError(f"give exactly one of {', '.join(BUDGETS)}; got {' and '.join(named) or 'none'}")
     budget = {key: value for key, value in options.items() if key in {*BUDGETS, "bit_choices"}}
-    shape = {key: value for key, value in options.items() if key in _SHAPE}
-    rest = {key: value for key, value in options.items() if key not in budget and key not in shape}
+    shape = {key: value for key, value in options.items() if key in _SHAPE and value is not None}
+    rest = {key: value for key, value in options.items() if key not in {*budget, *_SHAPE}}
     return _target(budget, shape), rest

@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
+from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.narrow_config import stock_class
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
@@ -54,6 +55,7 @@ class Session:
     _spent: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
+    @checked
     def open(
         cls,
         request: Request | Recipe,

@@ -8,6 +8,7 @@ from torch import nn
 
 from owl_compress.allocators import DEFAULT_ALLOCATOR, Allocator, Target
 from owl_compress.allocators import allocate as allocate_to_target
+from owl_compress.arguments import checked
 from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.loading import LoadedModel, load_model, locate
 from owl_compress.checkpoints.verification import verify as verify_folder
@@ -23,8 +24,9 @@ from owl_compress.data.windows import (
     resolve_bos,
     sample_windows,
 )
-from owl_compress.device import find_dtype
+from owl_compress.device import find_dtype, given_device
 from owl_compress.documents.measurements import PerplexityRecord, Verification
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.report import ImportanceReport
@@ -38,11 +40,12 @@ from owl_compress.pipeline.request import split_target
 from owl_compress.progress import SILENT, Progress
 
 
+@checked
 def load(
-    source: str,
+    source: Path | str,
     *,
-    dtype: str = "auto",
-    device: torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    device: torch.device | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -55,8 +58,9 @@ def load(
         RequestError: not there, not whole, not a causal language model, pickled, in need of remote code, or
             with NaN or Inf among its weights.
     """
+    device = given_device(device)
     loaded = load_model(
-        source,
+        str(source),
         dtype=find_dtype(dtype),
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -84,7 +88,8 @@ def identity_of(loaded: LoadedModel, structure: ModelStructure | None = None) ->
     return identity.model_copy(update={"revision": loaded.revision})
 
 
-def calibrate(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
+@checked
+def calibrate(loaded: LoadedModel, source: Path | str, **options: Any) -> TokenWindows:
     """Token windows to measure or compress `loaded` with, cut out of the text `source`.
 
     Args:
@@ -99,7 +104,9 @@ def calibrate(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
     Raises:
         RequestError: too little text, or a value that cannot be meant.
     """
-    return calibration_windows(loaded, find_structure(loaded.model), CalibrationOptions(source, **options))
+    return calibration_windows(
+        loaded, find_structure(loaded.model), CalibrationOptions(str(source), **options)
+    )
 
 
 def calibration_windows(
@@ -131,13 +138,14 @@ def calibration_windows(
     return windows
 
 
-def hold_out(loaded: LoadedModel, source: str, **options: Any) -> TokenWindows:
+@checked
+def hold_out(loaded: LoadedModel, source: Path | str, **options: Any) -> TokenWindows:
     """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows.
 
     `options` are those of `owl_compress.data.windows.EvaluationOptions`: seq_len, bos, max_windows,
     text_field, chat_template.
     """
-    return held_out_windows(loaded, find_structure(loaded.model), EvaluationOptions(source, **options))
+    return held_out_windows(loaded, find_structure(loaded.model), EvaluationOptions(str(source), **options))
 
 
 def held_out_windows(
@@ -167,20 +175,23 @@ def held_out_windows(
     return windows
 
 
+@checked
 def evaluate(
     loaded: LoadedModel,
-    source: str,
+    source: Path | str,
     *,
     batch_size: int = 1,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> PerplexityRecord:
     """Perplexity of `loaded` on the text `source`, in consecutive windows; `options` as for `hold_out`."""
+    device = given_device(device)
     windows = hold_out(loaded, source, **options)
     return perplexity(loaded.model, windows, batch_size=batch_size, device=device, progress=progress)
 
 
+@checked
 def allocate(
     report: ImportanceReport,
     allocator: str | Allocator = DEFAULT_ALLOCATOR,
@@ -202,20 +213,22 @@ def allocate(
     return allocate_to_target(report, allocator, target, options)
 
 
+@checked
 def verify(folder: Path | str, pattern: str = "plan", *, trust_remote_code: bool = False) -> Verification:
     """Count the saved tensors of a folder; see `owl_compress.checkpoints.verification.verify`."""
-    return verify_folder(Path(folder), pattern, trust_remote_code=trust_remote_code)
+    return verify_folder(given_path(folder), pattern, trust_remote_code=trust_remote_code)
 
 
+@checked
 def compress_(
     model: nn.Module,
     plan: Plan,
     backend: str | AnyBackend,
     calibration: TokenWindows | None = None,
     *,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
     batch_size: int = 1,
-    keep_on: torch.device | None = None,
+    keep_on: torch.device | str | None = None,
     partial: bool = False,
     progress: Progress = SILENT,
     **options: Any,
@@ -237,5 +250,10 @@ def compress_(
             f"backend {method.name!r} writes a checkpoint of its own and compresses no model in memory: "
             "use owl_compress.run(recipe, folder), or the command line"
         )
-    walk = WalkOptions(device=device, batch_size=batch_size, keep_on=keep_on, progress=progress)
+    walk = WalkOptions(
+        device=given_device(device),
+        batch_size=batch_size,
+        keep_on=given_device(keep_on),
+        progress=progress,
+    )
     return compress_with_(model, plan, method, calibration, walk, partial=partial)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.verification import verify
 from owl_compress.consent import CONSENT_NAMES, NO_CONSENT, Consent
@@ -22,6 +23,7 @@ from owl_compress.progress import SILENT, Progress
 Say = Callable[[str], None]
 
 
+@checked
 @dataclass(frozen=True)
 class TimingOptions:
     """What is timed, and how; refused at birth where the parts do not go together.
@@ -142,8 +144,9 @@ def prepare_timing(loaded: LoadedModel, options: TimingOptions, say: Say = lambd
     return Timing(models, options)
 
 
+@checked
 def time_model(
-    model: str, options: TimingOptions | None = None, progress: Progress = SILENT, **loading: Any
+    model: Path | str, options: TimingOptions | None = None, progress: Progress = SILENT, **loading: Any
 ) -> list[LatencyRecord]:
     """Load `model` and time it, beside the dense model that it was made from if that is known.
 
@@ -153,7 +156,7 @@ def time_model(
         RequestError: a model that cannot be loaded or timed.
     """
     options = options or TimingOptions()
-    options.check_model(model)
+    options.check_model(str(model))
     return prepare_timing(load(model, **loading), options).run(progress)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from owl_compress.allocators import allocate
+from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.plan import Plan
@@ -36,6 +37,7 @@ class Trial:
     seconds: float
 
 
+@checked
 def try_out(session: Session, windows: TokenWindows, report: ImportanceReport | None = None) -> Trial:
     """Compress a copy of the session's model and evaluate it on `windows`.
 
