@@ -186,6 +186,23 @@ def options_of(method: type) -> tuple[Option, ...]:
     )
 
 
+def as_given(options: Iterable[Option], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of a method, under the names that users give it with, for people to read.
+
+    A record has the fields of a method's dataclass, and what shaped its answer besides. A switch left alone
+    is not said, nor a setting that nobody made.
+    """
+    known = {one.field: one for one in options}
+    given: dict[str, Any] = {}
+    for field_name, value in parameters.items():
+        one = known.get(field_name)
+        if one is None:
+            given[field_name.replace("_", "-")] = value
+        elif value is not None or one.default is not None:
+            given[one.shown_name] = one.given_for(value)
+    return {name: value for name, value in given.items() if value not in (None, {}, [])}
+
+
 def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
     """A `method` with the options that were given, each under the name that users or its field have for it.
 

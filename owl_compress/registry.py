@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from owl_compress.errors import RequestError, nearest
-from owl_compress.options import Option, build, options_of
+from owl_compress.options import Option, as_given, build, options_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,15 @@ class Registry:
             if getattr(method, "name", None) != name:
                 raise TypeError(f"its class has to state name = {name!r}")
             return found
+
+    def as_given(self, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What a record says of the method `name`, as users give it; of one that is not here, as it is."""
+        try:
+            options = self.options(name)
+        except RequestError as error:
+            logger.info("%s", error)
+            options = ()
+        return as_given(options, parameters)
 
     def every_option(self) -> tuple[tuple[str, Option], ...]:
         """The options of all methods that can be used, each with the name of the method."""

@@ -13,7 +13,7 @@ from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
 from owl_compress.cli.options import of_methods
 from owl_compress.errors import RequestError
-from owl_compress.options import NONE, Option, build, not_taken, option, options_of
+from owl_compress.options import NONE, Option, as_given, build, not_taken, option, options_of
 from owl_compress.registry import Registry
 
 
@@ -311,3 +311,20 @@ def test_an_integer_that_no_setting_needs_is_refused_in_one_short_line(value: ob
     with pytest.raises(RequestError, match=r"steps .* is too large") as refused:
         steps.parsed(value)
     assert len(str(refused.value)) < 300
+
+
+def test_what_is_recorded_is_told_under_the_names_that_users_give_it_with() -> None:
+    rtn = options_of(BACKENDS.load("rtn"))
+    recorded = {"group_size": None, "symmetric": False, "mse": False}
+    assert as_given(rtn, recorded) == {"group-size": NONE, "asymmetric": True}
+    owl = options_of(ALLOCATORS.load("owl"))
+    recorded = {"metric": "lod@5", "lam": 0.1, "law": "bounded", "granularity": "block", "asked_target": 0.5}
+    assert as_given(owl, recorded) == {
+        "metric": "lod@5",
+        "lam": 0.1,
+        "owl-law": "bounded",
+        "granularity": "block",
+        "asked-target": 0.5,
+    }
+    assert as_given(owl, {"lam": None, "set": {}, "skip": []}) == {}
+    assert BACKENDS.as_given("of a package that is gone", {"eye_count": 2}) == {"eye-count": 2}

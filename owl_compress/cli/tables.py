@@ -108,7 +108,7 @@ def result_table(result: Result) -> Sheet:
     if result.evaluation:
         rows.append(("perplexity before", _perplexity(result.evaluation.dense)))
         rows.append(("perplexity after", _perplexity(result.evaluation.compressed)))
-    rows += [(name.replace("_", " "), _plain(value)) for name, value in _stated(result)]
+    rows += [(name, _plain(value)) for name, value in _stated(result).items()]
     if result.fallbacks:
         rows.append(("fallbacks", str(sum(fallback.count for fallback in result.fallbacks))))
     rows.append(("seconds", f"{result.wall_seconds:.1f}"))
@@ -121,9 +121,11 @@ def result_table(result: Result) -> Sheet:
     return Sheet.of_pairs(f"{result.model.id}, compressed by {result.backend.name}", rows, notes)
 
 
-def _stated(result: Result) -> list[tuple[str, Any]]:
-    """The options of the backend that it had a value for."""
-    return [(name, value) for name, value in result.backend.parameters.items() if value is not None]
+def _stated(result: Result) -> dict[str, Any]:
+    """The options of the backend, as users give them."""
+    from owl_compress.pipeline.methods import BACKENDS
+
+    return BACKENDS.as_given(result.backend.name, result.backend.parameters)
 
 
 def _before_and_after(what: str, before: int, after: int) -> Pairs:

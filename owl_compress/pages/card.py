@@ -1,6 +1,6 @@
 """The model card: README.md of an output folder. States what was done and what was measured, nothing else."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import fsum
 from typing import Any
 
@@ -12,7 +12,7 @@ from owl_compress.documents.provenance import Origin
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
-from owl_compress.pages.words import as_asked, asked_name
+from owl_compress.pages.words import NOT_KNOWN, Given, as_asked, asked_name, options_in_words
 from owl_compress.plain_text import plain
 
 # The hub knows adapter, merge, quantized and finetune. A pruned model is none of them to the letter;
@@ -34,17 +34,19 @@ def model_card(
     *,
     stored: StoredFormat,
     credit: str | None = None,
+    given: Given = NOT_KNOWN,
 ) -> str:
     """README.md for an output folder: the same result, plan and recipe give the same text.
 
-    `stored` says how the weights lie in the folder, `credit` what the allocator follows.
+    `stored` says how the weights lie in the folder, `credit` what the allocator follows, `given` with which
+    options its methods are called; else these go by the names that the files have for them.
     Durations and peak memory differ from run to run and stay in result.json.
     """
     origin = origin or Origin()
     sections = [
         _metadata(plan, result, origin, stored),
         f"# {_short(result.model.id)}, compressed with owl-compress",
-        _what_was_done(result, plan),
+        _what_was_done(result, plan, given),
         *_earlier(result),
         _totals(result, plan),
         *_footprint(result),
@@ -72,16 +74,18 @@ def _metadata(plan: Plan, result: Result, origin: Origin, stored: StoredFormat) 
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
-def _what_was_done(result: Result, plan: Plan) -> str:
+def _what_was_done(result: Result, plan: Plan, given: Given) -> str:
     identity = result.model
     revision = f" (revision `{identity.revision}`)" if identity.revision else ""
     share = _share_of_the_blocks(result)
     budget = f"{_target(plan, is_partial=bool(share))}{share}"
+    divided = options_in_words(given.allocator, plan.allocator.parameters)
+    carried_out = options_in_words(given.backend, result.backend.parameters)
     text = (
         f"{_code(identity.id)}{revision}, family {identity.family}, in {identity.dtype}, with "
         f"{budget}. The allocator **{plan.allocator.name}** "
-        f"({_parameters(plan.allocator.parameters)}) gave every block its budget, and the backend "
-        f"**{result.backend.name}** ({_parameters(result.backend.parameters)}) carried it out, "
+        f"({divided}) gave every block its budget, and the backend "
+        f"**{result.backend.name}** ({carried_out}) carried it out, "
         f"with seed {result.seed}. "
     )
     if result.coverage and result.coverage.left_out:
@@ -287,11 +291,6 @@ def _versions(result: Result, credit: str | None) -> str:
 def _mean(rows: Sequence[LinearResult], field: str) -> float:
     """Mean of a field of the linears, weighted by their number of weights."""
     return fsum(row.n_weights * getattr(row, field) for row in rows) / sum(row.n_weights for row in rows)
-
-
-def _parameters(parameters: Mapping[str, Any]) -> str:
-    shown = (f"{name} = {value}" for name, value in sorted(parameters.items()) if value not in (None, {}, []))
-    return ", ".join(shown) or "no parameters"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -1,6 +1,8 @@
-"""What people call what files hold: budgets by what was asked for, blocks by their numbers."""
+"""What people call what files hold: budgets by what was asked for, blocks by number, options as given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from owl_compress.documents.coverage import Coverage, percent
 from owl_compress.documents.plan import Plan
@@ -55,3 +57,25 @@ def block_numbers(names: Sequence[str]) -> tuple[list[str], str]:
     if len(prefixes) != 1 or not all(number.isdigit() for *_, number in parts):
         return list(names), ""
     return [number for *_, number in parts], prefixes.pop()
+
+
+@dataclass(frozen=True)
+class Given:
+    """The options of allocator and backend as users give them, by name; None where they are not known."""
+
+    allocator: Mapping[str, Any] | None = None
+    backend: Mapping[str, Any] | None = None
+
+
+NOT_KNOWN = Given()
+
+
+def options_in_words(given: Mapping[str, Any] | None, recorded: Mapping[str, Any]) -> str:
+    """Options as users give them, or as a file has them where that is not known; switches by name alone."""
+    options = recorded if given is None else given
+    shown = (
+        name if value is True else f"{name} = {value}"
+        for name, value in sorted(options.items())
+        if value not in (None, {}, [])
+    )
+    return ", ".join(shown) or "no parameters"

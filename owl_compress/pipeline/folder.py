@@ -5,6 +5,7 @@ from pathlib import Path
 
 from owl_compress.allocators import ALLOCATORS
 from owl_compress.arguments import checked
+from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.leftovers import carry_over, name_all
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import origin_of
@@ -21,7 +22,7 @@ from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import coded_modules
 from owl_compress.models.structure import find_structure
-from owl_compress.pages.card import model_card
+from owl_compress.pages.card import Given, model_card
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +121,18 @@ def write_documents(
         report.write(folder / "report.json")
     if recipe_yaml:
         (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
+    allocator, backend = plan.allocator, result.backend
     card = model_card(
-        result, plan, recipe_yaml, origin_of(loaded), stored=stored, credit=_credit(plan.allocator.name)
+        result,
+        plan,
+        recipe_yaml,
+        origin_of(loaded),
+        stored=stored,
+        credit=_credit(allocator.name),
+        given=Given(
+            ALLOCATORS.as_given(allocator.name, allocator.parameters),
+            BACKENDS.as_given(backend.name, backend.parameters),
+        ),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -151,7 +151,7 @@ def test_a_narrowed_model_says_why_it_is_off_its_budget() -> None:
 def test_what_says_nothing_is_left_out() -> None:
     plan = plan_of(Unit.BITS, [3, 3])
     result = text_of(result_table(result_of(plan, 3.0, group_size=None, mse=False)))
-    assert not any(word in result for word in ("device", "fallbacks", "before", "group size", "False"))
+    assert not any(word in result for word in ("device", "fallbacks", "before", "group-size", "False"))
     prediction = Prediction(checkpoint_bytes=100, n_weights_kept=2000, working_bytes=9, activation_bytes=0)
     shown = text_of(prediction_table(prediction, plan))
     assert "100 bytes" in shown
