@@ -38,7 +38,10 @@ BUILTIN_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUILTIN_LICENSE = "apache-2.0"
 
 _WEIGHT_FILES = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model*.bin")
-_JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_JSON_FILES = (
+    "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+)  # fmt: skip
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "merges.txt", "tekken.json")
 
 
@@ -180,6 +183,7 @@ def _gguf(path: Path, source: str) -> CheckpointSource:
 
 def _check_folder(folder: Path, *, allow_pickle: bool) -> None:
     """Refuse, before transformers gets to see it, a folder that holds no loadable checkpoint."""
+    next(folder.iterdir(), None)  # what may not be listed is told so; a pattern would find nothing in it
     is_whole = (folder / "config.json").exists() and any(
         any(folder.glob(pattern)) for pattern in _WEIGHT_FILES
     )

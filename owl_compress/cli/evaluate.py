@@ -52,6 +52,7 @@ def evaluate(
 
     With --quiet the number alone is printed.
     """
+    from owl_compress.data.windows import check_batch_size
     from owl_compress.device import resolve_device
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.evaluating import EvaluationRequest
@@ -62,9 +63,9 @@ def evaluate(
     where = resolve_device(given.get("device", "auto"))
     timing = None
     if latency:
-        shape = LatencyShape(
-            batch_size=given.get("batch_size", 1), prompt_len=prompt_len, new_tokens=new_tokens
-        )
+        batch_size = given.get("batch_size", 1)
+        check_batch_size(batch_size)
+        shape = LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
         timing = timing_options(
             where, shape, kernel or "dense", against, compiled=compiled, against_consent=of_against
         )

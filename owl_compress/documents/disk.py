@@ -152,7 +152,7 @@ def _place_of(named: Path, inputs: Iterable[Path | str], *, overwrite: bool) -> 
     path = _resolved(named)
     if path.exists() and not path.is_dir():
         raise RequestError(f"output folder {named} is a file: name a folder that is new or empty")
-    parent = next(folder for folder in path.parents if folder.exists())
+    parent = next(folder for folder in (path.parent, *path.parents) if folder.exists())  # "/" is its own
     if not parent.is_dir():
         raise RequestError(f"cannot make output folder {named}: {parent} is no folder")
     for folder in (path, path.parent):

@@ -206,6 +206,7 @@ def _find_linears(bare: BlockSite, roles: Mapping[str, str], taken: set[int]) ->
             continue
         full_name = f"{bare.name}.{name}"
         site = LinearSite(full_name, roles.get(name, UNKNOWN_ROLE), module)
+        _check_is_stored(full_name, module)
         if id(module.weight) in taken:
             shared.append(full_name)
             continue
@@ -213,6 +214,19 @@ def _find_linears(bare: BlockSite, roles: Mapping[str, str], taken: set[int]) ->
         taken.add(id(module.weight))
         (found if module.weight.numel() else emptied).append(site)
     return replace(bare, linears=tuple(found), emptied=tuple(emptied)), shared
+
+
+def _check_is_stored(name: str, module: nn.Module) -> None:
+    """Refuse a weight that is computed from others whenever it is read: what is written to it is lost.
+
+    Raises:
+        RequestError: see above; `name` is the linear's.
+    """
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        raise RequestError(
+            f"{name} computes its weight (torch.nn.utils.parametrize or prune does that): make it permanent "
+            "first, with parametrize.remove_parametrizations or prune.remove"
+        )
 
 
 def check_is_plain(name: str, weight: Tensor) -> None:

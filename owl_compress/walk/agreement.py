@@ -27,6 +27,9 @@ _TOKENS = 128
 
 _HOST = torch.device("cpu")
 
+_ITS_OWN = "model(input_ids=...) has to work before anything is measured: mend the model, or load it again"
+"""The remedy where the model fails without any doing of ours."""
+
 
 def settled_structure(
     model: nn.Module, structure: ModelStructure, token_ids: Tensor, device: torch.device | None = None
@@ -78,7 +81,7 @@ class _OwnPass:
 
     def run(self, token_ids: Tensor) -> None:
         name = type(self._model).__name__
-        with self._watched(), _failures(lambda: f"the forward pass of {name} itself fails"):
+        with self._watched(), _failures(lambda: f"the forward pass of {name} itself fails", _ITS_OWN):
             self._model(input_ids=token_ids.to(self._home))
         if len(self.outputs) < len(self._blocks):
             missing = self._blocks[len(self.outputs)].name
@@ -220,7 +223,7 @@ def _walked(walk: BlockWalk, inputs: _Inputs) -> Generator[Tensor, None, None]:
 
 
 @contextmanager
-def _failures(what: Callable[[], str]) -> Iterator[None]:
+def _failures(what: Callable[[], str], remedy: str = UNSUITED) -> Iterator[None]:
     """Turn whatever a foreign forward pass may fail with into a refusal."""
     try:
         with memory_errors("comparing the walk with the model"):
@@ -229,7 +232,7 @@ def _failures(what: Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise RequestError(f"{what()} ({words[:200]}): {UNSUITED}") from error
+        raise RequestError(f"{what()} ({words[:200]}): {remedy}") from error
 
 
 def _relative_difference(found: Tensor, expected: Tensor) -> float:

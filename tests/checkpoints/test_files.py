@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,15 +142,27 @@ def test_a_folder_of_somebody_else_is_not_said_to_be_missing(
     assert "cannot be read (permission denied)" in refusal(checkpoint / "model.gguf")
 
 
+def test_a_folder_that_may_not_be_listed_is_not_said_to_lack_files(
+    refusal: Callable[..., str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def iterdir(self: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert "cannot be read (permission denied)" in refusal(checkpoint)
+
+
 @pytest.mark.parametrize("source", ["/" + "x" * 300, "a\0b", "x" * 300 + ".gguf"])
 def test_names_that_no_system_has_are_one_line(refusal: Callable[..., str], source: str) -> None:
-    assert "model '" in refusal(source)
+    assert refusal(source).startswith(("model '", "path '"))
 
 
 DEEP, LONG = '{"a": ' + "[" * 100_000, '{"a": ' + "7" * 5000 + "}"
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", INDEX])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX]
+)
 @pytest.mark.parametrize(
     ("text", "words"),
     [

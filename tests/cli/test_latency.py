@@ -30,6 +30,7 @@ def test_latency_is_a_key_of_the_answer(done: Callable[..., Any]) -> None:
         (("--kernel", "dense"), "--kernel says how --latency is measured: add --latency, or drop it"),
         (("--latency", "--kernel", "fast"), "unknown kernel 'fast'"),
         (("--latency", "--kernel", "semi-structured"), "needs a CUDA device and this is the cpu"),
+        (("--latency", "--batch-size", "0"), "batch size 0 is below 1"),
         (("--latency", "--prompt-len", "127"), "make 159 positions, the model has 128"),
         (("--compile",), "--compile says how --latency is measured: add --latency, or drop it"),
         (

@@ -137,6 +137,11 @@ def test_an_output_folder_with_something_in_it_is_refused(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+def test_the_root_of_the_file_system_is_refused_like_any_folder_that_holds_something() -> None:
+    with pytest.raises(RequestError, match="output folder / exists and is not empty"):
+        check_output_folder(Path("/"))
+
+
 def test_an_output_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is a folder"):
         check_output_file(tmp_path)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
 
 from owl_compress.errors import RequestError
@@ -242,6 +243,22 @@ def test_a_shared_weight_is_listed_once(tiny_llama: LlamaForCausalLM) -> None:
     assert "model.layers.1.mlp.down_proj" not in names
     assert any("model.layers.1.mlp.down_proj shares its weight" in note for note in structure.notes)
     assert len(structure.notes) == 2
+
+
+@pytest.mark.parametrize(
+    "compute_",
+    [
+        parametrizations.weight_norm,
+        lambda module: prune.l1_unstructured(module, "weight", amount=0.5),
+    ],
+    ids=["parametrized", "masked"],
+)
+def test_a_weight_that_is_computed_when_it_is_read_is_refused(
+    tiny_llama: LlamaForCausalLM, compute_: Callable[[nn.Module], nn.Module]
+) -> None:
+    compute_(tiny_llama.model.layers[0].mlp.up_proj)
+    with pytest.raises(RequestError, match=r"model\.layers\.0\.mlp\.up_proj computes its weight .* first"):
+        find_structure(tiny_llama)
 
 
 def test_a_block_that_is_all_shared_stays_in_the_walk(tiny_llama: LlamaForCausalLM) -> None:
