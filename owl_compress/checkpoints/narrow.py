@@ -12,12 +12,10 @@ import torch
 
 from owl_compress.checkpoints.narrow_config import (
     as_if_cut_in_memory_,
-    check_runs,
     check_savable,
     describe_narrowed,
-    is_narrow,
-    narrowed_class,
 )
+from owl_compress.checkpoints.narrow_widths import check_runs, is_narrow, narrowed_class
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.verification import count_groups

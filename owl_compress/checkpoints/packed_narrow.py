@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from owl_compress.checkpoints.narrow import LOAD_NARROW, load_narrow, save_narrow
-from owl_compress.checkpoints.narrow_config import is_narrow, narrowed_class
+from owl_compress.checkpoints.narrow_widths import is_narrow, narrowed_class
 from owl_compress.checkpoints.packed import (
     Packed,
     check_packed_source,
