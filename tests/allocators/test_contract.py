@@ -35,9 +35,12 @@ grids = st.sampled_from(["nm", "bits"])
 
 
 def _grid_target(kind, average, **options):
-    """A target on a grid, `average` of the way from its lowest to its highest level."""
+    """A target on a grid, `average` of the way from its lowest level that keeps anything to its highest.
+
+    Single blocks may keep nothing, which has to be allowed; a model that keeps nothing at all is refused.
+    """
     if kind == "nm":
-        return Target.from_nm(f"{0.5 + 7.5 * average}:8", **options)
+        return Target.from_nm(f"{1 + 7 * average}:8", low=0.0, **options)
     return Target.from_bits(2 + 2 * average, (2, 3, 4), **options)
 
 
