@@ -104,8 +104,12 @@ def metric_values(groups: Sequence[Group], metric: str) -> FloatArray:
         if metric not in group.metrics:
             known = set(group.metrics).intersection(*(other.metrics for other in groups))
             hint = nearest(metric, known) if known else "it has none"
-            raise RequestError(
-                f"the report has no metric {metric!r} for {group.name}: {hint} "
-                f"(or measure again with --metric {metric})"
+            # Whether there is such a metric at all is not known here, but for another number of one there is.
+            is_sure = any(metric.partition("@")[:2] == name.partition("@")[:2] for name in known)
+            again = (
+                f"or measure again with --metric {metric}"
+                if is_sure
+                else "what measure --metric can add: owl-compress list metrics"
             )
+            raise RequestError(f"the report has no metric {metric!r} for {group.name}: {hint} ({again})")
     return np.array([group.metrics[metric] for group in groups], dtype=np.float64)

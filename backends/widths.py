@@ -112,7 +112,7 @@ def _cannot_be_met(blocks: Sequence[BlockState], budget: int, rounding: Rounding
     whole = sum(block.whole for block in blocks)
     least = sum(block.least for block in blocks)
     reachable = floor(1000 * (1 - least / whole)) / 1000
-    remedies = [f"ask for at most {reachable}"]
+    remedies = [f"ask for at most {reachable}"] if reachable > 0 else []
     fixed = sum(mlp.n_weights_fixed for mlp in mlps)
     each = sum(mlp.n_weights_each for mlp in mlps)
     finest = (budget - heads - fixed) // each if each else 0
@@ -121,6 +121,7 @@ def _cannot_be_met(blocks: Sequence[BlockState], budget: int, rounding: Rounding
     emptied = [BlockState.nearest(block.sizes, replace(rounding, allow_empty=True)) for block in blocks]
     if sum(block.least for block in emptied) <= budget:
         remedies.append("give --allow-empty")
+    remedies = remedies or ["use a backend that removes single weights, such as wanda"]
     asked = 1 - budget / whole
     return (
         f"the ratio {asked:.3f} cannot be met with the rounding, --round-to {rounding.round_to}: "

@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import typer
@@ -21,6 +22,9 @@ from owl_compress.interrupts import heed_no_more, heed_signals
 
 _COMPLETION = "_OWL_COMPRESS_COMPLETE"
 """Set by the shell where it asks for a completion, see typer."""
+
+_OF_SHELLS = {"--show-completion", "--install-completion"}
+_SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 
 _DONE, _DEFECT, _UNSATISFIABLE = 0, 1, 2
 _READER_WENT = 128 + 13
@@ -101,6 +105,8 @@ def _invoke(arguments: list[str]) -> int:
     """Run one command. Not by calling it: that turns Ctrl-C and a closed pipe into silent exit codes."""
     if _COMPLETION in os.environ:
         return _complete()
+    if _OF_SHELLS & {*arguments[:1]}:
+        _check_shell()
     command = get_command(application(arguments))
     code = _DONE
     try:
@@ -110,6 +116,24 @@ def _invoke(arguments: list[str]) -> int:
         code = end.exit_code
     sys.stdout.flush()
     return code
+
+
+def _check_shell() -> None:
+    """Refuse to complete in a shell that cannot be told, or is none of those that can.
+
+    Raises:
+        RequestError: see above.
+    """
+    try:
+        name, _ = import_module("shellingham").detect_shell()
+    except Exception as error:  # noqa: BLE001 - it looks at processes, and the systems for that differ
+        name, reason = "", f"the shell cannot be detected ({error or type(error).__name__})"
+    else:
+        reason = f"there is no completion for the shell {name!r}"
+    if name not in _SHELLS:
+        raise RequestError(
+            f"{reason}: call this from {', '.join(_SHELLS)}, or write {_COMPLETION}=source_bash owl-compress"
+        )
 
 
 def _complete() -> int:

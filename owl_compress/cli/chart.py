@@ -10,6 +10,7 @@ from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.kinds import AnyDocument, read_document
+from owl_compress.documents.outputs import PICTURE
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError, nearest
@@ -36,7 +37,7 @@ def chart(
     """Draw importance and budget of every block, from any report, plan or result; several plans compared."""
     if out.suffix.lower() != ".png":
         raise RequestError(f"--out {out} is no name of a picture: charts are PNG, name it {out.stem}.png")
-    check_output_file(out)
+    check_output_file(out, inputs=files, kind=PICTURE)
     found = [(path, read_document(path)) for file in files for path in _files_of(file)]
     reports = [document for _, document in found if isinstance(document, ImportanceReport)]
     if len(reports) > 1:

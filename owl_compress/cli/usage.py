@@ -36,7 +36,20 @@ def _in_our_words(error: typer.TyperException, told: str, context: Any) -> str:
         return f"missing {kind} {_called(parameter)}: {parameter.help}".removesuffix(".")
     if parameter is not None:
         return f"{_called(parameter)} cannot be {_given(error)}: {getattr(error, 'message', told)}"
-    return f"{told[0].lower()}{told[1:]}"
+    return _of_counts(error, told) or f"{told[0].lower()}{told[1:]}"
+
+
+def _of_counts(error: typer.TyperException, told: str) -> str:
+    """The refusal of a word too many or too few; empty for anything else."""
+    option = getattr(error, "option_name", "")
+    if option and "requires an argument" in told:
+        return f"{option} needs a value: write one after it"
+    if option and "does not take a value" in told:
+        return f"{option} takes no value: write it alone"
+    if told.startswith("Got unexpected extra argument"):
+        extra = told.partition("(")[2].removeprefix("s) (").removesuffix(")")
+        return f"{extra!r} is more than the command takes: drop it, or name the option that it is for"
+    return ""
 
 
 def _near_option(name: str, context: Any) -> str:

@@ -60,8 +60,8 @@ def check_output_file(path: Path, *, inputs: Iterable[Path | str] = (), kind: st
     Args:
         path: the file.
         inputs: what is read meanwhile, and must not be written over; names that are no paths do no harm.
-        kind: of documents of ours, such as "plan". A file that is there already is only replaced by one of
-            the same kind; without a kind, whatever it is.
+        kind: of documents of ours, such as "plan", or `outputs.PICTURE`. A file that is there
+            already is only replaced by one of the same kind; without a kind, whatever it is.
 
     Raises:
         RequestError: it is a folder or a device, an input, something else than is written, or its folder is

@@ -11,6 +11,10 @@ from owl_compress.errors import RequestError
 _SCHEMA = re.compile(r'"schema"\s*:\s*"owl-compress/([\w-]+)/\d+"')
 _HEAD_BYTES = 4096
 
+PICTURE, PICTURE_SOFTWARE = "picture", "owl-compress"
+"""The kind of file that charts are, and what a PNG of ours names as its software."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 # A fresh disk is not quite empty where it is mounted.
 _OF_FILE_SYSTEMS = {"lost+found"}
 
@@ -56,7 +60,7 @@ def check_may_replace(named: Path, real: Path, inputs: Iterable[Path | str], *, 
 
 
 def check_is_free(named: Path, real: Path, inputs: Iterable[Path | str], kind: str | None) -> None:
-    """Refuse to write over an input, a device, or a file that is no document of that `kind`.
+    """Refuse to write over an input, a device, or a file that is no document, or picture, of that `kind`.
 
     Raises:
         RequestError: see above.
@@ -71,16 +75,15 @@ def check_is_free(named: Path, real: Path, inputs: Iterable[Path | str], kind: s
         )
     if kind is None or real.stat().st_size == 0:
         return
-    found = _SCHEMA.search(_head(real))
-    if found is None or found[1] != kind:
-        what = f"holds a {found[1]}" if found else "was not written by owl-compress"
+    found = _kind_of(real)
+    if found != kind:
+        what = f"holds a {found}" if found else "was not written by owl-compress"
         raise RequestError(f"output file {named} exists and {what}: name another, or remove it")
 
 
 def _is_ours(folder: Path) -> bool:
     results = [folder / "result.json", *sorted(folder.glob("result-*.json"))]
-    kinds = (_SCHEMA.search(_head(result)) for result in results if result.is_file())
-    return any(kind is not None and kind[1] == "result" for kind in kinds)
+    return any(_kind_of(result) == "result" for result in results if result.is_file())
 
 
 def _foreign(folder: Path) -> str | None:
@@ -96,9 +99,14 @@ def _foreign(folder: Path) -> str | None:
     return None
 
 
-def _head(path: Path) -> str:
+def _kind_of(path: Path) -> str | None:
+    """What a file of ours is; None for the files of others."""
     with path.open("rb") as file:
-        return file.read(_HEAD_BYTES).decode("utf-8", errors="replace")
+        head = file.read(_HEAD_BYTES)
+    if head.startswith(_PNG):
+        return PICTURE if PICTURE_SOFTWARE.encode() in head else None
+    found = _SCHEMA.search(head.decode("utf-8", errors="replace"))
+    return found[1] if found else None
 
 
 def _is_same(given: Path | str, real: Path) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from inspect import signature
 from math import isfinite, sqrt
 
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, nearest
 from owl_compress.registry import Registry
 from owl_compress.walk.scores import ScorePool
 
@@ -37,6 +37,9 @@ DEFAULT_METRICS = (
     "weight_l1",
     "weight_l2",
 )
+
+
+_EXAMPLE = "@5"
 
 
 def layer_outlier_distribution(pool: ScorePool, multiple: float) -> float:
@@ -74,22 +77,33 @@ def find_metric(name: str) -> Metric:
         RequestError: unknown metric, or a parameter that is no positive number.
     """
     base, at, parameter = name.partition("@")
+    if base not in METRICS.names():
+        raise RequestError(f"unknown metric {name!r}: {nearest(name, _as_typed())}")
     metric: Callable[..., float] = METRICS.load(base)
-    takes_parameter = len(signature(metric).parameters) == 2
-    if takes_parameter != bool(at):
-        problem = "needs a parameter, as in" if takes_parameter else "takes no parameter, unlike"
-        raise RequestError(f"metric {name!r} {problem} lod@5")
-    if not takes_parameter:
+    if not _takes_parameter(metric):
+        if at:
+            raise RequestError(f"metric {name!r} takes no parameter: write {base}")
         return metric
+    if not at:
+        raise RequestError(f"metric {name!r} needs a number: write {base}{_EXAMPLE}, or another")
     try:
         value = float(parameter)
     except ValueError:
         value = float("nan")
     if not (isfinite(value) and value > 0):
         raise RequestError(
-            f"metric {name!r} has parameter {parameter!r}: give a positive number, as in lod@5"
+            f"metric {name!r} has parameter {parameter!r}: give a positive number, as in {base}{_EXAMPLE}"
         )
     return lambda pool: metric(pool, value)
+
+
+def _takes_parameter(metric: Callable[..., float]) -> bool:
+    return len(signature(metric).parameters) == 2
+
+
+def _as_typed() -> list[str]:
+    """All metrics as they may be asked for, with an example of a parameter where they take one."""
+    return [f"{name}{_EXAMPLE}" if _takes_parameter(metric) else name for name, metric in METRICS.loadable()]
 
 
 def with_defaults(further: Iterable[str]) -> tuple[str, ...]:

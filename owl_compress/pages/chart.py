@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from owl_compress.documents.disk import write_bytes
+from owl_compress.documents.outputs import PICTURE_SOFTWARE
 from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
@@ -249,5 +250,7 @@ def _tidy(axes: Axes) -> None:
 def _write_png(figure: Figure, path: Path) -> None:
     """Write the figure whole or not at all, always the same bytes for the same figure."""
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(picture, format="png", dpi=_DPI, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_figure(
+        picture, format="png", dpi=_DPI, metadata={"Software": PICTURE_SOFTWARE}
+    )
     write_bytes(path, picture.getvalue())

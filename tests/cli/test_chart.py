@@ -69,3 +69,19 @@ def test_what_cannot_be_drawn_is_refused(
 def test_a_document_of_a_kind_that_has_no_chart_is_refused(refused: Callable[..., str], here: Path) -> None:
     (here / "x.json").write_text('{"schema": "owl-compress/sensitivity/1"}')
     assert "its schema is owl-compress/sensitivity" in refused("chart", "x.json", "-o", "x.png")
+
+
+def test_a_picture_replaces_only_a_picture_of_ours(
+    done: Callable[..., Any], refused: Callable[..., str], documents: Path
+) -> None:
+    photo = PNG + b"a photo of an owl"
+    (documents / "photo.png").write_bytes(photo)
+    (documents / "plan.png").write_bytes((documents / "owl.json").read_bytes())
+    assert "was not written by owl-compress" in refused("chart", "owl.json", "-o", "photo.png")
+    assert "plan.png is a file that is read: name another" in refused("chart", "plan.png", "-o", "plan.png")
+    assert "plan.png exists and holds a plan" in refused("chart", "owl.json", "-o", "plan.png")
+    assert (documents / "photo.png").read_bytes() == photo
+    done("chart", "owl.json", "-o", "x.png", "--quiet")
+    before = (documents / "x.png").read_bytes()
+    done("chart", "owl.json", "uniform.json", "-o", "x.png", "--quiet")
+    assert (documents / "x.png").read_bytes() != before

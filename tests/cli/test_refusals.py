@@ -59,7 +59,7 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, "--bits", "9", "--backend", "rtn"), "9 bits is outside the choices 2, 3, 4"),
         # the allocator
         ((*RUN, *BUDGET, "--allocator", "owk"), "unknown allocator 'owk': did you mean 'owl'?"),
-        ((*RUN, *BUDGET, "--metric", "lodd@5"), "unknown metric 'lodd': did you mean 'lod'?"),
+        ((*RUN, *BUDGET, "--metric", "lodd@5"), "unknown metric 'lodd@5': did you mean 'lod@5'?"),
         ((*RUN, *BUDGET, "--metric", "lod@none"), "metric 'lod@none' has parameter 'none': give a positive"),
         ((*RUN, *BUDGET, "--lam", "1.5"), "lam 1.5 is outside [0, 1]"),
         ((*RUN, *BUDGET, "--lam", "-0.1"), "lam -0.1 is outside [0, 1]"),
@@ -235,6 +235,8 @@ def test_metric_that_the_report_lacks(refused: Callable[..., str], report: Path)
     message = refused("allocate", report, *BUDGET, "--metric", "lod@4", "-o", "new.json")
     assert "the report has no metric 'lod@4' for model.layers.0" in message
     assert "measure again with --metric lod@4" in message
+    message = refused("allocate", report, *BUDGET, "--metric", "lod5", "-o", "new.json")
+    assert "did you mean 'lod@5'? (what measure --metric can add: owl-compress list metrics)" in message
 
 
 def test_group_that_does_not_divide_the_inputs(

@@ -48,6 +48,27 @@ def test_commands_options_and_methods_are_completed(
     assert set(capsys.readouterr().out.split()) == expected
 
 
+@pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])
+@pytest.mark.parametrize(
+    ("shell", "message"),
+    [
+        ("", "the shell cannot be detected (no parent)"),
+        ("dash", "there is no completion for the shell 'dash'"),
+    ],
+)
+def test_a_shell_that_is_none_of_those_that_complete_is_refused(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str], option: str, shell: str, message: str
+) -> None:
+    def detect() -> tuple[str, str]:
+        if not shell:
+            raise OSError("no parent")
+        return shell, f"/bin/{shell}"
+
+    monkeypatch.setattr("shellingham.detect_shell", detect)
+    told = refused(option)
+    assert f"{message}: call this from bash, zsh, fish" in told
+
+
 def test_completing_an_option_loads_no_torch() -> None:
     code = (
         "import sys; from owl_compress.cli import _exit_code; _exit_code([]);sys.exit('torch' in sys.modules)"
@@ -71,10 +92,17 @@ def test_completing_an_option_loads_no_torch() -> None:
         (("--vers",), "unknown option --vers: did you mean '--version'?"),
         (("measure", "m", "--samples", "x", "-o", "r"), "--samples cannot be 'x': "),
         (("eval", "m", "--prompt-len", "0"), "--prompt-len cannot be '0': "),
-        (("eval", "m", "extra"), "unexpected extra argument"),
+        (("eval", "m", "--json=3"), "--json takes no value: write it alone (see "),
+        (("eval", "m", "x", "y"), "'x y' is more than the command takes: drop it"),
+        (("eval", "m", "extra"), "'extra' is more than the command takes: drop it"),
     ],
 )
 def test_a_command_line_that_is_not_ours_is_one_line(
     refused: Callable[..., str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused(*arguments)
+
+
+def test_an_option_without_its_value_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _exit_code(["eval", "m", "--data"]) == 2
+    assert capsys.readouterr().err.startswith("owl-compress: --data needs a value: write one after it (see ")

@@ -257,7 +257,7 @@ def test_an_unknown_metric_is_refused_before_anything_runs(
     tiny_llama: LlamaForCausalLM, make_windows: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LlamaForCausalLM, "forward", lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(RequestError, match="unknown metric 'lodd': did you mean 'lod'"):
+    with pytest.raises(RequestError, match="unknown metric 'lodd@5': did you mean 'lod@5'"):
         measure(tiny_llama, make_windows(1), metrics=["lodd@5"])
 
 

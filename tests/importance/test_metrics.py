@@ -40,10 +40,11 @@ def test_every_default_metric_is_there_and_says_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("lodd@5", "unknown metric 'lodd': did you mean 'lod'?"),
+        ("lodd@5", "unknown metric 'lodd@5': did you mean 'lod@5'?"),
         ("score-mean", "unknown metric 'score-mean': did you mean 'score_mean'?"),
-        ("lod", "metric 'lod' needs a parameter, as in lod@5"),
-        ("score_mean@3", "metric 'score_mean@3' takes no parameter, unlike lod@5"),
+        ("lod5", "unknown metric 'lod5': did you mean 'lod@5'?"),
+        ("lod", "metric 'lod' needs a number: write lod@5, or another"),
+        ("score_mean@3", "metric 'score_mean@3' takes no parameter: write score_mean"),
         ("lod@zero", "metric 'lod@zero' has parameter 'zero': give a positive number"),
         ("lod@-1", "metric 'lod@-1' has parameter '-1': give a positive number"),
         ("lod@nan", "metric 'lod@nan' has parameter 'nan'"),
@@ -57,5 +58,5 @@ def test_a_metric_that_is_none_is_refused(name: str, message: str) -> None:
 
 def test_further_metrics_join_the_defaults_once() -> None:
     assert with_defaults(["lod@5", "lod@4", "lod@4"]) == (*DEFAULT_METRICS, "lod@4")
-    with pytest.raises(RequestError, match="unknown metric 'lodd'"):
+    with pytest.raises(RequestError, match="unknown metric 'lodd@5'"):
         with_defaults(["lodd@5"])

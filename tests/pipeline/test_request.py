@@ -80,7 +80,7 @@ def test_a_form_brings_what_it_needs_unless_told_otherwise() -> None:
         ({**WANDA, "backend": "wonda"}, "unknown backend 'wonda': did you mean 'wanda'?"),
         ({**WANDA, "allocator": "owls"}, "unknown allocator 'owls': did you mean 'owl'?"),
         ({**WANDA, "lam": 2}, "lam 2 is outside [0, 1]"),
-        ({**WANDA, "metric": "load@5"}, "unknown metric 'load'"),
+        ({**WANDA, "metric": "load@5"}, "unknown metric 'load@5': did you mean 'lod@5'?"),
         ({**WANDA, "device": "tpu"}, "unknown device 'tpu'"),
     ],
 )
