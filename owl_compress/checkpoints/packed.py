@@ -193,12 +193,15 @@ def compare_packed(source: CheckpointSource, model: nn.Module, pattern: str) -> 
     """
     folder = Path(source.where)
     check_saved_codes(folder)
+    names = saved_dtypes(folder, ".weight_packed")
     groups = source.described["quantization_config"].get("config_groups") or {}
     stated = {
         name: int(group["weights"]["num_bits"]) for group in groups.values() for name in group["targets"]
     }
 
-    def bits_of(linear: LinearSite) -> int:
+    def bits_of(linear: LinearSite) -> int | None:
+        if f"{linear.name}.weight_packed" not in names:
+            return None
         words = tensor_from_checkpoint(folder, f"{linear.name}.weight_packed")  # [out, words of an output]
         bits = stated.get(linear.name, 0)
         fits = bits and words.shape == (linear.shape[0], -(-linear.shape[1] // (_WORD_BITS // bits)))

@@ -22,8 +22,8 @@ from owl_compress.models.structure import LinearSite, find_structure, in_rows
 _PATTERN = re.compile(r"(\d{1,9}):(\d{1,9})")
 _PLAN = "plan"
 
-BitsOf = Callable[[LinearSite], int]
-"""The width, in bits, of the codes that are stored for a linear."""
+BitsOf = Callable[[LinearSite], int | None]
+"""The width, in bits, of the codes that are stored for a linear; None where its weights are stored."""
 
 
 def verify(folder: Path, pattern: str = _PLAN, *, trust_remote_code: bool = False) -> Verification:
@@ -93,6 +93,8 @@ def compare_bits(folder: Path, model: nn.Module, pattern: str, bits_of: BitsOf) 
 
     def compare(site: LinearSite, value: float) -> "_Count":
         bits = bits_of(site)
+        if bits is None:
+            return _levels(folder, site, int(value), _group_size(folder))
         what = f"stored in {bits} bits, the plan says {value:g}"
         return _Count(1, Violation.of(site.name, what, bits, int(value)) if bits != value else None)
 
@@ -114,11 +116,13 @@ class _Checked:
     Attributes:
         plan: as it lies in the folder.
         sites: all linears of all blocks, found in the model, those without a weight left among them.
+        spared: linears that the plan says get no budget: skipped, or such as no method could give one to.
         violations: linears that the plan leaves out without saying so.
     """
 
     plan: Plan
     sites: Mapping[str, LinearSite]
+    spared: frozenset[str]
     violations: tuple[Violation, ...]
 
     @classmethod
@@ -130,7 +134,8 @@ class _Checked:
         plan = Plan.read(folder / "plan.json")
         blocks = find_structure(model).blocks
         sites = {linear.name: linear for block in blocks for linear in block.all_linears}
-        known = {budget.name for budget in plan.budgets} | set(plan.skipped)
+        spared = frozenset(plan.skipped) | (plan.coverage.linears if plan.coverage else frozenset())
+        known = {budget.name for budget in plan.budgets} | spared
         for name in (*(budget.name for budget in plan.budgets), *plan.skipped):
             if name not in sites:
                 raise RequestError(f"plan names linear {name!r}, which the model in {folder} does not have")
@@ -138,6 +143,7 @@ class _Checked:
         return cls(
             plan,
             sites,
+            spared - {budget.name for budget in plan.budgets},
             tuple(
                 Violation.of(name, left_out, site.n_weights, 0)
                 for name, site in sites.items()
@@ -175,7 +181,7 @@ class _Checked:
 
     def _told(self, counts: list[_Count], linears: list[LinearSite], how: str) -> Verification:
         found = _told(_PLAN, counts, linears, how)
-        skipped = [name for name in self.plan.skipped if self.sites[name].n_weights]
+        skipped = [name for name in self.spared if name in self.sites and self.sites[name].n_weights]
         words = f"; {len(skipped)} that the plan skips were not looked at" if skipped else ""
         return found.model_copy(
             update={

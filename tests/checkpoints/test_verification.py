@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from owl_compress.allocators import Target, allocate
 from owl_compress.backends.magnitude import Magnitude
@@ -17,7 +19,7 @@ from owl_compress.compression.driver import compress_with_
 from owl_compress.documents.measurements import Violation
 from owl_compress.documents.plan import Plan
 from owl_compress.errors import RequestError
-from owl_compress.importance.estimator import outline
+from owl_compress.importance.estimator import measure, outline
 from owl_compress.models.structure import find_structure
 
 pytest.importorskip("compressed_tensors")
@@ -212,3 +214,45 @@ def test_widths_are_measured_on_the_tensors(saved: Callable[[str], Any], make_mo
     allocate(outline(dense), "uniform", Target.from_prune_ratio(0.95)).write(folder / "plan.json")
     (violation,) = verify(folder).violations
     assert "all linears of the plan keep" in violation.what
+
+
+MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 512, "state_size": 4, "time_step_rank": 32}
+
+
+@pytest.fixture
+def mamba() -> Any:
+    """A model that reads the weights of some linears without calling them, and of some while it is built."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model("mamba", **MAMBA)).eval()
+
+
+def test_linears_that_can_get_no_budget_are_no_violation(
+    mamba: Any, make_windows: Callable[..., Any], tmp_path: Path
+) -> None:
+    plan = allocate(measure(mamba, make_windows()), "uniform", Target.from_sparsity(0.5))
+    compress_with_(mamba, plan, Magnitude(), None)
+    save_checkpoint(mamba, None, tmp_path)
+    plan.write(tmp_path / "plan.json")
+    found = verify(tmp_path)
+    assert found.ok
+    assert found.skipped == 2  # dt_proj of each block
+    edited(tmp_path, lambda content: content.pop("coverage"))
+    assert [one.linear for one in verify(tmp_path).violations] == [
+        f"backbone.layers.{block}.mixer.dt_proj" for block in range(2)
+    ]
+
+
+def test_linears_that_are_stored_as_weights_among_codes_are_counted_by_their_values(
+    mamba: Any, tmp_path: Path
+) -> None:
+    plan = allocate(outline(mamba), "uniform", Target.from_bits(4, (4,)))
+    result = compress_with_(mamba, plan, Rtn(32), None)
+    save_checkpoint(mamba, None, tmp_path, form_named("packed"))
+    plan.write(tmp_path / "plan.json")
+    result.write(tmp_path / "result.json")
+    assert verify(tmp_path).ok
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["backbone.layers.1.mixer.out_proj.weight"] += 0.01 * torch.rand(32, 64)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert [one.what for one in verify(tmp_path).violations] == ["holds more values than its bits"]
