@@ -12,6 +12,7 @@ from owl_compress.backends.block_widths import BlockWidths, Rounding
 from owl_compress.backends.parts import PlannedBlock, find_parts
 from owl_compress.backends.repair import output_energy, repair_columns
 from owl_compress.backends.solver import check_damping, gram_of
+from owl_compress.backends.uniform_width import check_any_widths, check_no_part_is_gone, check_widths
 from owl_compress.backends.unit_importance import (
     HeadChoice,
     Importance,
@@ -22,6 +23,7 @@ from owl_compress.backends.unit_importance import (
 )
 from owl_compress.backends.width_survey import WidthSurvey
 from owl_compress.checkpoints.stock import to_stock_
+from owl_compress.compression.contract import Surveyed
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
@@ -161,8 +163,11 @@ class Structured:
         Raises:
             RequestError: see `WidthSurvey`; or a uniform width for blocks that have lost a part.
         """
+        self._surveyed_by_chance(structure, plan)
+
+    def _surveyed_by_chance(self, structure: ModelStructure, plan: Plan) -> Surveyed:
         if self.uniform_width:
-            _check_no_part_is_gone(structure)
+            check_no_part_is_gone(structure)
         values = {budget.name: budget.value for budget in plan.budgets}
         survey = self._with(Importance.RANDOM).survey
         for site in structure.blocks:
@@ -170,7 +175,22 @@ class Structured:
             groups = tuple(GroupTask((task,), None) for task in tasks)
             if groups:
                 survey.see(BlockTask(site, groups, plan.grid))
-        survey.redistribute(plan)
+        return survey.redistribute(plan)
+
+    def check_finish(
+        self, model: Any, structure: ModelStructure, plan: Plan, surveyed: Surveyed | None = None
+    ) -> None:
+        """Refuse a uniform width that no stock model could have, before any block is cut.
+
+        Raises:
+            RequestError: see `finish_`.
+        """
+        if not self.uniform_width:
+            return
+        if surveyed is not None:
+            check_widths(model, structure, surveyed.decisions)
+        else:
+            check_any_widths(model, structure, self._surveyed_by_chance(structure, plan).decisions)
 
     def finish_(self, model: Any) -> None:
         """With a uniform width, turn the narrowed model into an ordinary one.
@@ -267,15 +287,6 @@ class _Change:
 
     relative_error: float
     fallbacks: tuple[Fallback, ...] = ()
-
-
-def _check_no_part_is_gone(structure: ModelStructure) -> None:
-    gone = next((linear.name for site in structure.blocks for linear in site.emptied), None)
-    if gone is not None:
-        raise RequestError(
-            "--uniform-width makes a stock model, whose blocks have all their parts, and "
-            f"{gone} lost its last weight before: drop --uniform-width"
-        )
 
 
 def _output_columns(slots: Sequence[Slot], output: str, kept: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Narrowed models whose blocks all have one width, turned into ordinary ones that need nothing of ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -10,12 +11,15 @@ from huggingface_hub.errors import StrictDataclassError
 from owl_compress.checkpoints.narrow_config import (
     anatomies_of,
     as_if_cut_in_memory_,
+    reader_of,
     stock_class,
     text_config,
     widths_by_key,
 )
 from owl_compress.errors import RequestError
 from owl_compress.forms.modeling_narrow import CONFIG_KEY
+from owl_compress.forms.narrowing import KeptUnits, keep_units_
+from owl_compress.models.anatomy import BlockAnatomy
 from owl_compress.models.structure import find_structure
 
 
@@ -32,10 +36,8 @@ def to_stock_(model: Any) -> None:
     blocks = [site.module for site in find_structure(model).blocks]
     if not any(hasattr(block, "narrow_widths") for block in blocks):
         return
-    values = _common_widths(model)
-    problem = next(_differences(model, _stock_with(model, values)), None)
-    if problem:
-        raise _no_stock(f"the configuration of {model.config.model_type} models has no key for {problem}")
+    values = _common_widths(anatomies_of(model), text_config(model.config))
+    _check_is_stock(model, values)
     as_if_cut_in_memory_(model)
     for key, value in values.items():
         setattr(text_config(model.config), key, value)
@@ -47,10 +49,43 @@ def to_stock_(model: Any) -> None:
                 vars(module)["config"] = shared
 
 
-def _common_widths(model: Any) -> dict[str, int]:
-    """The widths that all blocks share, by the configuration's keys, with the head size if it has a place."""
-    config = text_config(model.config)
+def check_stock(model: Any, kept: Sequence[KeptUnits]) -> None:
+    """Refuse what `to_stock_` would refuse once only the units `kept` of each block are there.
+
+    They are cut from a copy without memory; `model` stays as it is.
+
+    Raises:
+        RequestError: see `to_stock_`.
+    """
+    kind, config = reader_of(model)
+    with torch.device("meta"):
+        rehearsed = kind(config)
     anatomies = anatomies_of(model)
+    for site, anatomy, units in zip(find_structure(rehearsed).blocks, anatomies, kept, strict=True):
+        keep_units_(site, anatomy, units)
+    left = [_narrowed(anatomy, units) for anatomy, units in zip(anatomies, kept, strict=True)]
+    _check_is_stock(rehearsed, _common_widths(left, text_config(config)))
+
+
+def _narrowed(anatomy: BlockAnatomy, kept: KeptUnits) -> BlockAnatomy:
+    """The numbers of a block of which `kept` is left."""
+    attention, mlp = anatomy.attention, anatomy.mlp
+    if attention is not None and kept.heads is not None and kept.kv_heads is not None:
+        attention = replace(attention, n_heads=len(kept.heads), n_kv_heads=len(kept.kv_heads))
+    if mlp is not None and kept.channels is not None:
+        mlp = replace(mlp, n_channels=len(kept.channels))
+    return replace(anatomy, attention=attention, mlp=mlp)
+
+
+def _check_is_stock(model: Any, values: dict[str, int]) -> None:
+    """Refuse a model that is not the stock one of a configuration with `values`."""
+    problem = next(_differences(model, _stock_with(model, values)), None)
+    if problem:
+        raise _no_stock(f"the configuration of {model.config.model_type} models has no key for {problem}")
+
+
+def _common_widths(anatomies: Sequence[BlockAnatomy], config: Any) -> dict[str, int]:
+    """The widths that all blocks share, by the configuration's keys, with the head size if it has a place."""
     first, *others = [dict(widths_by_key(anatomy, config)) for anatomy in anatomies]
     for anatomy, widths in zip(anatomies[1:], others, strict=True):
         if widths != first:

@@ -141,6 +141,17 @@ class ModelFinisher(Protocol):
 
 
 @runtime_checkable
+class FinishChecker(ModelFinisher, Protocol):
+    """One that can tell from shapes alone whether it will be able to."""
+
+    def check_finish(
+        self, model: Any, structure: ModelStructure, plan: Plan, surveyed: Surveyed | None = None
+    ) -> None:
+        """Refuse what `finish_` would refuse; before the survey only what no outcome of it would mend."""
+        ...
+
+
+@runtime_checkable
 class Quantizer(Protocol):
     """A backend whose outcome is integer codes."""
 

@@ -36,7 +36,8 @@ from owl_compress.walk.input_statistics import Statistic
 class WalkOptions:
     """How the walk runs: where, how many sequences at a time, and who is told about it.
 
-    `before_change` is called before each block that is compressed: the first time, no weight is changed yet.
+    `after_survey` is called with what is going to be carried out, and `before_change` before each block that
+    is compressed: the first time, no weight is changed yet.
     """
 
     device: torch.device | None = None
@@ -44,6 +45,7 @@ class WalkOptions:
     keep_on: torch.device | None = None
     progress: Progress = SILENT
     before_change: Callable[[], None] = lambda: None
+    after_survey: Callable[[Surveyed], None] = lambda _: None
 
 
 def compress_with_(
@@ -92,6 +94,7 @@ def compress_with_(
     salience = _salience(model, structure, backend, calibration, options, device, names)
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
     surveyed = driver.survey(plan)
+    options.after_survey(surveyed)
     asked = surveyed.plan if backend.survey and backend.survey.restates else plan
     outcomes = driver.compress_(surveyed)
     n_params_after = n_parameters(model)

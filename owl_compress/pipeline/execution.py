@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from owl_compress.allocators.groups import partition
 from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
-from owl_compress.compression.contract import CheckpointBackend, ModelFinisher
+from owl_compress.compression.contract import CheckpointBackend, FinishChecker, ModelFinisher, Surveyed
 from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.disk import check_output_folder, output_folder
@@ -215,6 +216,7 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
                 recipe.batch_size,
                 progress=session.progress,
                 before_change=session.spend,
+                after_survey=partial(_check_finish, session, plan),
             ),
             structure=session.structure,
             identity=session.identity,
@@ -224,6 +226,16 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
             backend.finish_(session.loaded.model)
     _refuse_fallbacks(result, strict=recipe.strict)
     return result.model_copy(update={"earlier": earlier_steps(session.loaded)})
+
+
+def _check_finish(session: Session, plan: Plan, surveyed: Surveyed) -> None:
+    """Refuse, while nothing is changed, what could not be finished as the backend is asked to.
+
+    Raises:
+        RequestError: what the backend refuses.
+    """
+    if isinstance(backend := session.request.backend, FinishChecker):
+        backend.check_finish(session.loaded.model, session.structure, plan, surveyed)
 
 
 def settled_recipe(session: Session, result: Result) -> Recipe:

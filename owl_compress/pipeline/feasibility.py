@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from owl_compress.allocators import EQUAL_SHARES, allocate
 from owl_compress.allocators.groups import partition
 from owl_compress.arguments import checked
-from owl_compress.compression.contract import PlanChecker, Quantizer
+from owl_compress.compression.contract import FinishChecker, PlanChecker, Quantizer
 from owl_compress.compression.driver import check_unit
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.prediction import predict
@@ -48,6 +48,8 @@ def check_plan(session: Session, plan: Plan) -> None:
     _check_groups(session, [budget.name for budget in plan.budgets], plan.grid)
     if isinstance(backend, PlanChecker):
         backend.check_plan(session.structure, plan)
+    if isinstance(backend, FinishChecker):
+        backend.check_finish(session.loaded.model, session.structure, plan)
 
 
 def _check_groups(session: Session, names: Iterable[str], grid: Grid | None) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from owl_compress.importance.estimator import measure
-from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.blocks import BlockVisit
 
 WEIGHTS = "model.safetensors"
 DECILM = ("--export", "decilm")
@@ -51,7 +51,7 @@ def test_narrowing_is_refused_before_anything_is_measured(
     options: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.delattr(BlockWalk, "visits")
+    monkeypatch.delattr(BlockVisit, "gather")
     assert message in refused(*prune, *options, "-o", "OUT")
 
 
@@ -158,6 +158,31 @@ def test_decilm_of_a_model_that_lost_heads_before(
     )
     done("run", "wide", *options, "-o", "EXPORTED")
     assert "EXPORTED is a DeciLM checkpoint, for vLLM and llama.cpp" in refused("eval", "EXPORTED")
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("gpt2", ("--round-to", "8"), "cannot be stored as a stock checkpoint of uniform width"),
+        ("bloom", ("--round-to", "8", "--parts", "mlp"), "bloom models has no key for"),
+        ("opt", ("--round-to", "8"), "leave --uniform-width away, or compress with --parts mlp"),
+    ],
+)
+def test_uniform_width_that_no_configuration_of_the_family_expresses_is_refused_before_work(
+    here: Path,
+    refused: Callable[..., str],
+    make_model: Callable[[str], Any],
+    tokenizer: PreTrainedTokenizerFast,
+    prune: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    make_model(family).save_pretrained(here / "whole")
+    tokenizer.save_pretrained(here / "whole")
+    monkeypatch.delattr(BlockVisit, "gather")
+    assert message in refused("run", "whole", *prune[2:], *options, "--uniform-width", "-o", "OUT")
 
 
 def test_uniform_width_after_widths_that_differ(
