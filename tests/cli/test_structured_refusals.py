@@ -157,7 +157,9 @@ def test_decilm_of_a_model_that_lost_heads_before(
         "run", "FEWER", *options, "-o", "OUT"
     )
     done("run", "wide", *options, "-o", "EXPORTED")
-    assert "EXPORTED is a DeciLM checkpoint, for vLLM and llama.cpp" in refused("eval", "EXPORTED", "--data", "text.txt")
+    assert "EXPORTED is a DeciLM checkpoint, for vLLM and llama.cpp" in refused(
+        "eval", "EXPORTED", "--data", "text.txt"
+    )
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,26 @@ def test_an_outcome_too_few_is_no_account() -> None:
         account_of().result(METHOD, "error", PLAN, OUTCOMES[:2], STORED)
 
 
+def test_linears_that_keep_nothing_or_were_sparser_already_are_told() -> None:
+    notes = result_of(account_of()).notes
+    assert notes == (
+        "a note",
+        "sparser than asked: 2 linears, the first a.up, had more zeros already; a density of 0.39 was asked "
+        "for, 0.225 is what is left",
+        "linears that keep no weight at all: 1, the first a.down",
+    )
+
+
+def test_a_model_of_zeros_is_told_to_be_sparser_than_asked_and_one_without_is_not(tiny_llama: Any) -> None:
+    plan = allocate(outline(tiny_llama), "uniform", Target.from_sparsity(0.3))
+    sites = list(find_structure(tiny_llama).linears)
+    for site in sites[:2]:
+        site.weight[:, ::2] = 0
+    notes = compress_with_(tiny_llama, plan, Magnitude()).notes
+    assert notes[0].startswith(f"sparser than asked: 2 linears, the first {sites[0].name}, had more zeros")
+    assert not any("no weight at all" in note for note in notes)
+
+
 def test_seed_and_calibration_are_recorded(make_windows: Callable[..., TokenWindows]) -> None:
     windows = make_windows(seed=11)
     result = result_of(account_of(windows))
