@@ -114,14 +114,14 @@ def test_a_disk_that_is_really_full(
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_real_signal(here: Path, kind: signal.Signals) -> None:
-    """In a process of its own, while the first of very many windows are compressed."""
-    (here / "long.txt").write_text("owls at night " * 15_000)
+    """In a process of its own, while the first of many windows are compressed."""
+    (here / "long.txt").write_text("owls at night " * 5_000)
     before = sorted(here.rglob("*"))
     # A shell that starts the tests in the background has them, and what they start, ignore interrupts.
     heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     command = [
         sys.executable, "-c", f"{heeding}; from owl_compress.cli import main; main()", "run", "model",
-        "--calib", "long.txt", "--samples", "1500", "--seq-len", "128", *BUDGET,
+        "--calib", "long.txt", "--samples", "500", "--seq-len", "128", *BUDGET,
         "--backend", "sparsegpt", "-o", "OUT",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
