@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from owl_compress.cli import chart, demo, evaluate, listing, planning, run
-from owl_compress.cli.options import OWN, PREFIX, Methods, of_methods, of_recipe, with_options
+from owl_compress.cli.latency import LatencyOptions
+from owl_compress.cli.options import (
+    OWN,
+    PREFIX,
+    Methods,
+    of_dataclass,
+    of_methods,
+    of_recipe,
+    with_options,
+)
 from owl_compress.documents.recipe import plain_name
 
 _HELP = ("-h", "--help")
@@ -80,12 +89,17 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
         "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
         "eval": (
             evaluate.evaluate,
-            lambda _: of_recipe(
-                *evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION, panels=evaluate.PANELS
-            ),
+            lambda _: _of_evaluate(),
         ),
         "run": (run.run, lambda arguments: _with_methods(_of_run(), arguments, allocates=True)),
     }
+
+
+def _of_evaluate() -> list[Parameter]:
+    of_text = of_recipe(
+        *evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION, panels=evaluate.PANELS
+    )
+    return [*of_text, *of_dataclass(LatencyOptions, "Latency")]
 
 
 def _of_allocate(_: Sequence[str]) -> list[Parameter]:

@@ -8,12 +8,11 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
+from owl_compress.cli.latency import LatencyOptions
 from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
 from owl_compress.cli.terminal import tell
-from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.documents.measurements import LatencyShape
+from owl_compress.consent import Consent
 from owl_compress.documents.recipe import Topic
-from owl_compress.errors import RequestError
 
 VIOLATED = 3
 """Exit code of `verify` where the tensors hold what they may not; 2 is a request that cannot be answered."""
@@ -34,16 +33,8 @@ def evaluate(
             rich_help_panel=_TEXT_PANEL,
         ),
     ] = "wikitext2",
-    latency: options.Latency = False,
-    kernel: options.Kernel = None,
-    compiled: options.Compile = False,
-    against: options.Against = None,
-    prompt_len: options.PromptLen = 128,
-    new_tokens: options.NewTokens = 32,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
-    against_trust_remote_code: options.AgainstTrustRemoteCode = False,
-    against_allow_pickle: options.AgainstAllowPickle = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     **given: Any,
@@ -52,50 +43,23 @@ def evaluate(
 
     With --quiet the number alone is printed.
     """
-    from owl_compress.data.windows import check_batch_size
-    from owl_compress.device import resolve_device
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.evaluating import EvaluationRequest
-    from owl_compress.pipeline.timing import timing_options
 
     output = Output(as_json=as_json, quiet=quiet)
-    of_against = Consent(against_trust_remote_code, against_allow_pickle)
-    where = resolve_device(given.get("device", "auto"))
-    timing = None
-    if latency:
-        batch_size = given.get("batch_size", 1)
-        check_batch_size(batch_size)
-        shape = LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
-        timing = timing_options(
-            where, shape, kernel or "dense", against, compiled=compiled, against_consent=of_against
-        )
-    else:
-        _refuse_options_of_latency(kernel, against, of_against, compiled=compiled)
+    timing = LatencyOptions.of(given).timing(given.get("device", "auto"), given.get("batch_size", 1))
     request = EvaluationRequest.of(model, data, given, timing, Consent(trust_remote_code, allow_pickle))
     output.say(f"loading {model}")
     with memory_errors("evaluating"):
         found = request.run(output.progress, output.say)
     answer = found.perplexity.model_dump(mode="json")
-    if latency:
+    if timing:
         answer["latency"] = [row.model_dump(mode="json") for row in found.latency]
     output.answer(answer, perplexity_table(found.perplexity))
-    if latency:
+    if timing:
         output.show(latency_table(found.latency))
     if quiet and not as_json:
         sys.stdout.write(f"{found.perplexity.perplexity:.4f}\n")
-
-
-def _refuse_options_of_latency(
-    kernel: str | None, against: str | None, of_against: Consent, *, compiled: bool
-) -> None:
-    if kernel is not None:
-        raise RequestError("--kernel says how --latency is measured: add --latency, or drop it")
-    if compiled:
-        raise RequestError("--compile says how --latency is measured: add --latency, or drop it")
-    if against is not None:
-        raise RequestError(f"--against {against} is timed by --latency: add --latency, or drop it")
-    if of_against != NO_CONSENT:
-        raise RequestError("consent for the model of --against is for --latency: add both, or drop it")
 
 
 def verify(

@@ -12,9 +12,8 @@ from pydantic.fields import FieldInfo
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.recipe import RECIPE_NAMES, Recipe, Topic, option_name
-from owl_compress.options import Option
+from owl_compress.options import Option, options_of
 
-_LATENCY = "Latency"
 _CONSENT = "Consent"
 
 Model = Annotated[
@@ -50,40 +49,6 @@ Overwrite = Annotated[
     typer.Option("--overwrite", help="Replace a folder that owl-compress wrote, when the new one is whole."),
 ]
 
-Latency = Annotated[
-    bool, typer.Option("--latency", help="Also time prefill and decode.", rich_help_panel=_LATENCY)
-]
-Kernel = Annotated[
-    str | None,
-    typer.Option(
-        help="With --latency: 'dense' (default), or 'semi-structured' (2:4, CUDA) against dense.",
-        rich_help_panel=_LATENCY,
-    ),
-]
-Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile",
-        help="With --latency: decode through torch.compile with a static cache, all models alike. The first "
-        "pass compiles, a minute or more.",
-        rich_help_panel=_LATENCY,
-    ),
-]
-Against = Annotated[
-    str | None,
-    typer.Option(
-        help="With --latency: a dense model to time in turn with MODEL. For a folder of ours with heads or "
-        "channels removed, by default the model it was made from.",
-        rich_help_panel=_LATENCY,
-    ),
-]
-PromptLen = Annotated[
-    int, typer.Option(min=1, help="With --latency: tokens of each prompt.", rich_help_panel=_LATENCY)
-]
-NewTokens = Annotated[
-    int, typer.Option(min=1, help="With --latency: tokens decoded after it.", rich_help_panel=_LATENCY)
-]
-
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON, alone on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 DryRun = Annotated[
@@ -107,23 +72,6 @@ AllowPickle = Annotated[
         rich_help_panel=_CONSENT,
     ),
 ]
-AgainstTrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--against-trust-remote-code",
-        help="As --trust-remote-code, for the model that --against names.",
-        rich_help_panel=_CONSENT,
-    ),
-]
-AgainstAllowPickle = Annotated[
-    bool,
-    typer.Option(
-        "--against-allow-pickle",
-        help="As --allow-pickle, for the model that --against names.",
-        rich_help_panel=_CONSENT,
-    ),
-]
-
 OWN = ("out", "overwrite", "plan", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
 """Options of the commands themselves, which no method can have."""
 
@@ -230,6 +178,20 @@ def _simple_type(annotation: Any) -> Any:
     if get_origin(annotation) is dict or annotation == tuple[str, ...]:
         return list[str]
     return (first if first in {int, float} and get_origin(annotation) is not tuple else str) | None
+
+
+def of_dataclass(kind: type, panel: str) -> list[inspect.Parameter]:
+    """Parameters for the fields of a dataclass that holds options of one command."""
+    return [
+        _parameter(
+            one.name,
+            one.annotation if one.annotation in {bool, int} else str | None,
+            one.default,
+            one.help,
+            panel,
+        )
+        for one in options_of(kind)
+    ]
 
 
 def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]:

@@ -12,6 +12,7 @@ from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.verification import verify
 from owl_compress.consent import CONSENT_NAMES, NO_CONSENT, Consent
+from owl_compress.data.windows import check_batch_size
 from owl_compress.device import DTYPES, resolve_device
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
 from owl_compress.errors import RequestError
@@ -81,6 +82,16 @@ def _is_same(one: str, other: str) -> bool:
     with suppress(OSError, RuntimeError, ValueError):  # no path, or none that can be followed
         return Path(one).expanduser().samefile(Path(other).expanduser())
     return False
+
+
+def latency_shape(batch_size: int, prompt_len: int, new_tokens: int) -> LatencyShape:
+    """What is timed, from numbers that nobody has looked at.
+
+    Raises:
+        RequestError: a batch of no prompts.
+    """
+    check_batch_size(batch_size)
+    return LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
 
 
 def timing_options(

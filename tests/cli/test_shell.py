@@ -91,7 +91,7 @@ def test_completing_an_option_loads_no_torch() -> None:
         (("run", "m", "--group-sze", "3"), "unknown option --group-sze: did you mean '--group-size'?"),
         (("--vers",), "unknown option --vers: did you mean '--version'?"),
         (("measure", "m", "--samples", "x", "-o", "r"), "--samples cannot be 'x': "),
-        (("eval", "m", "--prompt-len", "0"), "--prompt-len cannot be '0': "),
+        (("eval", "m", "--prompt-len", "0"), "prompt-len 0 must be at least 1"),
         (("eval", "m", "--json=3"), "--json takes no value: write it alone (see "),
         (("eval", "m", "x", "y"), "'x y' is more than the command takes: drop it"),
         (("eval", "m", "extra"), "'extra' is more than the command takes: drop it"),

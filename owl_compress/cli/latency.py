@@ -1,0 +1,76 @@
+"""What `eval` is told about timing: its options, and what they ask for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from owl_compress.consent import Consent
+from owl_compress.documents.measurements import Kernel
+from owl_compress.errors import RequestError
+from owl_compress.options import build, option, options_of
+
+if TYPE_CHECKING:  # help must not wait for torch
+    from owl_compress.pipeline.timing import TimingOptions
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """The options, as a user gives them; all others say how `latency` is measured."""
+
+    latency: bool = option(False, "Also time prefill and decode.")
+    kernel: Kernel = option(
+        "dense", "With --latency: 'dense' (default), or 'semi-structured' (2:4, CUDA) against dense."
+    )
+    compiled: bool = option(
+        False,
+        "With --latency: decode through torch.compile with a static cache, all models alike. The first pass "
+        "compiles, a minute or more.",
+        name="compile",
+    )
+    against: str | None = option(
+        None,
+        "With --latency: a dense model to time in turn with MODEL. For a folder of ours with heads or "
+        "channels removed, by default the model it was made from.",
+    )
+    prompt_len: int = option(128, "With --latency: tokens of each prompt.", at_least=1)
+    new_tokens: int = option(32, "With --latency: tokens decoded after it.", at_least=1)
+    against_trust_remote_code: bool = option(
+        False, "As --trust-remote-code, for the model that --against names."
+    )
+    against_allow_pickle: bool = option(False, "As --allow-pickle, for the model that --against names.")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "LatencyOptions":
+        """The options among those that the user typed.
+
+        Raises:
+            RequestError: a value that cannot be meant, or one of timing where nothing is timed.
+        """
+        own = {one.name: one for one in options_of(cls) if one.name in given}
+        found: LatencyOptions = build(cls, "eval", {name: given[name] for name in own})
+        if own and not found.latency:
+            name = next(iter(own.values())).shown_name
+            raise RequestError(f"--{name} says how --latency is measured: add --latency, or drop it")
+        return found
+
+    def timing(self, device: str, batch_size: int) -> "TimingOptions | None":
+        """What is to be timed; None if nothing is.
+
+        Raises:
+            RequestError: see `TimingOptions`.
+        """
+        if not self.latency:
+            return None
+        from owl_compress.device import resolve_device
+        from owl_compress.pipeline.timing import latency_shape, timing_options
+
+        shape = latency_shape(batch_size, self.prompt_len, self.new_tokens)
+        consent = Consent(self.against_trust_remote_code, self.against_allow_pickle)
+        return timing_options(
+            resolve_device(device),
+            shape,
+            self.kernel,
+            self.against,
+            compiled=self.compiled,
+            against_consent=consent,
+        )
