@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import owl_compress
 
@@ -272,3 +272,29 @@ def test_a_recipe_runs_from_its_own_folder_and_from_elsewhere(
     done("run", "recipe.yaml" if start == "ONE" else "../ONE/recipe.yaml", "-o", "../TWO", "--quiet")
     assert weights(here / "ONE") == weights(here / "TWO")
     assert (here / "ONE/recipe.yaml").read_bytes() == (here / "TWO/recipe.yaml").read_bytes()
+
+
+def test_less_than_half_of_a_model_is_compressed_only_where_that_is_asked_for(
+    here: Path, refused: Callable[..., str], done: Callable[..., Any], tokenizer: Any
+) -> None:
+    sizes = {
+        "vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "moe_intermediate_size": 32,
+        "num_experts": 8, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes)).save_pretrained("mixture")
+    tokenizer.save_pretrained("mixture")
+    asked = ("run", "mixture", "--sparsity", "0.5", "--allocator", "uniform", "--backend", "magnitude")
+    message = refused(*asked, "-o", "OUT")
+    assert message.startswith("only 11.01 % of the weights in the blocks can get a budget")
+    assert "--partial" in message
+    done(*asked, "--partial", "-o", "OUT")
+    matrices = kept("OUT")  # experts and routers too, which the file holds one by one
+    attention = sum(total for name, (_, total) in matrices.items() if "self_attn" in name)
+    gone = sum(total - left for left, total in matrices.values())
+    whole = sum(total for _, total in matrices.values())
+    assert gone == attention / 2
+    card = " ".join((here / "OUT" / "README.md").read_text().split())
+    assert f"which hold {100 * attention / whole:.2f} % of the weights in its transformer blocks" in card
+    assert f"{100 * gone / whole:.3f} % of all of these are gone" in card
+    assert "No budget reaches `mlp.experts.gate_up_proj" in card
