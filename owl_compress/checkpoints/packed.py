@@ -194,10 +194,7 @@ def compare_packed(source: CheckpointSource, model: nn.Module, pattern: str) -> 
     folder = Path(source.where)
     check_saved_codes(folder)
     names = saved_dtypes(folder, ".weight_packed")
-    groups = source.described["quantization_config"].get("config_groups") or {}
-    stated = {
-        name: int(group["weights"]["num_bits"]) for group in groups.values() for name in group["targets"]
-    }
+    stated = _stated_bits(source)
 
     def bits_of(linear: LinearSite) -> int | None:
         if f"{linear.name}.weight_packed" not in names:
@@ -208,6 +205,27 @@ def compare_packed(source: CheckpointSource, model: nn.Module, pattern: str) -> 
         return bits if fits else int(words.numel()) * _WORD_BITS // linear.n_weights
 
     return compare_bits(folder, model, pattern, bits_of)
+
+
+def _stated_bits(source: CheckpointSource) -> dict[str, int]:
+    """Bits by the linears that a configuration names, or by the patterns that other tools write.
+
+    Raises:
+        RequestError: there are none, or they are no numbers of bits.
+    """
+    try:
+        groups = source.described["quantization_config"]["config_groups"].values()
+        bits = {name: int(group["weights"]["num_bits"]) for group in groups for name in group["targets"]}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        bits, reason = {}, f" ({type(error).__name__}: {error})"
+    else:
+        reason = ""
+    if not bits or not all(0 < width <= _WORD_BITS for width in bits.values()):
+        raise RequestError(
+            f"{source.where}/config.json does not say how many bits the packed codes have{reason}: fetch it "
+            "again"
+        )
+    return bits
 
 
 class Packed:

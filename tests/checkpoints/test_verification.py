@@ -1,5 +1,6 @@
 """Saved tensors are counted against a pattern or a plan, and what breaks it is named with its place."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,19 @@ def test_linears_that_are_stored_as_weights_among_codes_are_counted_by_their_val
     weights["backbone.layers.1.mixer.out_proj.weight"] += 0.01 * torch.rand(32, 64)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     assert [one.what for one in verify(tmp_path).violations] == ["holds more values than its bits"]
+
+
+@pytest.mark.parametrize("groups", [None, [1], {"group_0": "x"}, 0, 64, "x"], ids=str)
+def test_codes_of_no_stated_width_are_refused(
+    make_model: Callable[[str], Any], tmp_path: Path, groups: Any
+) -> None:
+    folder = tmp_path / "OUT"
+    compressed(make_model("llama"), folder, Target.from_bits(4, (4,)), Rtn(group_size=32), form="packed")
+    config = json.loads((folder / "config.json").read_text())
+    if isinstance(groups, int | str):
+        config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = groups
+    else:
+        config["quantization_config"]["config_groups"] = groups
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RequestError, match=r"config\.json does not say how many bits .* fetch it again"):
+        verify(folder)
