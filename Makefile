@@ -10,7 +10,7 @@ VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-WORKERS     ?= auto
+WORKERS     ?= logical
 MARKERS     := $(if $(SLOW),not gpu and not gptqmodel,not slow and not gpu and not gptqmodel)
 
 .PHONY: demo tell test gptqmodel docs lint types parts build clean
