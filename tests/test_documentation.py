@@ -129,13 +129,27 @@ class TestPython:
         assert re.fullmatch(r"\d+\.\d+ 0\.\d+", tried)
         assert whole == "True"
 
-    def test_of_the_first_steps(self, model: Path) -> None:
+    def test_of_the_first_steps(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         loaded = owl_compress.load("model")
         calibration = owl_compress.calibrate(loaded, "builtin", samples=2, seq_len=16)
         report = owl_compress.measure(loaded.model, calibration)
         owl_compress.allocate(report, "uniform", sparsity=0.5).write("plan.json")
+        rest = {
+            "backend": "wanda",
+            "calib": "builtin",
+            "data": "builtin",
+            "samples": 2,
+            "seq_len": 16,
+            "max_windows": 1,
+        }
+        for folder in "ABC":
+            recipe = Recipe.from_options({"model": "model", "sparsity": 0.5, "allocator": "uniform", **rest})
+            owl_compress.run(recipe, folder)
         sparsity = self.run("docs/start.md")["sparsity"]
         assert set(sparsity.values()) == {0.5}
+        rows = capsys.readouterr().out.splitlines()
+        assert all(re.fullmatch(r"[ABC] kept 0\.\d{4} perplexity \d+\.\d\d", row) for row in rows)
+        assert len(rows) == 3
 
     def test_of_methods_of_ones_own(self, model: Path) -> None:
         made = self.run("docs/extending.md")

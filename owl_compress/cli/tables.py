@@ -262,7 +262,9 @@ def size_in_words(n_bytes: int) -> str:
 
 def verification_table(verification: Verification) -> Sheet:
     """The linears that keep more than they may, or a line that says there are none."""
-    title = f"{verification.groups:,} groups of {verification.linears} linears against {verification.pattern}"
+    title = (
+        f"{verification.linears} linears in {verification.groups:,} groups, against {verification.pattern}"
+    )
     if verification.ok:
         counted = (f"ok: {verification.summary}",) if verification.summary else ()
         return Sheet(title, (), (*counted, "every group keeps no more than it may"))
