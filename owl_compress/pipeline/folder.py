@@ -22,7 +22,8 @@ from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import coded_modules
 from owl_compress.models.structure import find_structure
-from owl_compress.pages.card import Given, model_card
+from owl_compress.pages.card import model_card
+from owl_compress.pages.words import Given
 
 logger = logging.getLogger(__name__)
 

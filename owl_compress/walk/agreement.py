@@ -23,7 +23,10 @@ from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import UNSUITED, hidden_states_of, map_tensors
 
 _TOKENS = 128
-"""Of the window: how blocks are wired shows on few tokens, and what is kept of each block stays small."""
+"""Of the window: how blocks are wired shows on few tokens."""
+
+_POSITIONS = 8
+"""Of these tokens, evenly spaced: what is kept of each block stays small, however many blocks there are."""
 
 _HOST = torch.device("cpu")
 
@@ -38,7 +41,7 @@ def settled_structure(
 
     Linears that the model reads without calling them (`dt_proj` of Mamba) are left out and named in
     `uncalled`: what their inputs are cannot be seen. Experts, which a router may pass over in a short text,
-    stay. The host holds the hidden states of at most 128 tokens for each block.
+    stay. The host holds the hidden states of eight positions for each block.
 
     Args:
         model: the whole dense model; unchanged afterwards.
@@ -66,7 +69,7 @@ def settled_structure(
 class _OwnPass:
     """One forward pass of the model itself, each of its blocks on the device while it runs.
 
-    Afterwards `outputs` holds the hidden states [1, tokens, hidden] behind each block, on the host, `inputs`
+    Afterwards `outputs` holds hidden states [1, positions, hidden] behind each block, on the host, `inputs`
     what the linears read, and `uncalled` the full names of linears that did not run though nothing chooses
     among them.
     """
@@ -74,6 +77,7 @@ class _OwnPass:
     def __init__(self, model: nn.Module, blocks: Sequence[BlockSite], device: torch.device) -> None:
         self.outputs: list[Tensor] = []
         self.inputs = _Inputs()
+        self._latest: Tensor | None = None
         self._model = model
         self._blocks = blocks
         self._device = device
@@ -111,7 +115,7 @@ class _OwnPass:
     def _before_block(self, block: nn.Module, positional: Any, named: Any) -> Any:
         self._check_order(block)
         hidden = positional[0] if positional else named.get("hidden_states")
-        if self.outputs and not _equal(hidden, self.outputs[-1]):
+        if self._latest is not None and not _equal(hidden, self._latest):
             raise RequestError(
                 f"{self._blocks[len(self.outputs)].name} is handed something else than the hidden states of "
                 f"the block before it: {UNSUITED}"
@@ -123,7 +127,8 @@ class _OwnPass:
         return map_tensors(positional, self._to_device), map_tensors(named, self._to_device)
 
     def _after_block(self, block: nn.Module, _arguments: Any, outputs: Any) -> Any:
-        self.outputs.append(hidden_states_of(outputs).detach().to(_HOST, copy=True))
+        self._latest = hidden_states_of(outputs).detach().to(_HOST, copy=True)
+        self.outputs.append(_looked_at(self._latest))
         if self._device == self._home:
             return None
         block.to(self._home)
@@ -180,7 +185,7 @@ def _check_walk(
     walk, inputs = BlockWalk(model, structure, [window], device=device), _Inputs()
     with closing(_walked(walk, inputs)) as walked, inputs.watched(structure.blocks):
         for index, (site, expected) in enumerate(zip(structure.blocks, own.outputs, strict=True)):
-            difference = _relative_difference(next(walked), expected)
+            difference = _relative_difference(_looked_at(next(walked)), expected)
             if difference > _rounding(site.module, expected):
                 raise RequestError(
                     f"{site.name} computes something else within the model than by itself (hidden states "
@@ -233,6 +238,13 @@ def _failures(what: Callable[[], str], remedy: str = UNSUITED) -> Iterator[None]
     except Exception as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise RequestError(f"{what()} ({words[:200]}): {remedy}") from error
+
+
+def _looked_at(hidden: Tensor) -> Tensor:
+    """A few positions of hidden states [1, tokens, hidden], the first and the last one among them."""
+    last = hidden.shape[-2] - 1
+    positions = torch.linspace(0, last, min(_POSITIONS, last + 1), device=hidden.device).round().long()
+    return hidden.index_select(-2, positions)
 
 
 def _relative_difference(found: Tensor, expected: Tensor) -> float:
