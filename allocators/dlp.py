@@ -37,7 +37,7 @@ class Dlp:
 
     metric: str = option("score_median", METRIC_TEXT)
     lam: float | None = option(
-        None, "The paper's alpha, as lam elsewhere: 0.15; on an N:M grid 2 weights of M; of bits 1."
+        None, "The paper's alpha, half the range of the budgets: 0.15; of N:M 2 weights of M, of bits 1."
     )
 
     def settled(self, target: Target) -> Self:

@@ -14,7 +14,7 @@ from owl_compress.errors import RequestError
 
 @dataclass(frozen=True)
 class ErPlus:
-    """As `Er`, with the last group forced to the upper bound and the rest re-solved for the same average.
+    """The law of `er` with the last linear kept dense and the rest solved again for the same average.
 
     The description is OWL's (arXiv 2310.05175, after Liu et al. 2022): "forces the last layer dense if it is
     not, keeping the overall count". Last means last in the order of execution: the last linear of the last

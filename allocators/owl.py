@@ -73,8 +73,9 @@ class Owl:
     lam: float | None = option(None, LAM_TEXT)
     law: MixedLaw | None = option(
         None,
-        "Range of 2 lam, or no further than lam; the first off a grid, else the second. On an N:M grid the "
-        "authors' own rules: as their README has it, or special, which keeps 2 more where that keeps 1.",
+        "published: a range of 2 lam (default off a grid); bounded: no further than lam (default on one). "
+        "On an N:M grid published is the rule of the authors' README, and published-special keeps 2 more "
+        "where that keeps 1.",
         name="owl_law",
     )
 

@@ -20,7 +20,7 @@ from owl_compress.options import option
 
 @dataclass(frozen=True)
 class OwlInverse:
-    """OWL with z replaced by 1 - z: the control that shows which direction is right (OWL, arXiv 2310.05175).
+    """OWL turned round, more outliers keep less: the control of OWL (arXiv 2310.05175), z replaced by 1 - z.
 
     Attributes:
         metric, lam, law: as for `Owl`; on an N:M grid both laws keep the budget.
@@ -34,7 +34,9 @@ class OwlInverse:
     metric: str = option("lod@5", METRIC_TEXT)
     lam: float | None = option(None, LAM_TEXT)
     law: OwlLaw | None = option(
-        None, "Range of 2 lam, or no further than lam; the first off a grid, else the second.", name="owl_law"
+        None,
+        "published: a range of 2 lam (default off a grid); bounded: no further than lam (default on one).",
+        name="owl_law",
     )
 
     def settled(self, target: Target) -> Self:

@@ -21,7 +21,10 @@ PAPER = "[Outlier Weighed Layerwise Sparsity](https://arxiv.org/abs/2310.05175)"
 """What the model card of whoever follows OWL says of it."""
 
 METRIC_TEXT = "What blocks are ranked by, such as lod@5."
-LAM_TEXT = "How far budgets may move from the average: 0.08 if left open; of N:M 2 weights of M, of bits 1."
+LAM_TEXT = (
+    "Half the range of the budgets, on a grid their largest departure: 0.08 if left open; of N:M 2 weights "
+    "of M, of bits 1."
+)
 """Help of the options that OWL and its relatives share."""
 
 OWL_LAM = 0.08

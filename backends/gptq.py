@@ -26,7 +26,7 @@ from owl_compress.walk.input_statistics import Gram, Statistic
 
 @dataclass(frozen=True)
 class Gptq:
-    """Second-order quantization (arXiv 2210.17323), on the sweep that SparseGPT uses too.
+    """Round column by column, later columns making up for each error (GPTQ, arXiv 2210.17323).
 
     The scale of a group follows from its weights as updated when the sweep reaches it; one scale per output
     (`group_size` None) from the weights as they were.

@@ -14,7 +14,7 @@ from owl_compress.options import option
 
 @dataclass(frozen=True)
 class Rtn:
-    """One scale per `group_size` consecutive inputs of an output, or per output (None).
+    """Round every weight to the nearest code, with one scale for some consecutive inputs of an output.
 
     `symmetric` grids have no zero point; `mse` searches the scale of least squared error instead of the one
     that reaches the largest weight.

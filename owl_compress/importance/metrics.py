@@ -43,7 +43,7 @@ _EXAMPLE = "@5"
 
 
 def layer_outlier_distribution(pool: ScorePool, multiple: float) -> float:
-    """Fraction of scores above `multiple` times their mean: #(A > M * mean(A)) / #A.
+    """Fraction of scores above M times their mean: #(A > M * mean(A)) / #A, with M the `multiple`.
 
     Source: OWL (arXiv 2310.05175), section 3; there as a percentage, here as a fraction.
     """

@@ -31,7 +31,7 @@ _DPI = 160
 _TICKS, _GRID_TICKS, _LEGEND_COLUMNS, _LONG_NAME = 16, 8, 4, 40
 _KEPT_WORDS = {
     Unit.DENSITY: "% of the weights kept",
-    Unit.WIDTH: "% of heads and channels kept",
+    Unit.WIDTH: "% of the weights left",
     Unit.BITS: "bits of each block",
 }
 
