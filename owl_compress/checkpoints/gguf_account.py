@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from owl_compress.checkpoints import gguf_rope
+from owl_compress.checkpoints.door import from_config
 from owl_compress.checkpoints.gguf_file import GgufFile
 from owl_compress.errors import RequestError
 
@@ -227,7 +228,7 @@ def known_tensors(config: Any, architecture: str) -> frozenset[str] | None:
         if architecture in _self_reporting():
             return None
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = from_config(AutoModelForCausalLM, config, trust_remote_code=False)
         processor = reader.TENSOR_PROCESSORS.get(architecture, reader.TensorProcessor)(
             config=config.to_dict()
         )

@@ -86,7 +86,7 @@ def fit_of(model: Any) -> None:
 
 def quantized(model: Any) -> Any:
     plan = allocate(outline(model), "uniform", Target.from_bits(4, (4,)), {})
-    return compress_with_(model, plan, Rtn(None), None), plan
+    return compress_with_(model, plan, Rtn(None), None, partial=True), plan
 
 
 def logits(model: Any) -> torch.Tensor:

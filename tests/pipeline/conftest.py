@@ -139,7 +139,7 @@ def write_result() -> Callable[..., None]:
         budget = {"name": "model.layers.0.mlp.up_proj", "block": "model.layers.0", "unit": unit}
         numbers = {"asked": 0.5, "achieved": 0.5, "n_weights": 2048, "relative_error": 0.1, "seconds": 0.1}
         totals = {"asked": 0.5, "achieved": 0.5, "n_weights": 2048, "bits_per_weight": 32.0}
-        sizes = {"bytes_on_disk": 1000, "n_params_before": n_params, "n_params_after": n_params - 1024}
+        sizes = {"bytes_on_disk": 1000, "n_params_before": n_params, "n_params_after": n_params // 2}
         content = {
             "schema": "owl-compress/result/1",
             "model": {"id": model, "revision": revision, "family": "llama", "dtype": "float32"},
