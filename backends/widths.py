@@ -123,7 +123,8 @@ def _cannot_be_met(blocks: Sequence[BlockState], budget: int, rounding: Rounding
         remedies.append("give --allow-empty")
     remedies = remedies or ["use a backend that removes single weights, such as wanda"]
     asked = 1 - budget / whole
+    head = "one query head and " if any(block.levels for block in blocks) else ""
     return (
         f"the ratio {asked:.3f} cannot be met with the rounding, --round-to {rounding.round_to}: "
-        f"one query head and {rounding.round_to} channels stay in every block; {', or '.join(remedies)}"
+        f"{head}{rounding.round_to} channels stay in every block; {', or '.join(remedies)}"
     )

@@ -195,7 +195,10 @@ class DeciLM(NeverLoaded):
             )
         round_to = options.get("round_to")
         if round_to is not None and int(round_to) % DECILM_STEP:
-            raise RequestError(f"export decilm holds multiples of {DECILM_STEP}: round-to is {round_to}")
+            raise RequestError(
+                f"export decilm holds multiples of {DECILM_STEP} channels, and round-to is {round_to}: drop "
+                "--round-to, or --export where the model is too small for such steps"
+            )
 
     def check_holds(self, model: Any, structure: ModelStructure, code_format: CodeFormat | None) -> None:
         """See `check_decilm`."""

@@ -40,7 +40,7 @@ DECILM = ("--export", "decilm")
         (("--scope", "row"), "backend 'structured' takes no scope; it takes: importance, taylor-variant"),
         (("--export", "gguf"), "unknown export 'gguf': known: decilm"),
         (DECILM, "export decilm is for Llama and Mistral and keeps all query heads: add parts mlp"),
-        ((*DECILM, "--parts", "mlp"), "export decilm holds multiples of 256: round-to is 8"),
+        ((*DECILM, "--parts", "mlp"), "export decilm holds multiples of 256 channels, and round-to is 8: "),
         ((*DECILM, "--parts", "mlp", "--round-to", "256"), "block model.layers.0 has only 64: leave"),
     ],
 )  # fmt: skip
