@@ -173,6 +173,12 @@ def test_recipes_are_recipes(page: str) -> None:
         backend_of(recipe)
 
 
+def test_the_least_plan_is_a_plan(tmp_path: Path) -> None:
+    (block,) = blocks("json", PAGES["docs/files.md"])
+    (tmp_path / "plan.json").write_text(block, encoding="utf-8")
+    assert owl_compress.Plan.read(tmp_path / "plan.json").achieved == 0.5
+
+
 @pytest.mark.parametrize(
     ("registry", "page"),
     [(ALLOCATORS, "docs/allocators.md"), (BACKENDS, "docs/backends.md"), (METRICS, "docs/files.md")],
