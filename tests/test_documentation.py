@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.main import get_command
 
 import owl_compress
@@ -100,17 +99,8 @@ class TestPython:
         return namespace
 
     @pytest.fixture
-    def model(
-        self,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        tiny_llama: LlamaForCausalLM,
-        tokenizer: PreTrainedTokenizerFast,
-    ) -> Path:
-        tiny_llama.save_pretrained(tmp_path / "model")
-        tokenizer.save_pretrained(tmp_path / "model")
-        monkeypatch.chdir(tmp_path)
-        return tmp_path / "model"
+    def model(self, here: Path) -> Path:
+        return here / "model"
 
     def test_of_readme(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         namespace = self.run("README.md")
