@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from owl_compress.documents.leftovers import held, is_temporary, remove_dead, temporary_name
 from owl_compress.documents.outputs import check_is_free, check_may_replace, is_empty
 from owl_compress.documents.paths import given_path
+from owl_compress.documents.temporary import held, is_temporary, remove_dead, temporary_name
 from owl_compress.errors import RequestError
 from owl_compress.interrupts import undisturbed
 

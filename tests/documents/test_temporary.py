@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from owl_compress.documents.leftovers import held, is_temporary, remove_dead, temporary_name
+from owl_compress.documents.temporary import held, is_temporary, remove_dead, temporary_name
 
 
 @pytest.fixture
