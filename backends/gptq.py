@@ -11,6 +11,7 @@ from torch import Tensor
 from owl_compress.backends.quantizer import GridRule, bits_of, check_block, check_group_size
 from owl_compress.backends.solver import (
     SOLVER_BLOCK,
+    Factor,
     check_damping,
     damping_fallbacks,
     factorise,
@@ -88,8 +89,8 @@ class Gptq:
         if self.activation_order or self.group_size is None:
             columns.fix_grids(weight_t)
         if self.activation_order or self.group_order:
-            gram, weight_t = gram[order][:, order], weight_t[order]
-        factor = factorise(gram, self.damping, group.linears[0].site.name)
+            weight_t = weight_t[order]
+        factor = group.once("factor", lambda: self._factor(gram, order, group.linears[0].site.name))
         squared_error = sweep_(weight_t.contiguous(), factor, columns)
         results = zip(
             group.linears, columns.results(), columns.split(squared_error), columns.split(energy), strict=True
@@ -108,6 +109,11 @@ class Gptq:
                 )
             )
         return outcomes
+
+    def _factor(self, gram: Tensor, order: Tensor, name: str) -> Factor:
+        """Of the Gram matrix with its inputs in the order of the sweep."""
+        is_moved = self.activation_order or self.group_order
+        return factorise(gram[order][:, order] if is_moved else gram, self.damping, name)
 
     def _order(self, gram: Tensor) -> Tensor:
         """The inputs in the order in which they are visited, shape [in]."""

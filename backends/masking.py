@@ -1,5 +1,6 @@
 """Pruning by a mask alone: what magnitude and Wanda share once their scores are told apart."""
 
+from functools import partial
 from math import isfinite
 from time import perf_counter
 
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from owl_compress.backends.model_wide import ColumnScale
 from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
-from owl_compress.compression.tasks import BlockTask, LinearOutcome, LinearTask, density
+from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask, density
 from owl_compress.documents.units import Grid, KeptOfGrid
 from owl_compress.errors import RequestError
+from owl_compress.models.structure import LinearSite
 
 
 def prune_block_(task: BlockTask, scoring: ColumnScale, scope: Scope) -> list[LinearOutcome]:
@@ -22,19 +24,26 @@ def prune_block_(task: BlockTask, scoring: ColumnScale, scope: Scope) -> list[Li
     outcomes = []
     for group in task.groups:
         scale = scoring.column_scale(group)
-        outcomes += [_prune_linear_(linear, scale, scope, task.grid) for linear in group.linears]
+        outcomes += [_prune_linear_(group, linear, scale, scope, task.grid) for linear in group.linears]
     return outcomes
 
 
-def _prune_linear_(task: LinearTask, scale: Tensor, scope: Scope, grid: Grid | None) -> LinearOutcome:
+def _scores(site: LinearSite, scale: Tensor) -> Tensor:
+    """|W_ij| * scale_j, float32 [out, in]."""
+    return site.weight.abs().float().mul_(scale)
+
+
+def _prune_linear_(
+    group: GroupTask, task: LinearTask, scale: Tensor, scope: Scope, grid: Grid | None
+) -> LinearOutcome:
     start = perf_counter()
     weight = task.site.weight
-    scores = weight.abs().float().mul_(scale)
+    scores = group.once(task.site.name, partial(_scores, task.site, scale))
     if isinstance(grid, KeptOfGrid):
         mask = keep_mask_of_groups(scores, kept_per_group(task, grid), grid.kept_of)
     else:
         mask = keep_mask(scores, task.n_kept, scope)
-    energy = scores.square_()  # W_ij^2 * scale_j^2: the output energy if inputs were uncorrelated
+    energy = scores.square()  # W_ij^2 * scale_j^2: the output energy if inputs were uncorrelated
     total = float(energy.sum(dtype=torch.float64))
     if not isfinite(total):
         raise RequestError(f"{task.site.name} holds NaN or Inf, or overflows: check the checkpoint")

@@ -54,7 +54,8 @@ class SparseGPT:
 
     def column_scale(self, group: GroupTask) -> Tensor:
         """1 / U_jj of every input, shape [in]: the root of the saliency of a weight of one."""
-        factor = factorise(gram_of(group.statistic), self.damping, group.linears[0].site.name)
+        gram, name = gram_of(group.statistic), group.linears[0].site.name
+        factor = group.once("factor", lambda: factorise(gram, self.damping, name))
         return factor.upper.diagonal().reciprocal().masked_fill(factor.dead, 0.0)
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
@@ -65,7 +66,7 @@ class SparseGPT:
         start = perf_counter()
         gram = gram_of(group.statistic)
         rule = _rule(group.linears, grid, self.scope)
-        factor = factorise(gram, self.damping, group.linears[0].site.name)
+        factor = group.once("factor", lambda: factorise(gram, self.damping, group.linears[0].site.name))
         rule.dead = factor.dead
         # All linears of the group side by side: [in, out of the first + out of the second + ...].
         weight_t = torch.cat([linear.site.weight.float().t() for linear in group.linears], dim=1)

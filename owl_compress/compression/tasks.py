@@ -1,6 +1,8 @@
 """What a backend is given, and what it hands back: tasks of blocks and linears, and their outcomes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from owl_compress.forms.codes import QuantizedWeight
 from owl_compress.models.structure import BlockSite, LinearSite
 from owl_compress.walk.gradients import Salience
 from owl_compress.walk.input_statistics import Statistic
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,26 @@ class LinearTask:
 class GroupTask:
     """Linears that read the same input, with the statistic of that input.
 
-    For a backend that needs no statistic it is None, and every linear is a group of its own.
+    For a backend that needs no statistic it is None, and every linear is a group of its own. `memo` is there
+    where the same dense weights are going to be compressed several times over, see `once`.
     """
 
     linears: tuple[LinearTask, ...]
     statistic: Statistic | None
+    memo: dict[Hashable, Any] | None = field(default=None, repr=False, compare=False)
+
+    def once(self, what: Hashable, work: Callable[[], T]) -> T:
+        """What `work` returns; done once, under the name `what`, for all compressions that share the memo.
+
+        `what` names whatever the outcome depends on besides the statistic and the backend, such as a linear;
+        budgets and grid may have no part in it. Nobody may change what is returned.
+        """
+        if self.memo is None:
+            return work()
+        if what not in self.memo:
+            self.memo[what] = work()
+        known: T = self.memo[what]
+        return known
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Plan(Document):
     low: float
     high: float
     allocator: AllocatorRecord
-    report: str = Field(description="fingerprint of the report")
+    report: str = Field(description="fingerprint of the report or sensitivity profile it was made from")
     achieved: float = Field(default=0.0, description="weighted mean; computed, never trusted from a file")
     skipped: tuple[str, ...] = Field(default=(), description="linears left alone and out of the account")
     coverage: Coverage | None = Field(
