@@ -10,16 +10,9 @@ from math import fsum
 from owl_compress.allocators.base import Group
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
+from owl_compress.documents.roles import fused_role, sublayer_of
 from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError
-
-_FUSED = {
-    "attn.q": "attn.qkv",
-    "attn.k": "attn.qkv",
-    "attn.v": "attn.qkv",
-    "mlp.gate": "mlp.gate_up",
-    "mlp.up": "mlp.gate_up",
-}
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,7 @@ def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
         )
     inner = range(target.protect_first, n_blocks - target.protect_last)
     everything = set(target.parts) == set(Sublayer)
-    known = {_part(linear) for block in report.blocks for linear in block.linears}
+    known = {sublayer_of(linear.role) for block in report.blocks for linear in block.linears}
     for part in target.parts if not everything else ():
         if part not in known:
             raise RequestError(
@@ -92,14 +85,8 @@ def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
         linear.name
         for index, block in enumerate(report.blocks)
         for linear in block.linears
-        if index not in inner or not (everything or _part(linear) in target.parts)
+        if index not in inner or not (everything or sublayer_of(linear.role) in target.parts)
     )
-
-
-def _part(linear: LinearReport) -> str:
-    """The sublayer that a linear is of, by its role: "attn.q" is of "attention"."""
-    kind = linear.role.partition(".")[0]
-    return Sublayer.ATTENTION if kind == "attn" else kind
 
 
 def build_groups(
@@ -127,9 +114,9 @@ def _tie(linear: LinearReport, target: Target) -> str:
     """What a linear shares its value with: bits within what servers fuse, widths within attention or FFN."""
     match target.unit:
         case Unit.BITS if target.tie:
-            return _FUSED.get(linear.role, linear.name)
+            return fused_role(linear.role) or linear.name
         case Unit.WIDTH:
-            return _part(linear)
+            return sublayer_of(linear.role)
         case _:
             return linear.name
 

@@ -72,7 +72,7 @@ class BlockVisit:
     def _run(self, before_each: Callable[[], None], *, keep: bool) -> None:
         for batch in range(len(self._walk.hidden)):
             before_each()
-            outputs = self._walk.run_block(self._index, batch)
+            outputs = self._walk.run_block(self._index, batch, module=self.site.module)
             if keep:
                 self._walk.hidden[batch] = outputs.to(self._walk.keep_on)
         self._advanced = self._advanced or keep
@@ -190,21 +190,27 @@ class BlockWalk:
             self._arguments.clear()
 
     @contextmanager
-    def visit(self, index: int) -> Iterator[BlockVisit]:
-        """Block `index`, on the device for as long as this lasts; only inside `prepared`."""
-        site = self.structure.blocks[index]
+    def visit(self, index: int, site: BlockSite | None = None) -> Iterator[BlockVisit]:
+        """Block `index`, on the device for as long as this lasts; only inside `prepared`.
+
+        Another copy of this block, at `site`, may stand in its place.
+        """
+        site = site or self.structure.blocks[index]
         with on_device(site.module, self._device):
             yield BlockVisit(site, self, index)
 
-    def run_block(self, index: int, batch: int, hidden: Tensor | None = None) -> Tensor:
+    def run_block(
+        self, index: int, batch: int, hidden: Tensor | None = None, module: nn.Module | None = None
+    ) -> Tensor:
         """Hidden states of `batch` after block `index`, shape [batch, seq_len, hidden], on the device.
 
-        The block reads `hidden`, or by default the states that the walk is at.
+        The block reads `hidden`, or by default the states that the walk is at. `module` is another copy of
+        this block, on the device too, to run in its place.
         """
         arguments: Arguments = map_tensors(self._arguments[batch][index], self._copies.of)
         if hidden is None:
             hidden = self.hidden[batch].to(self._device, non_blocking=True)
-        block = self.structure.blocks[index].module
+        block = module or self.structure.blocks[index].module
         return hidden_states_of(block(hidden, *arguments.positional, **arguments.named))
 
     def _capture(self) -> None:
