@@ -12,7 +12,7 @@ _FUSED = {
 
 
 def sublayer_of(role: str) -> str:
-    """The sublayer that a linear of this role is of: "attn.q" is of "attention"; unknown roles are their own."""
+    """The sublayer of linears of this role: "attn.q" is of "attention"; an unknown role is its own."""
     kind = role.partition(".")[0]
     return Sublayer.ATTENTION if kind == "attn" else kind
 
