@@ -23,6 +23,7 @@ from owl_compress.checkpoints import configuration_decilm
 from owl_compress.checkpoints.never_loaded import NeverLoaded
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
+from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Sublayer, Unit
@@ -210,6 +211,10 @@ class DeciLM(NeverLoaded):
         write_weights(model, folder, max_shard_size=max_shard_size)
         describe_decilm(model, folder)
         return ()
+
+    def sizer(self, model: Any, names: Sequence[str], code_format: CodeFormat | None) -> Sizer:  # noqa: ARG002
+        """All weights as they are, whatever stands for them in memory."""
+        return sizer_of_weights(model)
 
     def describe(self) -> StoredFormat:
         """Who reads it."""

@@ -11,6 +11,7 @@ from owl_compress.checkpoints.door import from_config
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
+from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
@@ -57,6 +58,10 @@ class Dense:
         refuse_narrowed(model, "narrow")
         write_weights(model, folder, max_shard_size=max_shard_size)
         return ()
+
+    def sizer(self, model: Any, names: Sequence[str], code_format: CodeFormat | None) -> Sizer:  # noqa: ARG002
+        """All weights as they are, whatever stands for them in memory."""
+        return sizer_of_weights(model)
 
     def describe(self) -> StoredFormat:
         """What matters of it to those who expect codes."""

@@ -16,10 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from owl_compress.checkpoints.quantized_elsewhere import quantized_tensor
-from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, tensor_files
+from owl_compress.checkpoints.tensors import (
+    INDEX_NAME,
+    LEFTOVER_SHARD_NAME,
+    WEIGHTS_NAME,
+    TensorHeader,
+    tensor_files,
+    tensor_headers,
+)
 from owl_compress.errors import RequestError
-
-_SHARD = "model-not-loaded.safetensors"
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,7 @@ def carry_over(leftovers: Leftovers | None, out: Path) -> tuple[str, ...]:
     """
     if leftovers is None:
         return ()
-    are_codes = quantized_tensor(leftovers.apart) is not None  # config.json of the output describes none
-    files = {} if are_codes else _files(leftovers.folder)
+    files = _carried_files(leftovers)
     held = set(tensor_files(out))
     copied = [name for name in leftovers.apart if name in files and name not in held]
     if copied:
@@ -73,9 +77,23 @@ def carry_over(leftovers: Leftovers | None, out: Path) -> tuple[str, ...]:
     return (*_note(copied, "copied along"), *_note([*lost, *leftovers.within], "left out"))
 
 
+def carried_headers(leftovers: Leftovers | None, held: Collection[str]) -> dict[str, TensorHeader]:
+    """What `carry_over` adds to a checkpoint that holds the tensors `held`, as its headers."""
+    if leftovers is None or not (files := _carried_files(leftovers)):
+        return {}
+    headers = tensor_headers(leftovers.folder)
+    return {name: headers[name] for name in leftovers.apart if name in files and name not in held}
+
+
 def name_all(leftovers: Leftovers | None) -> tuple[str, ...]:
     """The note for an output that takes none of them, being for readers of the model's own tensors alone."""
     return _note([*leftovers.apart, *leftovers.within], "left out") if leftovers else ()
+
+
+def _carried_files(leftovers: Leftovers) -> Mapping[str, Path]:
+    """Where the tensors lie that can be carried over; config.json of the output describes no codes."""
+    are_codes = quantized_tensor(leftovers.apart) is not None
+    return {} if are_codes else _files(leftovers.folder)
 
 
 def _files(folder: Path) -> Mapping[str, Path]:
@@ -112,9 +130,9 @@ def _add(out: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({**load_file(weights), **tensors}, whole, metadata=metadata)
         whole.replace(weights)  # not written in place: what was loaded is still read from there
         return
-    save_file(dict(tensors), out / _SHARD, metadata=metadata)
+    save_file(dict(tensors), out / LEFTOVER_SHARD_NAME, metadata=metadata)
     index: dict[str, Any] = json.loads((out / INDEX_NAME).read_text(encoding="utf-8"))
-    index["weight_map"] |= dict.fromkeys(tensors, _SHARD)
+    index["weight_map"] |= dict.fromkeys(tensors, LEFTOVER_SHARD_NAME)
     sizes = index.setdefault("metadata", {})
     added = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     sizes["total_size"] = sizes.get("total_size", 0) + added

@@ -18,6 +18,7 @@ from owl_compress.checkpoints.narrow_config import (
 from owl_compress.checkpoints.narrow_widths import check_runs, is_narrow, narrowed_class
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
+from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
@@ -91,6 +92,10 @@ class Narrow:
         """See `save_narrow`."""
         save_narrow(model, folder, max_shard_size=max_shard_size)
         return ()
+
+    def sizer(self, model: Any, names: Sequence[str], code_format: CodeFormat | None) -> Sizer:  # noqa: ARG002
+        """All weights as they are, whatever stands for them in memory."""
+        return sizer_of_weights(model, original_names=False)
 
     def describe(self) -> StoredFormat:
         """What builds the blocks, and how to load without running that."""

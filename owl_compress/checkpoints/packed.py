@@ -25,10 +25,12 @@ from owl_compress.checkpoints.packed_description import (
     is_packed,
     quantizes_activations,
 )
+from owl_compress.checkpoints.packed_size import packed_sizer
 from owl_compress.checkpoints.packed_trial import USE_DENSE, Fit, find_fit
 from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
 from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
+from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.checkpoints.tensors import saved_dtypes, tensor_from_checkpoint
 from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
@@ -273,6 +275,16 @@ class Packed:
             model, folder, packed=packed, original_names=packed.original_names, max_shard_size=max_shard_size
         )
         return packed.notes
+
+    def sizer(self, model: Any, names: Sequence[str], code_format: CodeFormat | None) -> Sizer:
+        """By the bits of the linears that are packed.
+
+        Raises:
+            RequestError: see `check_packable`.
+        """
+        if code_format is None:
+            return sizer_of_weights(model)
+        return packed_sizer(model, check_packable(model, names, code_format), code_format)
 
     def describe(self) -> StoredFormat:
         """Tag, and what it takes to load."""

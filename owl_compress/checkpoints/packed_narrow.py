@@ -12,13 +12,16 @@ from owl_compress.checkpoints.narrow import LOAD_NARROW, load_narrow, save_narro
 from owl_compress.checkpoints.narrow_widths import is_narrow, narrowed_class
 from owl_compress.checkpoints.packed import (
     Packed,
+    check_packable,
     check_packed_source,
     compare_packed,
     load_packed,
     packed_checkpoint,
 )
 from owl_compress.checkpoints.packed_description import is_packed
+from owl_compress.checkpoints.packed_size import packed_sizer
 from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LOAD, StoredFormat
 from owl_compress.documents.units import Unit
@@ -62,6 +65,13 @@ class PackedNarrow:
         packed = packed_checkpoint(model)
         save_narrow(model, folder, packed=packed, max_shard_size=max_shard_size)
         return packed.notes
+
+    def sizer(self, model: Any, names: Sequence[str], code_format: CodeFormat | None) -> Sizer:
+        """As of packed weights, by the model's own names."""
+        if code_format is None:
+            return sizer_of_weights(model, original_names=False)
+        fit = check_packable(model, names, code_format)
+        return packed_sizer(model, fit, code_format, original_names=False)
 
     def describe(self) -> StoredFormat:
         """As of packed weights, loaded as narrow ones are."""

@@ -15,6 +15,7 @@ from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # the table loads no torch
     from owl_compress.checkpoints.reading import CheckpointSource
+    from owl_compress.checkpoints.stored_size import Sizer
     from owl_compress.documents.measurements import Verification
     from owl_compress.forms.codes import CodeFormat
     from owl_compress.models.structure import ModelStructure
@@ -75,6 +76,18 @@ class StoredForm(ReadableForm, Protocol):
 
     def verify(self, source: "CheckpointSource", pattern: str) -> "Verification":
         """Count what the saved tensors keep, see `verification.verify`."""
+        ...
+
+
+@runtime_checkable
+class SizedForm(StoredForm, Protocol):
+    """A form that can tell how large its files become before there is anything to write."""
+
+    def sizer(self, model: Any, names: Sequence[str], code_format: "CodeFormat | None") -> "Sizer":
+        """Who tells it of `model`, whose linears `names` are, or become, codes in this format.
+
+        Without codes the model counts as it is in memory.
+        """
         ...
 
 

@@ -14,6 +14,8 @@ from owl_compress.errors import RequestError
 
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
+LEFTOVER_SHARD_NAME = "model-not-loaded.safetensors"
+"""Beside shards, the one with tensors of the input that the model's class does not load."""
 
 
 @dataclass(frozen=True)
