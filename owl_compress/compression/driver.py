@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,12 +12,13 @@ from torch import nn
 from owl_compress.compression.account import Account, Stored, method_record
 from owl_compress.compression.contract import AnyBackend, Backend, GradientReader, Surveyed
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
+from owl_compress.compression.statistics import asked_statistics, check_statistics, check_windows
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.measurements import Footprint, FootprintChange
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
@@ -28,6 +30,7 @@ from owl_compress.models.structure import LinearSite, ModelStructure, find_struc
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
+from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 from owl_compress.walk.gradients import Salience, measure_salience
 from owl_compress.walk.input_statistics import Statistic
 
@@ -58,8 +61,9 @@ def compress_with_(
     structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
     partial: bool = False,
+    statistics: StatisticsSource | DenseStatistics = "sequential",
 ) -> Result:
-    """Compress `model` in place, each block on the outputs of the compressed blocks before it.
+    """Compress `model` in place, block by block.
 
     Args:
         model: a causal language model on the host or on a device; its weights stay there.
@@ -70,16 +74,20 @@ def compress_with_(
         structure: of the model, where it was found already.
         identity: what the result says about the model; by default read from its config.
         partial: go on where less than half of the weights in the blocks is in linears.
+        statistics: whose inputs the backend is told of: each block's as it reads the outputs of the
+            compressed blocks before it ("sequential"), or the dense model's, which takes a single pass
+            ("dense"), or none where they are there already.
 
     Raises:
         RequestError: plan of another model or unit, calibration missing, NaN or Inf in weights or
-            activations.
+            activations, a backend that dense statistics are not enough for.
     """
     start = perf_counter()
     structure = structure or find_structure(model)
     options = options or WalkOptions()
     device = options.device or parameter_device(model)
     _check_request(plan, backend, calibration, structure)
+    check_statistics(backend, statistics)
     check_finite(model)  # of a broken linear in an early block, a walk would blame a later one
     if calibration is not None and (backend.statistic is not None or _wants_gradients(backend)):
         structure = _settled(model, structure, plan, calibration, device)
@@ -93,6 +101,9 @@ def compress_with_(
     names = {budget.name for budget in plan.budgets}
     salience = _salience(model, structure, backend, calibration, options, device, names)
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
+    asks_for_statistics = bool(asked_statistics(backend))
+    if asks_for_statistics and statistics != "sequential":
+        driver = driver.on_dense_statistics(statistics, names)
     surveyed = driver.survey(plan)
     options.after_survey(surveyed)
     asked = surveyed.plan if backend.survey and backend.survey.restates else plan
@@ -100,7 +111,9 @@ def compress_with_(
     n_params_after = n_parameters(model)
     stored = Stored(stored_bits(model) / n_params_after, None, n_params_before, n_params_after)
     result = account.result(method_record(backend), backend.error_measure, asked, outcomes, stored)
-    return result.model_copy(update={"footprint": _change(before, _footprint(model, structure, plan))})
+    source = ("dense" if driver.dense else "sequential") if asks_for_statistics else None
+    footprint_change = _change(before, _footprint(model, structure, plan))
+    return result.model_copy(update={"footprint": footprint_change, "statistics": source})
 
 
 def _footprint(model: nn.Module, structure: ModelStructure, plan: Plan) -> Footprint | None:
@@ -187,7 +200,7 @@ def _salience(
 
 @dataclass(frozen=True)
 class _Driver:
-    """One backend on one model."""
+    """One backend on one model; on what is known of the `dense` one, if it is given."""
 
     model: nn.Module
     structure: ModelStructure
@@ -196,6 +209,22 @@ class _Driver:
     options: WalkOptions
     device: torch.device
     salience: Mapping[str, Salience]
+    dense: DenseStatistics | None = None
+
+    def on_dense_statistics(
+        self, known: DenseStatistics | Literal["dense"], names: Collection[str]
+    ) -> "_Driver":
+        """The same on what the linears `names` read in the dense model; `known`, or gathered here."""
+        if self.calibration is None:  # the backend asks for none by itself
+            raise TypeError("statistics of the dense model are of some text")
+        record = self.calibration.record
+        if known == "dense":
+            walk = self._walk(self.calibration)
+            return replace(self, dense=gather_dense(walk, record, names, self.options.progress))
+        check_windows(known, record)
+        for site in self.structure.blocks:  # what is missing is told before anything is changed
+            known.of_block(site, names, self.device)
+        return replace(self, dense=known)
 
     def survey(self, plan: Plan) -> Surveyed:
         """What is carried out: `plan`, or what a survey makes of it."""
@@ -233,19 +262,22 @@ class _Driver:
     ) -> Generator[tuple[BlockVisit, dict[str, float]], None, None]:
         """Blocks in order, each with the budgets of those of its linears that are in the plan."""
         values = {budget.name: budget.value for budget in plan.budgets}
-        windows = self.calibration if statistic is not None else None
-        walk = BlockWalk(
+        windows = self.calibration if statistic is not None and self.dense is None else None
+        with closing(self._walk(windows).visits(self.options.progress, what)) as visits:
+            for visit in visits:
+                budgets = {site.name: values[site.name] for site in visit.site.linears if site.name in values}
+                if budgets:
+                    yield visit, budgets
+
+    def _walk(self, windows: TokenWindows | None) -> BlockWalk:
+        """A walk on `windows`; on none it runs nothing."""
+        return BlockWalk(
             self.model,
             self.structure,
             windows.batches(self.options.batch_size) if windows is not None else (),
             device=self.device,
             keep_on=self.options.keep_on,
         )
-        with closing(walk.visits(self.options.progress, what)) as visits:
-            for visit in visits:
-                budgets = {site.name: values[site.name] for site in visit.site.linears if site.name in values}
-                if budgets:
-                    yield visit, budgets
 
     def _task(
         self,
@@ -262,6 +294,10 @@ class _Driver:
         if statistic is None:
             groups = [GroupTask((task(site),), None) for site in visit.site.linears if site.name in budgets]
         else:
-            gathered = visit.gather(statistic, budgets, advance=advance)
+            gathered = (
+                self.dense.of_block(visit.site, budgets, self.device)
+                if self.dense
+                else visit.gather(statistic, budgets, advance=advance)
+            )
             groups = [GroupTask(tuple(map(task, group.linears)), group.statistic) for group in gathered]
         return BlockTask(visit.site, tuple(groups), plan.grid)

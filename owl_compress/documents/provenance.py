@@ -7,6 +7,9 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.units import Name, PositiveCount
 
+StatisticsSource = Literal["dense", "sequential"]
+"""Whose inputs a backend is told of: the dense model's, or each block's behind those compressed before it."""
+
 
 class ModelIdentity(Frozen):
     """Which model was measured or compressed."""

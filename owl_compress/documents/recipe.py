@@ -20,6 +20,7 @@ from owl_compress.arguments import checked
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.paths import given_path
+from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.recipe_paths import found_path, written_path
 from owl_compress.documents.strict_json import read_text
 from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer, checked_text
@@ -112,6 +113,11 @@ class Recipe(Frozen):
     protect_last: Count = _on(Topic.SHAPE, 0, "Leave this many blocks at the end alone.")
 
     backend: Name = _on(Topic.BACKEND, ..., "Who carries the plan out.")
+    statistics: StatisticsSource | None = _on(
+        Topic.BACKEND,
+        None,
+        "Inputs seen by the backend: 'sequential' (behind compressed blocks, default) or 'dense' (faster).",
+    )
     options: dict[str, JsonValue] = Field(default={}, description="of allocator and backend")
     format_: Name | None = _on(
         Topic.STORAGE, None, "'packed' integers (default of codes) or 'dense' weights.", alias="format"

@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue
 from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.measurements import Evaluation, FootprintChange
-from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, StatisticsSource
 from owl_compress.documents.units import Count, PositiveCount, Unit, WeightCount
 
 
@@ -95,6 +95,11 @@ class Result(Document):
         description="what of the weights in the blocks could get a budget; None if not counted",
     )
     calibration: CalibrationRecord | None
+    statistics: StatisticsSource | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="whose inputs the backend was told of; None if it asks for none, or gathers its own",
+    )
     seed: int
     wall_seconds: float
     peak_device_bytes: Count

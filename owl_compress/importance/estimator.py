@@ -1,7 +1,8 @@
 """The estimator: how important is each block and linear of a model? Measured once, in one forward pass."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -19,10 +20,17 @@ from owl_compress.importance.metrics import DEFAULT_METRICS, Metric, find_metric
 from owl_compress.models.anatomy import find_roles
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.state import identify, parameter_device
-from owl_compress.models.structure import LinearSite, ModelStructure, check_compressible, find_structure
+from owl_compress.models.structure import (
+    BlockSite,
+    LinearSite,
+    ModelStructure,
+    check_compressible,
+    find_structure,
+)
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
-from owl_compress.walk.blocks import BlockVisit, BlockWalk
+from owl_compress.walk.blocks import BlockWalk, LinearGroup
+from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
 from owl_compress.walk.input_statistics import SecondMoments
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
@@ -62,6 +70,45 @@ def measure(
         RequestError: unknown metric or architecture, one whose blocks cannot be walked one by one, or whose
             weights lie elsewhere than in linears, or activations with NaN or Inf.
     """
+    return measure_with_statistics(
+        model,
+        calibration,
+        metrics=metrics,
+        partial=partial,
+        device=device,
+        batch_size=batch_size,
+        structure=structure,
+        identity=identity,
+        progress=progress,
+    ).report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The report, and the statistics that it was made from: a backend may want the same ones."""
+
+    report: ImportanceReport
+    statistics: DenseStatistics
+
+
+@checked
+def measure_with_statistics(
+    model: nn.Module,
+    calibration: TokenWindows,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    partial: bool = False,
+    device: torch.device | str | None = None,
+    batch_size: int = 1,
+    structure: ModelStructure | None = None,
+    identity: ModelIdentity | None = None,
+    progress: Progress = SILENT,
+) -> Measured:
+    """Measure as `measure` does, and hand the statistics of the inputs on.
+
+    Raises:
+        RequestError: see `measure`.
+    """
     device = given_device(device)
     structure = structure or find_structure(model)
     check_compressible(structure)
@@ -73,19 +120,23 @@ def measure(
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
     )
+    statistics: dict[str, tuple[KeptGroup, ...]] = {}
+    blocks = []
     with closing(walk.visits(progress, "measuring blocks")) as visits:
-        blocks = tuple(
-            _measure_block(visit, chosen, roles, structure.spared)
-            for visit in visits
-            if visit.site.linears  # all weights may be shared with an earlier block
-        )
-    return ImportanceReport(
+        for visit in visits:
+            if not visit.site.linears:  # all weights may be shared with an earlier block
+                continue
+            groups = visit.gather(SecondMoments, advance=True, spared=structure.spared)
+            blocks.append(_measure_block(visit.site, groups, chosen, roles))
+            statistics[visit.site.name] = tuple(map(KeptGroup.of, groups))
+    report = ImportanceReport(
         model=identity or identify(model, structure),
-        blocks=blocks,
+        blocks=tuple(blocks),
         provenance=Provenance(calibration=calibration.record, versions=versions()),
         notes=structure.notes,
         coverage=coverage,
     )
+    return Measured(report, DenseStatistics(statistics, calibration.record))
 
 
 def outline(
@@ -124,11 +175,10 @@ def outline(
 
 
 def _measure_block(
-    visit: BlockVisit, metrics: dict[str, Metric], roles: dict[str, str], spared: Collection[str]
+    site: BlockSite, groups: Iterable[LinearGroup], metrics: dict[str, Metric], roles: dict[str, str]
 ) -> BlockReport:
-    site = visit.site
     pools: dict[str, ScorePool] = {}
-    for group in visit.gather(SecondMoments, advance=True, spared=spared):
+    for group in groups:
         norms = group.statistic.second_moments.sqrt().float()  # [in]
         pools |= {linear.name: ScorePool((ScoredWeight(linear.weight, norms),)) for linear in group.linears}
     reached = [pools[linear.name] for linear in site.linears if linear.name in pools]

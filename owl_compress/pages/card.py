@@ -25,6 +25,13 @@ _TAGS = {
     Unit.BITS: ("quantized", "mixed-precision"),
 }
 
+_SOURCES = {
+    None: "",
+    "dense": ", on which the backend saw the inputs of the dense model",
+    "sequential": ", on which the backend saw the inputs of each block behind the compressed ones before it",
+}
+"""Whose inputs the backend was told of, in words."""
+
 
 def model_card(
     result: Result,
@@ -98,7 +105,8 @@ def _what_was_done(result: Result, plan: Plan, given: Given) -> str:
     return text + (
         f"Calibration: {calibration.sequences} sequences of {calibration.seq_len} tokens from "
         f"{_code(calibration.source)} (sampling {calibration.sampling}, seed {calibration.seed}, "
-        f"BOS {calibration.bos}; sha256 of the token ids `{calibration.token_ids_sha256[:16]}…`)."
+        f"BOS {calibration.bos}; sha256 of the token ids `{calibration.token_ids_sha256[:16]}…`)"
+        f"{_SOURCES[result.statistics]}."
     )
 
 

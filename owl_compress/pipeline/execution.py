@@ -24,14 +24,14 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
-from owl_compress.importance.estimator import measure, outline
+from owl_compress.importance.estimator import measure_with_statistics, outline
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
 from owl_compress.pipeline.feasibility import check_plan, check_request, forecast
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
 from owl_compress.pipeline.request import Request
-from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session
+from owl_compress.pipeline.session import Session
 from owl_compress.progress import SILENT, Progress
 
 
@@ -156,7 +156,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
     if windows is None:
         dense = outline(loaded.model, session.identity, session.structure)
         return None, allocate(dense, request.allocator, request.target)
-    report = measure(
+    measured = measure_with_statistics(
         loaded.model,
         windows,
         metrics=request.metrics,
@@ -167,7 +167,8 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
         identity=session.identity,
         progress=session.progress,
     )
-    return report, allocate(report, request.allocator, request.target)
+    session.keep(measured.statistics)
+    return measured.report, allocate(measured.report, request.allocator, request.target)
 
 
 def _skipped(session: Session, target: Target) -> frozenset[str]:
@@ -221,6 +222,7 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
             structure=session.structure,
             identity=session.identity,
             partial=recipe.partial,
+            statistics=session.statistics,
         )
         if isinstance(backend, ModelFinisher):
             backend.finish_(session.loaded.model)
@@ -247,7 +249,9 @@ def settled_recipe(session: Session, result: Result) -> Recipe:
     if recipe.plan is not None:
         filled["plan"] = "plan.json"
     elif calibration is not None:
-        filled["measure_samples"] = recipe.measure_samples or DEFAULT_MEASURE_SAMPLES
+        filled["measure_samples"] = session.measure_samples
+    if result.statistics is not None:
+        filled["statistics"] = result.statistics
     if session.request.keeps_codes or recipe.format_:
         filled["format"] = "packed" if session.request.keeps_codes else recipe.format_
     return recipe.with_options(filled).with_method_options(_settled_options(session, result))

@@ -8,6 +8,7 @@ from owl_compress.allocators import Allocator, Target, allocate
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, option_name
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import Unit
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # a plan is made without loading torch
 
 _CODES, _FORMATS = "packed", ("packed", "dense")
 """How quantized weights are stored: as integer codes, or dequantised like any other weight."""
+
+DEFAULT_STATISTICS: StatisticsSource = "sequential"
+"""Whose inputs a backend is told of where the recipe leaves it open."""
 
 _SHAPE = (
     "low", "high", "pins", "skips", "granularity", "solver", "tie", "parts", "protect_first", "protect_last",
@@ -96,6 +100,7 @@ class Request:
             # The parts of a plan are what its linears are; those of a request, what it names.
             export.check_request(unit, recipe.parts if target else (), recipe.options)
         backend = backend_of(recipe, export.option_defaults if export else {})
+        _check_statistics(recipe, backend)
         _check_gradient_samples(recipe, backend)
         device = resolve_device(recipe.device)
         metrics = with_defaults([own] if (own := getattr(allocator, "metric", None)) else [])
@@ -137,6 +142,12 @@ def _check_gradient_samples(recipe: Recipe, backend: "AnyBackend") -> None:
     asked = recipe.options.get("gradient_samples")
     if wanted is not None and asked is not None and wanted > recipe.samples:
         raise RequestError(f"gradient-samples {wanted} is more than the {recipe.samples} samples there are")
+
+
+def _check_statistics(recipe: Recipe, backend: "AnyBackend") -> None:
+    from owl_compress.compression.statistics import check_statistics  # noqa: PLC0415 - loads torch
+
+    check_statistics(backend, recipe.statistics or DEFAULT_STATISTICS)
 
 
 def allocator_of(recipe: Recipe) -> Allocator:

@@ -9,20 +9,22 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.narrow_config import stock_class
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 from owl_compress.compression.contract import CheckpointBackend, Quantizer
+from owl_compress.compression.statistics import asked_statistics
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows, read_texts
 from owl_compress.documents.coverage import check_covered
-from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
-from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
 from owl_compress.progress import SILENT, Progress, shown
 from owl_compress.walk.agreement import settled_structure
+from owl_compress.walk.dense_statistics import DenseStatistics
 
 DEFAULT_MEASURE_SAMPLES = 16
 """Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""
@@ -53,6 +55,7 @@ class Session:
     progress: Progress = SILENT
     evaluation_text: Text | Chats | None = None
     _spent: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
+    _gathered: list[DenseStatistics] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     @checked
@@ -105,7 +108,10 @@ class Session:
     def on_a_copy(self) -> "Session":
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
         loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
-        return replace(self, loaded=loaded, structure=found_again(loaded.model, self.structure))
+        copy = replace(self, loaded=loaded, structure=found_again(loaded.model, self.structure))
+        for statistics in self._gathered:
+            copy.keep(statistics)
+        return copy
 
     def check_fresh(self) -> None:
         """Refuse to compress the model a second time.
@@ -121,6 +127,34 @@ class Session:
     def spend(self) -> None:
         """Note that a weight of the model is about to be changed; a refusal before that leaves it fresh."""
         self._spent[:] = [True]
+
+    def keep(self, statistics: DenseStatistics) -> None:
+        """Take note of what the linears of the dense model read, if the backend is going to ask for it."""
+        asked_for = self.calibration.record if self.calibration else None
+        if self._asks_for_dense and statistics.windows == asked_for:
+            self._gathered[:] = [statistics]
+
+    @property
+    def statistics(self) -> StatisticsSource | DenseStatistics:
+        """Whose inputs the backend is told of: the dense model's, as far as they are known, or which."""
+        return next(iter(self._gathered), self.recipe.statistics or DEFAULT_STATISTICS)
+
+    @property
+    def _asks_for_dense(self) -> bool:
+        source = self.recipe.statistics or DEFAULT_STATISTICS
+        return source == "dense" and bool(asked_statistics(self.request.backend))
+
+    @property
+    def measure_samples(self) -> int:
+        """On how many of the calibration windows importance is measured.
+
+        By default on all of them where the backend is told of the dense model's inputs: one pass serves both.
+        """
+        if self.recipe.measure_samples is not None:
+            return self.recipe.measure_samples
+        if self._asks_for_dense and self.calibration is not None:
+            return len(self.calibration)
+        return DEFAULT_MEASURE_SAMPLES
 
     @property
     def recipe(self) -> Recipe:
@@ -142,7 +176,7 @@ class Session:
         """Those of the calibration windows that importance is measured on; None if it is not."""
         if not self.measures or self.calibration is None:
             return None
-        return self.calibration.first(self.recipe.measure_samples or DEFAULT_MEASURE_SAMPLES)
+        return self.calibration.first(self.measure_samples)
 
     @cached_property
     def held_out(self) -> TokenWindows | None:

@@ -28,7 +28,7 @@ from owl_compress.device import find_dtype, given_device
 from owl_compress.documents.measurements import PerplexityRecord, Verification
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
@@ -36,8 +36,9 @@ from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.limits import check_vocabulary, resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
 from owl_compress.models.structure import ModelStructure, find_structure
-from owl_compress.pipeline.request import split_target
+from owl_compress.pipeline.request import DEFAULT_STATISTICS, split_target
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.dense_statistics import DenseStatistics
 
 
 @checked
@@ -220,7 +221,7 @@ def verify(folder: Path | str, pattern: str = "plan", *, trust_remote_code: bool
 
 
 @checked
-def compress_(
+def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     model: nn.Module,
     plan: Plan,
     backend: str | AnyBackend,
@@ -230,6 +231,7 @@ def compress_(
     batch_size: int = 1,
     keep_on: torch.device | str | None = None,
     partial: bool = False,
+    statistics: StatisticsSource | DenseStatistics = DEFAULT_STATISTICS,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Result:
@@ -237,7 +239,8 @@ def compress_(
 
     `backend` is a registered name, with `options` for it such as `group_size=128`, or a backend that has its
     options already. With `partial` a model is taken of which less than half of the weights in the blocks can
-    get a budget.
+    get a budget. With `statistics` "dense" a backend that needs only the norms of inputs is told those of the
+    dense model, which takes one pass over the blocks in the place of two or three.
 
     Raises:
         RequestError: the request cannot be satisfied.
@@ -256,4 +259,4 @@ def compress_(
         keep_on=given_device(keep_on),
         progress=progress,
     )
-    return compress_with_(model, plan, method, calibration, walk, partial=partial)
+    return compress_with_(model, plan, method, calibration, walk, partial=partial, statistics=statistics)

@@ -44,6 +44,13 @@ class SecondMoments:
         self._sums += inputs.float().square().sum(dim=0, dtype=torch.float64)
         self.n_tokens += inputs.shape[0]
 
+    @classmethod
+    def of(cls, statistic: Statistic, device: torch.device) -> Self:
+        """What `statistic` tells of them, on `device`; no copy of what is there already."""
+        moments = cls(statistic.second_moments.to(device))
+        moments.n_tokens = statistic.n_tokens
+        return moments
+
     @property
     def second_moments(self) -> Tensor:
         """Sum of x_j^2 over all tokens, shape [in], float64."""

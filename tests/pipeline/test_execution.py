@@ -232,7 +232,8 @@ def test_the_same_text_is_evaluated_before_and_after(here: Path, recipe: MakeRec
 def test_a_budget_that_cannot_be_met_is_refused_before_importance_is_measured(
     here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl_compress.pipeline.execution.measure", lambda *_, **__: pytest.fail("measured"))
+    measure = "owl_compress.pipeline.execution.measure_with_statistics"
+    monkeypatch.setattr(measure, lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(RequestError, match="--allow-empty"):
         make_plan(Session.open(recipe("structured", prune_ratio=0.95, round_to=8)))
 
@@ -240,7 +241,8 @@ def test_a_budget_that_cannot_be_met_is_refused_before_importance_is_measured(
 def test_what_cannot_be_stored_is_refused_before_importance_is_measured(
     here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl_compress.pipeline.execution.measure", lambda *_, **__: pytest.fail("measured"))
+    measure = "owl_compress.pipeline.execution.measure_with_statistics"
+    monkeypatch.setattr(measure, lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(RequestError, match="asymmetric codes cannot be packed"):
         run(recipe("rtn", bits=3, group_size=16, asymmetric=True), "OUT")
     assert not Path("OUT").exists()

@@ -227,3 +227,12 @@ def test_without_text_it_is_refused(
     with pytest.raises(RequestError, match="backend 'writer' needs calibration text: give --calib"):
         compress_(session, plan, here)
     assert writer.seen == []
+
+
+def test_it_is_not_told_of_the_dense_model_since_it_gathers_its_own(
+    here: Path, recipe: MakeRecipe, writer: type[Writer]
+) -> None:
+    with pytest.raises(RequestError, match="'writer' gathers its own on the checkpoint: use sequential"):
+        Session.open(recipe("writer", **BITS, statistics="dense"))
+    outcome = run(recipe("writer", **BITS, statistics="sequential"), "OUT")
+    assert outcome.result.statistics is None

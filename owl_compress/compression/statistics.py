@@ -1,0 +1,55 @@
+"""Which statistics a backend asks for, and whether the dense model's can stand for them."""
+
+from typing import get_args
+
+from owl_compress.compression.contract import AnyBackend, Backend, CheckpointBackend
+from owl_compress.documents.provenance import CalibrationRecord, StatisticsSource
+from owl_compress.errors import RequestError, nearest
+from owl_compress.walk.dense_statistics import DenseStatistics
+from owl_compress.walk.input_statistics import SecondMoments, Statistic
+
+
+def asked_statistics(backend: AnyBackend) -> frozenset[type[Statistic]]:
+    """What a backend, or its survey, has to know of the inputs of linears, with the options it has."""
+    survey = backend.survey if isinstance(backend, Backend) else None
+    asked = (backend.statistic, survey.statistic if survey else None)
+    return frozenset(one for one in asked if one is not None)
+
+
+def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatistics) -> None:
+    """Refuse statistics of the dense model for a backend that cannot work on them.
+
+    Raises:
+        RequestError: it walks the model by itself, or needs more than the norms of inputs; an unknown source.
+    """
+    known = get_args(StatisticsSource)
+    if isinstance(source, str) and source not in known:
+        raise RequestError(f"unknown statistics {source!r}: {nearest(source, known)}")
+    if source == "sequential":
+        return
+    if isinstance(backend, CheckpointBackend):
+        raise RequestError(
+            f"statistics dense: backend {backend.name!r} gathers its own on the checkpoint: use sequential"
+        )
+    for kind in asked_statistics(backend) - {SecondMoments}:
+        raise RequestError(
+            f"statistics dense: backend {backend.name!r} with these options needs more than the norms of "
+            f"inputs ({kind.__name__}), which is too large to keep for all blocks: use sequential"
+        )
+
+
+def check_windows(statistics: DenseStatistics, calibration: CalibrationRecord) -> None:
+    """Refuse statistics of other text than the result will name.
+
+    Raises:
+        RequestError: see above.
+    """
+    if statistics.windows.token_ids_sha256 != calibration.token_ids_sha256:
+        raise RequestError(
+            f"the statistics of the dense model are of {_shown(statistics.windows)}, the calibration is "
+            f"{_shown(calibration)}: gather them on the same windows"
+        )
+
+
+def _shown(windows: CalibrationRecord) -> str:
+    return f"{windows.sequences} sequences from {windows.source} (token ids {windows.token_ids_sha256[:8]})"
