@@ -95,7 +95,7 @@ def main() -> None:
     cases = [case for case in _cases() if arguments.only in case.name]
     loaded = load("builtin")
     if arguments.perturb:
-        _perturb_(loaded.model, arguments.perturb)
+        perturb_(loaded.model, arguments.perturb)
     dense = Session.open(Recipe.from_options({**shared, **cases[0].options}), loaded)
     if dense.calibration is None:
         raise ValueError("the first case looks at no text")
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def _perturb_(model: nn.Module, seed: int) -> None:
+def perturb_(model: nn.Module, seed: int) -> None:
     """Change every weight by a millionth of itself: how much of a figure is chance?"""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
