@@ -212,6 +212,8 @@ def _choose_level(sizes: BlockSizes, levels: tuple[Level, ...], counts: tuple[in
     nearest = [level for level in fitting if abs(level.n_weights - asked) == distance]
     if whole in nearest:
         return whole
+    if distance <= SLACK * whole.n_weights:  # a plan that states a level exactly means that one
+        return _least_lost(nearest)
     near = distance + _ABOUT_EQUAL * whole.n_weights
     about = [level for level in fitting if abs(level.n_weights - asked) <= near]
     partial = [level for level in about if level.n_weights < whole.n_weights]

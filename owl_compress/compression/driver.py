@@ -89,7 +89,7 @@ def compress_with_(
     _check_request(plan, backend, calibration, structure)
     check_statistics(backend, statistics)
     check_finite(model)  # of a broken linear in an early block, a walk would blame a later one
-    if calibration is not None and (backend.statistic is not None or _wants_gradients(backend)):
+    if calibration is not None and wants_text(backend):
         structure = _settled(model, structure, plan, calibration, device)
     coverage = coverage_of(structure)
     check_covered(coverage, partial=partial)
@@ -99,7 +99,16 @@ def compress_with_(
     account = Account(plan, identity, notes, calibration, device, start, coverage)
     before, n_params_before = _footprint(model, structure, plan), n_parameters(model)
     names = {budget.name for budget in plan.budgets}
-    salience = _salience(model, structure, backend, calibration, options, device, names)
+    salience = salience_for(
+        backend,
+        model,
+        structure,
+        calibration,
+        names,
+        device=device,
+        batch_size=options.batch_size,
+        progress=options.progress,
+    )
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
     asks_for_statistics = bool(asked_statistics(backend))
     if asks_for_statistics and statistics != "sequential":
@@ -144,7 +153,7 @@ def _check_request(
     name = backend.name
     plan.check_fits(structure.linear_sizes)
     check_unit(plan, backend)
-    if calibration is None and (backend.statistic is not None or _wants_gradients(backend)):
+    if calibration is None and wants_text(backend):
         raise RequestError(f"backend {name!r} needs calibration text: give --calib")
     if plan.grid is not None and plan.unit is Unit.WIDTH:
         raise RequestError(
@@ -171,18 +180,26 @@ def _settled(
     return settled
 
 
-def _wants_gradients(backend: Backend) -> bool:
+def wants_text(backend: Backend) -> bool:
+    """Whether the backend looks at text, for statistics of inputs or for gradients."""
+    return backend.statistic is not None or wants_gradients(backend)
+
+
+def wants_gradients(backend: Backend) -> bool:
+    """Whether gradients of the dense model are taken for the backend."""
     return isinstance(backend, GradientReader) and backend.reads_gradients
 
 
-def _salience(
+def salience_for(
+    backend: Backend,
     model: nn.Module,
     structure: ModelStructure,
-    backend: Backend,
     calibration: TokenWindows | None,
-    options: WalkOptions,
-    device: torch.device,
     names: Collection[str],
+    *,
+    device: torch.device,
+    batch_size: int,
+    progress: Progress,
 ) -> Mapping[str, Salience]:
     """Gradients of the dense model, summed up by linear of these names; nothing for who wants none."""
     if calibration is None or not isinstance(backend, GradientReader) or not backend.reads_gradients:
@@ -193,8 +210,8 @@ def _salience(
         windows_of_gradients(backend, calibration),
         names=names,
         device=device,
-        batch_size=options.batch_size,
-        progress=options.progress,
+        batch_size=batch_size,
+        progress=progress,
     )
 
 

@@ -159,7 +159,7 @@ class BlockWalk:
         self.hidden: list[Tensor] = []
         self._model = model
         self._batches = batches
-        self._device = device
+        self.device = device
         self._arguments: list[tuple[Arguments, ...]] = []  # by batch, then by block
         self._copies = _DeviceCopies(device)
 
@@ -196,7 +196,7 @@ class BlockWalk:
         Another copy of this block, at `site`, may stand in its place.
         """
         site = site or self.structure.blocks[index]
-        with on_device(site.module, self._device):
+        with on_device(site.module, self.device):
             yield BlockVisit(site, self, index)
 
     def run_block(
@@ -209,7 +209,7 @@ class BlockWalk:
         """
         arguments: Arguments = map_tensors(self._arguments[batch][index], self._copies.of)
         if hidden is None:
-            hidden = self.hidden[batch].to(self._device, non_blocking=True)
+            hidden = self.hidden[batch].to(self.device, non_blocking=True)
         block = module or self.structure.blocks[index].module
         return hidden_states_of(block(hidden, *arguments.positional, **arguments.named))
 

@@ -76,8 +76,8 @@ def measure_salience(
     """
     batches = calibration.batches(batch_size)
     walk = BlockWalk(model, structure, batches, device=device or parameter_device(model), keep_on=_HOST)
-    with memory_errors("taking gradients"), _without_gradients(model), walk.prepared():
-        inputs = _run_forward(walk, progress)
+    with memory_errors("taking gradients"), without_gradients(model), walk.prepared():
+        inputs = run_forward(walk, progress)
         upstream = _gradients_of_the_tail(model, structure.blocks, batches, walk.hidden)
         wanted = frozenset(structure.linear_sizes if names is None else names)
         n_predictions = len(calibration) * (_seq_len(batches) - 1)
@@ -89,7 +89,7 @@ def _seq_len(batches: Sequence[Tensor]) -> int:
 
 
 @contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
+def without_gradients(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient or has one; what they had comes back."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     try:
@@ -103,7 +103,7 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _run_forward(walk: BlockWalk, progress: Progress) -> list[list[Tensor]]:
+def run_forward(walk: BlockWalk, progress: Progress) -> list[list[Tensor]]:
     """What goes into each block, by block and batch, on the host; `walk.hidden` is what the last returned."""
     inputs = []
     n_blocks = len(walk.structure.blocks)

@@ -1,0 +1,257 @@
+"""Damage: what it does to a model's output that one of its blocks is compressed.
+
+One engine for profiles and refinements: a model whose blocks run as they are (dense, or compressed already),
+and for one block after the other trials on copies of its dense self. The states that reach the block are at
+hand, so a trial costs the blocks from there on, and logits at the chosen positions.
+
+Measures, each a mean over positions:
+
+- `kl`: KL(dense ‖ changed) of the next-token distribution, in nats.
+- `loss`: negative log-likelihood of the next token beyond the dense model's; it may be below zero.
+- `output-error`: ‖h' - h‖² / ‖h‖² of the block's output h, summed over all positions; costs no later block.
+- `fisher`: ½ (g · (h' - h))², g the gradient of log p(y) at the block's output for tokens y drawn from the
+  model's own predictions: the second-order term of `kl` with the Fisher matrix of the output, taken token by
+  token; costs one pass back and no later block.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from owl_compress.compression.block_trials import BlockTrials, SharedInput
+from owl_compress.compression.contract import Backend
+from owl_compress.documents.units import Grid
+from owl_compress.errors import RequestError
+from owl_compress.models.structure import BlockSite
+from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.gradients import Salience
+from owl_compress.walk.outputs import OutputDistribution, States
+
+_VARIANTS_AT_ONCE = 8
+"""Trials whose states are carried through the later blocks together."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Budgets of some linears of one block, by name; everything else stays as it is."""
+
+    name: str
+    block: str
+    budgets: Mapping[str, float]
+    is_optional: bool = False
+    """Whether it is passed over where the backend refuses it."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What came of a trial: the damage, and the budgets that were carried out, whole numbers made of them."""
+
+    trial: Trial
+    damage: float
+    budgets: Mapping[str, float]
+
+
+class DamageMeasure(Protocol):
+    """Turns the states that a changed block leads to into a damage."""
+
+    @property
+    def runs_to_the_end(self) -> bool:
+        """Whether it looks at the output of the model, or of the changed block alone."""
+        ...
+
+    def damages(self, block: int, own: States, others: Sequence[States]) -> list[float]:
+        """Of each of the `others`; they and `own` are states behind the last block, or behind this one."""
+        ...
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Measure `kl`."""
+
+    dense: OutputDistribution
+    runs_to_the_end = True
+
+    def damages(self, block: int, own: States, others: Sequence[States]) -> list[float]:  # noqa: ARG002
+        """KL(dense ‖ changed)."""
+        return self.dense.divergences(others)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Measure `loss`."""
+
+    dense: OutputDistribution
+    runs_to_the_end = True
+
+    def damages(self, block: int, own: States, others: Sequence[States]) -> list[float]:  # noqa: ARG002
+        """What the loss rises by."""
+        return self.dense.losses(others)
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """Measure `output-error`."""
+
+    runs_to_the_end = False
+
+    def damages(self, block: int, own: States, others: Sequence[States]) -> list[float]:  # noqa: ARG002
+        """Squared change of the block's output over its square."""
+        energy = sum(float(states.double().square().sum()) for states in own)
+        return [_squared_distance(own, other) / max(energy, 1e-300) for other in others]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Measure `fisher`; `gradients` of log p(y) by block and batch, each [batch, seq_len, hidden]."""
+
+    gradients: Sequence[States]
+    runs_to_the_end = False
+
+    def damages(self, block: int, own: States, others: Sequence[States]) -> list[float]:
+        """Half the squared change of log p(y), token by token."""
+        n_tokens = sum(states.shape[0] * states.shape[1] for states in own)
+        return [self._half_squares(block, own, other) / n_tokens for other in others]
+
+    def _half_squares(self, block: int, own: States, other: States) -> float:
+        total = 0.0
+        for gradient, before, after in zip(self.gradients[block], own, other, strict=True):
+            change = after.double() - before.to(after.device).double()
+            along = (change * gradient.to(after.device).double()).sum(dim=-1)  # [batch, seq_len]
+            total += 0.5 * float(along.square().sum())
+        return total
+
+
+def _squared_distance(own: States, other: States) -> float:
+    return sum(
+        float((after.double() - before.to(after.device).double()).square().sum())
+        for before, after in zip(own, other, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What trials are made on.
+
+    Attributes:
+        seen: a walk over the calibration windows on the model as it is: what reaches each block there, and so
+            the backend's statistics; it runs nothing where the backend reads none.
+        damaged: a walk over the windows that damage is measured on, on the same model.
+        dense: the blocks with their dense weights, in order; those of the model itself while it is dense.
+        backend: who compresses, settled.
+        grid: of the budgets, or None.
+        measure: what damage is.
+        salience: of linears by name, for a backend that reads gradients.
+    """
+
+    seen: BlockWalk
+    damaged: BlockWalk
+    dense: Sequence[BlockSite]
+    backend: Backend
+    grid: Grid | None
+    measure: DamageMeasure
+    salience: Mapping[str, Salience]
+
+    def tried(
+        self, trials: Sequence[Trial], progress: Progress = SILENT, what: str = "trying blocks"
+    ) -> Iterator[Tried]:
+        """Make the trials, block after block; those of one block in the order in which they are given.
+
+        Close the generator where it may be left early: that puts the model's modes back.
+
+        Raises:
+            RequestError: what the backend refuses, NaN or Inf in activations, or a damage that is none.
+        """
+        blocks = self.damaged.structure.blocks
+        by_block: dict[str, list[Trial]] = {site.name: [] for site in blocks}
+        for trial in trials:
+            by_block[trial.block].append(trial)
+        last = max(index for index, site in enumerate(blocks) if by_block[site.name])
+        with ExitStack() as stack:
+            stack.enter_context(self.seen.prepared())
+            stack.enter_context(self.damaged.prepared())
+            for index in progress.track(range(last + 1), last + 1, what):
+                yield from self._of_block(index, by_block[blocks[index].name])
+
+    def _of_block(self, index: int, trials: Sequence[Trial]) -> Iterator[Tried]:
+        """The trials of one block; the walks then stand behind the block as the model has it."""
+        incoming = list(self.damaged.hidden)
+        with self.damaged.visit(index) as own:
+            own.advance()
+        behind = list(self.damaged.hidden)
+        is_dense = self.dense[index].module is self.damaged.structure.blocks[index].module
+        if trials:
+            trying = self._trials(index, trials, advance=is_dense)
+            for start in range(0, len(trials), _VARIANTS_AT_ONCE):
+                yield from self._together(
+                    index, trying, trials[start : start + _VARIANTS_AT_ONCE], incoming, behind
+                )
+        if self.seen.hidden and not (trials and is_dense):
+            with self.seen.visit(index) as visit:
+                visit.advance()
+
+    def _trials(self, index: int, trials: Sequence[Trial], *, advance: bool) -> BlockTrials:
+        """The dense block with what its linears read, for budgets to be tried on."""
+        site, statistic = self.dense[index], self.backend.statistic
+        names = {name for trial in trials for name in trial.budgets}
+        if statistic is None:
+            groups = [SharedInput((linear.name,), None) for linear in site.linears if linear.name in names]
+        else:
+            with self.seen.visit(index, site) as visit:
+                gathered = visit.gather(statistic, names, advance=advance)
+            groups = [
+                SharedInput(tuple(linear.name for linear in group.linears), group.statistic)
+                for group in gathered
+            ]
+        return BlockTrials(self.backend, site, groups, self.grid, self.salience)
+
+    def _together(
+        self,
+        index: int,
+        trying: BlockTrials,
+        trials: Sequence[Trial],
+        incoming: States,
+        behind: States,
+    ) -> Iterator[Tried]:
+        """Compress a copy for each of the trials, and measure what their outputs lead to."""
+        made: list[tuple[Trial, Mapping[str, float]]] = []
+        variants: list[list[Tensor]] = []
+        with self.damaged.visit(index, trying.site):
+            for trial in trials:
+                try:
+                    copy = trying.compressed(trial.budgets)
+                except RequestError:
+                    if trial.is_optional:
+                        continue
+                    raise
+                made.append((trial, copy.budgets))
+                variants.append(self._outputs(index, copy.site.module, incoming))
+        if self.measure.runs_to_the_end:
+            self._run_to_the_end(index, variants)
+        damages = self.measure.damages(index, behind, variants) if variants else []
+        for (trial, done), damage in zip(made, damages, strict=True):
+            if not isfinite(damage):
+                raise RequestError(
+                    f"the damage of {trial.name} is {damage}: the model or its data type overflows there; "
+                    "try --dtype float32, or a level that keeps more"
+                )
+            yield Tried(trial, damage, done)
+
+    def _outputs(self, index: int, module: nn.Module, incoming: States) -> list[Tensor]:
+        """What a copy of block `index` makes of the states that reach it, by batch."""
+        return [
+            self.damaged.run_block(index, batch, hidden.to(self.damaged.device), module)
+            for batch, hidden in enumerate(incoming)
+        ]
+
+    def _run_to_the_end(self, index: int, variants: Sequence[list[Tensor]]) -> None:
+        """Replace states behind block `index` by those behind the last block, in place."""
+        for later in range(index + 1, len(self.damaged.structure.blocks)):
+            with self.damaged.visit(later):
+                for states in variants:
+                    for batch, hidden in enumerate(states):
+                        states[batch] = self.damaged.run_block(later, batch, hidden)

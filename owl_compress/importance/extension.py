@@ -1,0 +1,71 @@
+"""A profile extended by further parts or levels of the same measurement."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from owl_compress.documents.sensitivity import PartDamage, PartKind, SensitivityProfile
+from owl_compress.errors import RequestError
+
+_SAME = {
+    "model": "model",
+    "unit": "unit",
+    "grid": "N:M grid",
+    "backend": "backend or its options",
+    "measure": "measure",
+    "linears": "linears of the model",
+    "statistics": "calibration windows",
+    "damage_text": "windows that damage was measured on",
+}
+"""What has to agree for damages to be comparable, by field, in words."""
+
+
+def check_extends(known: SensitivityProfile, header: Mapping[str, Any], kind: PartKind) -> None:
+    """Refuse to extend a profile by damages that would mean something else.
+
+    Raises:
+        RequestError: naming what differs.
+    """
+    for field, words in _SAME.items():
+        if (before := getattr(known, field)) != header[field]:
+            raise RequestError(
+                f"the profile to extend has another {words} ({_shown(before)}, now {_shown(header[field])}): "
+                "measure a profile of its own"
+            )
+    other = next((part for part in known.parts if part.kind is not kind), None)
+    if other is not None:
+        raise RequestError(
+            f"the profile to extend is by {other.kind}, not by {kind}: give --part {other.kind}"
+        )
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words."""
+    for name in ("name", "id", "token_ids_sha256", "kept_of"):
+        if hasattr(value, name):
+            parameters = getattr(value, "parameters", None)
+            text = str(getattr(value, name))
+            return f"{text} {parameters}" if parameters else text[:16] if name.endswith("256") else text
+    return f"{len(value)} of them" if isinstance(value, tuple) else str(value)
+
+
+def extended(known: SensitivityProfile, further: SensitivityProfile) -> SensitivityProfile:
+    """`known` with the parts and levels of `further`; parts in the order of the model, costs added up."""
+    parts = {part.name: part for part in known.parts}
+    for part in further.parts:
+        before = parts.get(part.name)
+        parts[part.name] = part if before is None else _joined(before, part)
+    order = {linear.name: place for place, linear in enumerate(known.linears)}
+    ordered = sorted(parts.values(), key=lambda part: min(order[name] for name in part.linears))
+    changed = {"parts": tuple(ordered), "forward_tokens": known.forward_tokens + further.forward_tokens}
+    return SensitivityProfile.model_validate({**known.model_dump(), **_dumped(changed)})
+
+
+def _joined(before: PartDamage, further: PartDamage) -> PartDamage:
+    curve = dict(zip(before.levels, before.damage, strict=True))
+    curve |= dict(zip(further.levels, further.damage, strict=True))
+    levels = tuple(sorted(curve))
+    return before.model_copy(update={"levels": levels, "damage": tuple(curve[level] for level in levels)})
+
+
+def _dumped(changed: Mapping[str, Any]) -> dict[str, Any]:
+    return {**changed, "parts": [part.model_dump() for part in changed["parts"]]}

@@ -1,0 +1,348 @@
+"""The sensitivity profile: one part after the other compressed at several levels, and the damage measured."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from math import fsum
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from owl_compress.arguments import checked
+from owl_compress.compression.account import method_record
+from owl_compress.compression.contract import Backend
+from owl_compress.compression.driver import salience_for, wants_text
+from owl_compress.compression.gradient_memory import settled_backend
+from owl_compress.data.apart import check_apart
+from owl_compress.data.windows import TokenWindows
+from owl_compress.device import given_device
+from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.sensitivity import (
+    Measure,
+    PartDamage,
+    PartKind,
+    ProfiledLinear,
+    SensitivityProfile,
+)
+from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.documents.versions import versions
+from owl_compress.errors import RequestError
+from owl_compress.importance.damage import (
+    Bench,
+    DamageMeasure,
+    Divergence,
+    Fisher,
+    Loss,
+    OutputError,
+    Trial,
+    Tried,
+)
+from owl_compress.importance.extension import check_extends, extended
+from owl_compress.importance.levels import checked_levels
+from owl_compress.importance.parts import Part, check_kind, find_parts, usual_kind
+from owl_compress.models.anatomy import find_roles
+from owl_compress.models.coverage import coverage_of
+from owl_compress.models.state import check_finite, identify, parameter_device
+from owl_compress.models.structure import ModelStructure, check_compressible, find_structure
+from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.agreement import settled_structure
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.output_gradients import output_gradients
+from owl_compress.walk.outputs import OutputDistribution, final_states, spread_positions
+
+_TOKENS_AT_ONCE = 2048
+"""Tokens of the damage windows that go through a block together: enough for matrix products to be fast."""
+
+DEFAULT_POSITIONS = 512
+"""Positions whose predictions are compared, over all windows."""
+
+_PASSES_OF_FISHER = 3
+"""A pass forward, one more to take gradients in, and the way back."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """What is tried, and how damage is counted.
+
+    Attributes:
+        part: what is compressed at a time; None for what is usual in the unit, see `usual_kind`.
+        levels: what each part is compressed to, in the unit of the backend, where a larger one keeps more;
+            None for the usual ones, see `usual_levels`.
+        grid: the M of N:M that levels are of, or None.
+        measure: see `owl_compress.importance.damage`.
+        positions: number of positions that measures of the model's output compare.
+        names: of the linears that are in parts; None for all.
+    """
+
+    part: PartKind | None = None
+    levels: Sequence[float] | None = None
+    grid: KeptOfGrid | None = None
+    measure: Measure = Measure.KL
+    positions: int = DEFAULT_POSITIONS
+    names: Collection[str] | None = None
+
+
+@dataclass(frozen=True)
+class ProfileCost:
+    """What a profile takes, told before the trials begin.
+
+    `forward_tokens` counts tokens through the whole model: a trial in the middle of it counts half. `seconds`
+    are those of the forward passes, from the time that the first took.
+    """
+
+    trials: int
+    forward_tokens: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ProfileRun:
+    """Where a profile runs, and who is told about it."""
+
+    device: torch.device | str | None = None
+    batch_size: int = 1
+    progress: Progress = SILENT
+    announce: Callable[[ProfileCost], None] = field(default=lambda _: None)
+
+
+@checked
+def profile(
+    model: nn.Module,
+    backend: Backend,
+    statistics: TokenWindows | None,
+    damage: TokenWindows,
+    options: ProfileOptions | None = None,
+    run: ProfileRun | None = None,
+    *,
+    known: SensitivityProfile | None = None,
+    structure: ModelStructure | None = None,
+    identity: ModelIdentity | None = None,
+) -> SensitivityProfile:
+    """Compress each part of `model` alone, at several levels, and measure the damage to the model's output.
+
+    A part is compressed on a copy of its block, with the statistics of the dense model; everything else stays
+    dense. The forward pass starts at the changed block, from states that are at hand.
+
+    Args:
+        model: a causal language model; unchanged afterwards.
+        backend: who compresses; any unit.
+        statistics: windows the backend sees, shape [sequences, seq_len]; None for one that reads no text.
+        damage: windows to measure damage on, held apart from these.
+        options: what is tried, and how damage is counted.
+        run: where it runs, and who is told.
+        known: a profile of the same that is there already: only what it lacks is tried, and it is extended.
+        structure: of the model, where it was found already.
+        identity: what the profile says about the model; by default read from its config.
+
+    Raises:
+        RequestError: levels that the backend cannot carry out, or fewer than two; windows that overlap; a
+            known profile of something else; a part that no level changes; NaN or Inf.
+    """
+    options, run = options or ProfileOptions(), run or ProfileRun()
+    device = given_device(run.device) or parameter_device(model)
+    structure = structure or find_structure(model)
+    check_compressible(structure)
+    if statistics is None and wants_text(backend):
+        raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
+    check_apart(statistics, damage)
+    check_finite(model)
+    structure = settled_structure(model, structure, damage.ids, device)
+    backend, chosen = settled_backend(backend, model, structure, statistics, run.batch_size, device)
+    profiler = _Profiler(model, structure, backend, statistics, damage, options, run, device)
+    return profiler.profile(identity or identify(model, structure), chosen, known)
+
+
+@dataclass(frozen=True)
+class _Profiler:
+    """A profile under way; everything is settled."""
+
+    model: nn.Module
+    structure: ModelStructure
+    backend: Backend
+    statistics: TokenWindows | None
+    damage: TokenWindows
+    options: ProfileOptions
+    run: ProfileRun
+    device: torch.device
+
+    def profile(
+        self, identity: ModelIdentity, chosen: Sequence[str], known: SensitivityProfile | None
+    ) -> SensitivityProfile:
+        """Measure whatever is not known yet."""
+        header, unit = self._header(identity, chosen), self.backend.unit
+        kind = self.options.part or usual_kind(unit)
+        check_kind(kind, unit)
+        levels = checked_levels(self.options.levels, unit, self.options.grid)
+        if known is not None:
+            check_extends(known, header, kind)
+        parts = find_parts(self.structure, kind, self.options.names)
+        trials = _trials(parts, levels, known, is_optional=self.options.levels is None)
+        if not trials and known is not None:
+            return known
+        start = perf_counter()
+        states = final_states(self.model, self.structure, self._batches, self.device, self.run.progress)
+        seconds_per_token = (perf_counter() - start) / self.damage.ids.numel()
+        cost = self._forward_tokens(trials)
+        self.run.announce(ProfileCost(len(trials), cost, cost * seconds_per_token))
+        tried = self._tried(trials, self._measure(states))
+        found = _damages(parts, tried, unit)
+        profile = SensitivityProfile(parts=found, forward_tokens=cost, **header)
+        return profile if known is None else extended(known, profile)
+
+    def _header(self, identity: ModelIdentity, chosen: Sequence[str]) -> dict[str, Any]:
+        """Everything that the profile says besides what is measured."""
+        roles = find_roles(self.structure)
+        return {
+            "model": identity,
+            "unit": self.backend.unit,
+            "grid": self.options.grid,
+            "backend": method_record(self.backend),
+            "measure": self.options.measure,
+            "linears": tuple(
+                ProfiledLinear(name=linear.name, block=site.name, role=roles[linear.name], shape=linear.shape)
+                for site in self.structure.blocks
+                for linear in site.linears
+            ),
+            "statistics": self.statistics.record if self.statistics and wants_text(self.backend) else None,
+            "damage_text": self.damage.record,
+            "versions": versions(),
+            "notes": (*self.structure.notes, *chosen),
+            "coverage": coverage_of(self.structure),
+        }
+
+    @property
+    def _batches(self) -> list[Tensor]:
+        """The damage windows, several at a time."""
+        return self.damage.batches(self._batch_size)
+
+    @property
+    def _batch_size(self) -> int:
+        return max(self.run.batch_size, _TOKENS_AT_ONCE // self.damage.record.seq_len)
+
+    def _measure(self, states: Sequence[Tensor]) -> DamageMeasure:
+        match self.options.measure:
+            case Measure.OUTPUT_ERROR:
+                return OutputError()
+            case Measure.FISHER:
+                gradients = output_gradients(
+                    self.model,
+                    self.structure,
+                    self.damage,
+                    device=self.device,
+                    batch_size=self._batch_size,
+                    progress=self.run.progress,
+                )
+                return Fisher(gradients)
+        per_window = max(1, self.options.positions // len(self.damage))
+        positions = spread_positions(self.damage.record.seq_len, per_window)
+        dense = OutputDistribution(self.model, self.structure, self.damage, states, positions)
+        return Divergence(dense) if self.options.measure is Measure.KL else Loss(dense)
+
+    def _tried(self, trials: Sequence[Trial], measure: DamageMeasure) -> list[Tried]:
+        needs_inputs = self.backend.statistic is not None and self.statistics is not None
+        names = {name for trial in trials for name in trial.budgets}
+        bench = Bench(
+            seen=BlockWalk(
+                self.model,
+                self.structure,
+                self.statistics.batches(self.run.batch_size) if needs_inputs and self.statistics else (),
+                device=self.device,
+            ),
+            damaged=BlockWalk(self.model, self.structure, self._batches, device=self.device),
+            dense=self.structure.blocks,
+            backend=self.backend,
+            grid=self.options.grid,
+            measure=measure,
+            salience=salience_for(
+                self.backend,
+                self.model,
+                self.structure,
+                self.statistics,
+                names,
+                device=self.device,
+                batch_size=self.run.batch_size,
+                progress=self.run.progress,
+            ),
+        )
+        with closing(bench.tried(trials, self.run.progress)) as tried:
+            return list(tried)
+
+    def _forward_tokens(self, trials: Sequence[Trial]) -> float:
+        n_seen = self.statistics.ids.numel() if self.statistics and self.backend.statistic else 0
+        places = {site.name: index for index, site in enumerate(self.structure.blocks)}
+        return forward_tokens(
+            (places[trial.block] for trial in trials),
+            len(places),
+            self.damage.ids.numel(),
+            n_seen,
+            self.options.measure,
+        )
+
+
+def forward_tokens(
+    blocks: Iterable[int], n_blocks: int, n_damage_tokens: int, n_seen_tokens: int, measure: Measure
+) -> float:
+    """What a profile costs, in tokens through the whole model.
+
+    Args:
+        blocks: the number of the block that each trial changes.
+        n_blocks: blocks of the model.
+        n_damage_tokens: tokens that damage is measured on.
+        n_seen_tokens: tokens that statistics are taken on.
+        measure: one of the model's output runs every later block, another the changed one alone.
+    """
+    is_local = measure in {Measure.OUTPUT_ERROR, Measure.FISHER}
+    shares = fsum((1 if is_local else n_blocks - index) / n_blocks for index in blocks)
+    passes = 2 + (_PASSES_OF_FISHER if measure is Measure.FISHER else 0)
+    return n_seen_tokens + n_damage_tokens * (passes + shares)
+
+
+def _trials(
+    parts: Sequence[Part],
+    levels: Sequence[float],
+    known: SensitivityProfile | None,
+    *,
+    is_optional: bool,
+) -> list[Trial]:
+    """Every part at every level that is not known yet."""
+    there = {part.name: set(part.levels) for part in known.parts} if known else {}
+    return [
+        Trial(part.name, part.block, part.at(level), is_optional)
+        for part in parts
+        for level in levels
+        if level not in there.get(part.name, set())
+    ]
+
+
+def _damages(parts: Sequence[Part], tried: Sequence[Tried], unit: Unit) -> tuple[PartDamage, ...]:
+    """What was measured, part by part; the part as it is comes with no damage."""
+    by_part: dict[str, list[Tried]] = {}
+    for one in tried:
+        by_part.setdefault(one.trial.name, []).append(one)
+    return tuple(_damage(part, by_part[part.name], unit) for part in parts if part.name in by_part)
+
+
+def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
+    sizes = {linear.name: linear.n_weights for linear in part.linears}
+    curve = {} if unit is Unit.BITS else {1.0: 0.0}
+    for one in tried:
+        level = fsum(one.budgets[name] * size for name, size in sizes.items()) / part.n_weights
+        curve[level] = one.damage
+    if all(damage == 0.0 for damage in curve.values()):
+        lowest = min(curve)
+        raise RequestError(
+            f"no level changes {part.name}: at {lowest:g} it is as before; give lower --levels, or leave it "
+            "out with --skip"
+        )
+    levels = tuple(sorted(curve))
+    return PartDamage(
+        name=part.name,
+        kind=part.kind,
+        block=part.block,
+        linears=tuple(sizes),
+        n_weights=part.n_weights,
+        levels=levels,
+        damage=tuple(curve[level] for level in levels),
+    )

@@ -1,0 +1,157 @@
+"""What a model predicts: the distribution of the next token at some positions, held against another's."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+import torch
+from torch import Tensor, nn
+
+from owl_compress.data.windows import TokenWindows
+from owl_compress.errors import RequestError
+from owl_compress.models.state import evaluation_mode, parameter_device
+from owl_compress.models.structure import ModelStructure
+from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.capture import Tail
+
+States = Sequence[Tensor]
+"""Hidden states behind the last block by batch, each of shape [batch, seq_len, hidden]."""
+
+_Comparison = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What is taken of two log-distributions [positions, vocabulary] and the next tokens [positions]."""
+
+_HOST = torch.device("cpu")
+_LOGITS_AT_ONCE = 2**23
+"""Logits of one model that are held at a time: 32 MiB in float32."""
+_PROBED = 16
+_TOLERANCE = 1e-2
+
+
+def final_states(
+    model: nn.Module,
+    structure: ModelStructure,
+    batches: Sequence[Tensor],
+    device: torch.device,
+    progress: Progress = SILENT,
+) -> list[Tensor]:
+    """Hidden states behind the last block for each of the `batches` of token ids, on the host."""
+    walk = BlockWalk(model, structure, batches, device=device, keep_on=_HOST)
+    states: list[Tensor] = []
+    with closing(walk.visits(progress, "running blocks")) as visits:
+        for visit in visits:
+            visit.advance()
+            states = list(walk.hidden)
+    return states
+
+
+def spread_positions(seq_len: int, count: int) -> Tensor:
+    """`count` positions of a window at equal distances, int64, all of which have a next token in it.
+
+    The first eighth is left out: what a model predicts from a handful of tokens says little of it.
+    """
+    first, last = seq_len // 8, seq_len - 2
+    count = min(count, last - first + 1)
+    return torch.linspace(first, last, count).round().long()
+
+
+class OutputDistribution:
+    """The next-token distribution of a model at some positions of some windows, to hold others against.
+
+    It is kept as the hidden states that it follows from, and recomputed in pieces: at no time are there more
+    logits than `_LOGITS_AT_ONCE` of each of two models. Embeddings, final norm and head are the model's as
+    they are when asked: these must stay.
+
+    Args:
+        model: the whole model; what is compared shares everything behind its last block.
+        structure: its blocks.
+        windows: token windows, shape [windows, seq_len].
+        states: what the model's last block returns for them.
+        positions: of each window, int64 [positions]; every one has a next token in the window.
+
+    Raises:
+        RequestError: what the model does behind its last block looks at more than one position.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: ModelStructure,
+        windows: TokenWindows,
+        states: States,
+        positions: Tensor,
+    ) -> None:
+        self._place = parameter_device(model)
+        self._model = model
+        self._positions = positions
+        self._states = self._at_positions(states)  # [windows * positions, hidden]
+        self._targets = windows.ids[:, positions + 1].flatten()  # [windows * positions]
+        with evaluation_mode(model), torch.no_grad():
+            self._ids = windows.ids.flatten()[: windows.record.seq_len][None]  # [1, seq_len]
+            self._tail = Tail(model, structure.blocks, self._ids.to(self._place))
+            self._check_positions_stand_alone(states[0])
+
+    @property
+    def n_positions(self) -> int:
+        """Positions that are compared, over all windows."""
+        return len(self._targets)
+
+    def divergences(self, others: Sequence[States]) -> list[float]:
+        """KL(this ‖ other) in nats, mean over the positions, for each of the `others`."""
+
+        def divergence(own: Tensor, other: Tensor, _targets: Tensor) -> Tensor:
+            # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
+            difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
+            return difference.mul_(own.exp()).sum(dim=1)
+
+        return self._means(others, divergence)
+
+    def losses(self, others: Sequence[States]) -> list[float]:
+        """Negative log-likelihood of the next token beyond this model's, mean over the positions."""
+
+        def excess(own: Tensor, other: Tensor, targets: Tensor) -> Tensor:
+            return (own - other).gather(1, targets[:, None])
+
+        return self._means(others, excess)
+
+    def _means(self, others: Sequence[States], of: _Comparison) -> list[float]:
+        sums = [0.0] * len(others)
+        selected = [self._at_positions(states) for states in others]
+        size = self._chunk_size()
+        with evaluation_mode(self._model), torch.no_grad():
+            for start in range(0, self.n_positions, size):
+                chosen = slice(start, start + size)
+                own = self._log_probabilities(self._states[chosen])
+                targets = self._targets[chosen].to(own.device)
+                for index, states in enumerate(selected):
+                    compared = of(own, self._log_probabilities(states[chosen]), targets)
+                    sums[index] += float(compared.sum(dtype=torch.float64))
+        return [total / self.n_positions for total in sums]
+
+    def _chunk_size(self) -> int:
+        with torch.no_grad():
+            vocabulary = self._logits(self._states[:1]).shape[-1]
+        return int(max(1, min(_LOGITS_AT_ONCE // vocabulary, self._ids.shape[1])))
+
+    def _at_positions(self, states: States) -> Tensor:
+        """The states [windows, seq_len, hidden] at the positions, [windows * positions, hidden]."""
+        return torch.cat([batch[:, self._positions.to(batch.device)].flatten(0, 1) for batch in states])
+
+    def _log_probabilities(self, states: Tensor) -> Tensor:
+        """[positions, hidden] -> [positions, vocabulary], float32."""
+        return torch.log_softmax(self._logits(states).float(), dim=-1)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """[positions, hidden] -> [positions, vocabulary]: as one window, whatever its tokens."""
+        ids = self._ids[:, : len(states)]
+        return self._tail.logits(ids, states[None].to(self._place))[0]
+
+    def _check_positions_stand_alone(self, states: Tensor) -> None:
+        """Refuse a model whose logits change with the order in which positions are asked for."""
+        probe = states[0, -min(_PROBED, states.shape[1]) :]
+        forth, back = self._logits(probe), self._logits(probe.flip(0)).flip(0)
+        scale = float(forth.float().abs().amax())
+        if not torch.allclose(forth.float(), back.float(), rtol=0.0, atol=_TOLERANCE * max(scale, 1.0)):
+            raise RequestError(
+                "what this model does behind its last block looks at more than one position at a time: "
+                "damage to its output cannot be measured; use --measure output-error"
+            )
