@@ -212,12 +212,17 @@ def _choose_level(sizes: BlockSizes, levels: tuple[Level, ...], counts: tuple[in
     nearest = [level for level in fitting if abs(level.n_weights - asked) == distance]
     if whole in nearest:
         return whole
-    if distance <= SLACK * whole.n_weights:  # a plan that states a level exactly means that one
-        return _least_lost(nearest)
+    if distance <= SLACK * whole.n_weights and _is_exact(mlp, counts):
+        return _least_lost(nearest)  # a plan that states whole units for both parts means these
     near = distance + _ABOUT_EQUAL * whole.n_weights
     about = [level for level in fitting if abs(level.n_weights - asked) <= near]
     partial = [level for level in about if level.n_weights < whole.n_weights]
     return min(partial, key=lambda it: (it.lost / (whole.n_weights - it.n_weights), *_order(it)))
+
+
+def _is_exact(mlp: ChannelSizes, counts: Iterable[int]) -> bool:
+    """Whether what is asked of a feed-forward is one of the counts that it may have."""
+    return any(abs(mlp.asked - mlp.n_weights(count)) <= SLACK * mlp.asked for count in counts)
 
 
 def _least_lost(levels: Iterable[Level]) -> Level:

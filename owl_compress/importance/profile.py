@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
@@ -42,6 +42,7 @@ from owl_compress.importance.damage import (
 from owl_compress.importance.extension import check_extends, extended
 from owl_compress.importance.levels import checked_levels
 from owl_compress.importance.parts import Part, check_kind, find_parts, usual_kind
+from owl_compress.importance.reference import DEFAULT_POSITIONS, DenseReference
 from owl_compress.models.anatomy import find_roles
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.state import check_finite, identify, parameter_device
@@ -50,13 +51,6 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.output_gradients import output_gradients
-from owl_compress.walk.outputs import OutputDistribution, final_states, spread_positions
-
-_TOKENS_AT_ONCE = 2048
-"""Tokens of the damage windows that go through a block together: enough for matrix products to be fast."""
-
-DEFAULT_POSITIONS = 512
-"""Positions whose predictions are compared, over all windows."""
 
 _PASSES_OF_FISHER = 3
 """A pass forward, one more to take gradients in, and the way back."""
@@ -182,11 +176,19 @@ class _Profiler:
         if not trials and known is not None:
             return known
         start = perf_counter()
-        states = final_states(self.model, self.structure, self._batches, self.device, self.run.progress)
+        dense = DenseReference.of(
+            self.model,
+            self.structure,
+            self.damage,
+            self.device,
+            n_positions=self.options.positions,
+            batch_size=self.run.batch_size,
+            progress=self.run.progress,
+        )
         seconds_per_token = (perf_counter() - start) / self.damage.ids.numel()
         cost = self._forward_tokens(trials)
         self.run.announce(ProfileCost(len(trials), cost, cost * seconds_per_token))
-        tried = self._tried(trials, self._measure(states))
+        tried = self._tried(trials, dense)
         found = _damages(parts, tried, unit)
         profile = SensitivityProfile(parts=found, forward_tokens=cost, **header)
         return profile if known is None else extended(known, profile)
@@ -212,16 +214,7 @@ class _Profiler:
             "coverage": coverage_of(self.structure),
         }
 
-    @property
-    def _batches(self) -> list[Tensor]:
-        """The damage windows, several at a time."""
-        return self.damage.batches(self._batch_size)
-
-    @property
-    def _batch_size(self) -> int:
-        return max(self.run.batch_size, _TOKENS_AT_ONCE // self.damage.record.seq_len)
-
-    def _measure(self, states: Sequence[Tensor]) -> DamageMeasure:
+    def _measure(self, dense: DenseReference) -> DamageMeasure:
         match self.options.measure:
             case Measure.OUTPUT_ERROR:
                 return OutputError()
@@ -231,16 +224,14 @@ class _Profiler:
                     self.structure,
                     self.damage,
                     device=self.device,
-                    batch_size=self._batch_size,
+                    batch_size=dense.batch_size,
                     progress=self.run.progress,
                 )
                 return Fisher(gradients)
-        per_window = max(1, self.options.positions // len(self.damage))
-        positions = spread_positions(self.damage.record.seq_len, per_window)
-        dense = OutputDistribution(self.model, self.structure, self.damage, states, positions)
-        return Divergence(dense) if self.options.measure is Measure.KL else Loss(dense)
+        distribution = dense.distribution(self.model, self.structure)
+        return Divergence(distribution) if self.options.measure is Measure.KL else Loss(distribution)
 
-    def _tried(self, trials: Sequence[Trial], measure: DamageMeasure) -> list[Tried]:
+    def _tried(self, trials: Sequence[Trial], dense: DenseReference) -> list[Tried]:
         needs_inputs = self.backend.statistic is not None and self.statistics is not None
         names = {name for trial in trials for name in trial.budgets}
         bench = Bench(
@@ -250,11 +241,13 @@ class _Profiler:
                 self.statistics.batches(self.run.batch_size) if needs_inputs and self.statistics else (),
                 device=self.device,
             ),
-            damaged=BlockWalk(self.model, self.structure, self._batches, device=self.device),
+            damaged=BlockWalk(
+                self.model, self.structure, dense.windows.batches(dense.batch_size), device=self.device
+            ),
             dense=self.structure.blocks,
             backend=self.backend,
             grid=self.options.grid,
-            measure=measure,
+            measure=self._measure(dense),
             salience=salience_for(
                 self.backend,
                 self.model,

@@ -54,6 +54,11 @@ def spread_positions(seq_len: int, count: int) -> Tensor:
     return torch.linspace(first, last, count).round().long()
 
 
+def positions_of(windows: TokenWindows, count: int) -> Tensor:
+    """Positions of each window, about `count` over all of them; see `spread_positions`."""
+    return spread_positions(windows.record.seq_len, max(1, count // len(windows)))
+
+
 class OutputDistribution:
     """The next-token distribution of a model at some positions of some windows, to hold others against.
 

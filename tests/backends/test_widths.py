@@ -172,13 +172,20 @@ def test_nearly_as_near_counts_as_near_where_the_rest_can_make_up_for_it() -> No
     heads = attention(0.6, 8, 4, 1, 1, lost=[9.0] * 31 + [0.0])  # 24 of 40: (8, 2), (6, 3); 25: (5, 4)
     cheap = Level(5, 4, 25, 1.0)
     levels = tuple(cheap if (it.kv_heads, it.queries_per_group) == (5, 4) else it for it in heads.levels)
-    sizes = block("b", replace(heads, levels=levels), channels(0.6, 100))
+    sizes = block("b", replace(heads, levels=levels), channels(0.605, 100))
     (widths,) = choose_widths([sizes], Rounding(1))
     assert widths.level == cheap
-    assert 25 + 3 * (widths.channels or 0) <= 0.6 * 340 < 25 + 3 * ((widths.channels or 0) + 1)
+    assert 25 + 3 * (widths.channels or 0) <= 24 + 0.605 * 300 < 25 + 3 * ((widths.channels or 0) + 1)
     (alone,) = choose_widths([replace(sizes, mlp=None)], Rounding(1))
     assert alone.level is not None
     assert alone.level.n_weights == 24  # without a feed-forward nothing above the share
+
+
+def test_whole_units_stated_for_both_parts_are_what_is_carried_out() -> None:
+    heads = attention(0.6, 8, 4, 1, 1, lost=[1.0] * 31 + [0.0])  # 24 of 40, and others near by
+    (widths,) = choose_widths([block("b", heads, channels(0.6, 100))], Rounding(1))
+    assert widths.level is not None
+    assert (widths.level.n_weights, widths.channels) == (24, 60)
 
 
 def test_what_is_asked_whole_stays_whole() -> None:
