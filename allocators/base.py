@@ -1,18 +1,17 @@
-"""What an allocator is: from groups and a target to a monotone family of budgets."""
+"""What an allocator is: from groups and a target to a monotone family of budgets, or to costs of levels."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import fsum
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from owl_compress.allocators.damage import DamageCurve, FloatArray
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.report import LinearReport
 from owl_compress.errors import RequestError, nearest
-
-FloatArray = NDArray[np.float64]
 
 Curve = Callable[[float], FloatArray]
 """One value per group, none of which falls when the argument rises.
@@ -31,6 +30,21 @@ class OffBudget:
 
 
 @dataclass(frozen=True)
+class LevelCosts:
+    """The levels that each group may have, and what each of them costs: the least sum is wanted.
+
+    No order is forced between groups, and each has levels of its own; see `knapsack.least_cost`.
+
+    Attributes:
+        levels: of each group, rising, and on the grid if the target has one.
+        costs: at each of the levels, in one unit for all groups, finite.
+    """
+
+    levels: tuple[tuple[float, ...], ...]
+    costs: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
 class Group:
     """What gets one value: the linears of a block, one linear, or linears tied together.
 
@@ -40,6 +54,8 @@ class Group:
         depth: index of its block in the order of execution.
         metrics: those of the block (granularity block), or of the linear; of tied linears the weighted mean.
         linears: the linears the value applies to.
+        damage: of the group compressed alone, where the budgets are made from a sensitivity profile by an
+            allocator that reads it; otherwise None.
     """
 
     name: str
@@ -47,6 +63,7 @@ class Group:
     depth: int
     metrics: Mapping[str, float]
     linears: tuple[LinearReport, ...]
+    damage: DamageCurve | None = None
 
 
 @runtime_checkable
@@ -63,6 +80,8 @@ class Allocator(Protocol):
     """Whether it looks at measured metrics or histograms, and not at names and sizes alone."""
 
     # Further, where it follows somebody: `credit`, a ClassVar with the words for the model card, in Markdown.
+    # And where it divides by the damages of a sensitivity profile: `reads_damage`, a ClassVar that is True.
+    # Then it is given a profile and no report, its groups are parts of the profile, and they have `damage`.
 
     def settled(self, target: Target) -> Self:
         """The same allocator with every option that was left open (None) settled for this target.
@@ -72,7 +91,7 @@ class Allocator(Protocol):
         """
         ...
 
-    def curve(self, groups: Sequence[Group], target: Target) -> Curve | OffBudget:
+    def curve(self, groups: Sequence[Group], target: Target) -> Curve | OffBudget | LevelCosts:
         """Budgets of `groups`; `target.value` is the mean these groups have to meet. Called when settled."""
         ...
 
@@ -82,6 +101,11 @@ class Allocator(Protocol):
         They are also what the solver `optimal` weighs errors with.
         """
         ...
+
+
+def reads_damage(allocator: Allocator | type[Allocator]) -> bool:
+    """Whether it divides by the damages of a sensitivity profile; one that does not say does not."""
+    return bool(getattr(allocator, "reads_damage", False))
 
 
 def sizes(groups: Sequence[Group]) -> FloatArray:
@@ -113,3 +137,9 @@ def metric_values(groups: Sequence[Group], metric: str) -> FloatArray:
             )
             raise RequestError(f"the report has no metric {metric!r} for {group.name}: {hint} ({again})")
     return np.array([group.metrics[metric] for group in groups], dtype=np.float64)
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which layers.2 comes before layers.10."""
+    parts = re.split(r"([0-9]+)", name)
+    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)

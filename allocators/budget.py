@@ -17,13 +17,12 @@ the budget comes first. What remains undecided goes to the group whose name sort
 the order of the blocks in the file cannot matter.
 """
 
-import re
 from collections.abc import Sequence
 from math import floor, gcd
 
 import numpy as np
 
-from owl_compress.allocators.base import Curve, FloatArray, Group, sizes, weighted_mean
+from owl_compress.allocators.base import Curve, FloatArray, Group, natural_key, sizes, weighted_mean
 from owl_compress.allocators.choice import Key, LevelChoice
 from owl_compress.allocators.target import Target
 from owl_compress.documents.units import KeptOfGrid, Unit
@@ -148,15 +147,9 @@ def _least_cost(groups: Sequence[Group], cost: FloatArray, keys: Sequence[Key], 
 def _interchangeable(groups: Sequence[Group], keys: Sequence[Key]) -> list[list[int]]:
     """Groups of equal key and size, by name; the classes from the highest key to the lowest, then by name."""
     order = sorted(
-        range(len(groups)), key=lambda i: (tuple(-key for key in keys[i]), _natural(groups[i].name))
+        range(len(groups)), key=lambda i: (tuple(-key for key in keys[i]), natural_key(groups[i].name))
     )
     classes: dict[tuple[Key, int], list[int]] = {}
     for i in order:
         classes.setdefault((keys[i], groups[i].n_weights), []).append(i)
     return list(classes.values())
-
-
-def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key in which layers.2 comes before layers.10."""
-    parts = re.split(r"([0-9]+)", name)
-    return tuple((1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts)

@@ -34,6 +34,7 @@ class Dlp:
     name: ClassVar[str] = "dlp"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
 
     metric: str = option("score_median", METRIC_TEXT)
     lam: float | None = option(

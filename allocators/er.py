@@ -24,6 +24,7 @@ class Er:
     name: ClassVar[str] = "er"
     granularity: ClassVar[Granularity] = "linear"
     reads_scores: ClassVar[bool] = False
+    reads_damage: ClassVar[bool] = False
 
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""

@@ -25,6 +25,7 @@ class ErPlus:
     name: ClassVar[str] = "er-plus"
     granularity: ClassVar[Granularity] = "linear"
     reads_scores: ClassVar[bool] = False
+    reads_damage: ClassVar[bool] = False
 
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""

@@ -24,6 +24,7 @@ class GlobalThreshold:
     name: ClassVar[str] = "global"
     granularity: ClassVar[Granularity] = "linear"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
 
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""

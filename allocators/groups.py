@@ -6,10 +6,13 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import groupby
 from math import fsum
+from typing import Protocol
 
 from owl_compress.allocators.base import Group
 from owl_compress.allocators.target import Granularity, Target
-from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
+from owl_compress.documents.coverage import Coverage
+from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.report import BlockReport, LinearReport
 from owl_compress.documents.roles import fused_role, sublayer_of
 from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError
@@ -26,8 +29,33 @@ class Partition:
         """True where the allocator decides."""
         return linear.name not in self.skipped and linear.name not in self.pinned
 
+    def fate(self, name: str) -> str:
+        """What happens to a linear, in words."""
+        if name in self.skipped:
+            return "skipped"
+        return f"set to {self.pinned[name]:g}" if name in self.pinned else "left to the allocator"
 
-def partition(report: ImportanceReport, target: Target) -> Partition:
+
+class Account(Protocol):
+    """The blocks of a model and their linears, as a report lists them."""
+
+    @property
+    def model(self) -> ModelIdentity:
+        """Which model."""
+        ...
+
+    @property
+    def blocks(self) -> tuple[BlockReport, ...]:
+        """In the order of execution."""
+        ...
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What of the weights in the blocks is in this account."""
+        ...
+
+
+def partition(report: Account, target: Target) -> Partition:
     """Apply skips and pins.
 
     A skip wins over a pattern of pins; among pins the name of a linear wins over that of a block, and a name
@@ -64,7 +92,7 @@ def partition(report: ImportanceReport, target: Target) -> Partition:
     return result
 
 
-def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
+def _protected(report: Account, target: Target) -> frozenset[str]:
     """The linears of the first and last blocks, and of the parts, that are to stay as they are."""
     n_blocks = len(report.blocks)
     if target.protect_first + target.protect_last >= n_blocks:
@@ -90,7 +118,7 @@ def _protected(report: ImportanceReport, target: Target) -> frozenset[str]:
 
 
 def build_groups(
-    report: ImportanceReport, split: Partition, granularity: Granularity, target: Target
+    report: Account, split: Partition, granularity: Granularity, target: Target
 ) -> tuple[Group, ...]:
     """The free linears, grouped by block, or one by one with those tied that have to stay alike."""
     groups: list[Group] = []
@@ -101,8 +129,8 @@ def build_groups(
             continue
         tied: dict[str, list[LinearReport]] = {}
         for linear in free:
-            tied.setdefault(_tie(linear, target), []).append(linear)
-        groups += [_group(_joint_name(same), depth, _joint_metrics(same), same) for same in tied.values()]
+            tied.setdefault(tie_of(linear, target), []).append(linear)
+        groups += [_group(joint_name(same), depth, _joint_metrics(same), same) for same in tied.values()]
     return tuple(groups)
 
 
@@ -110,7 +138,7 @@ def _group(name: str, depth: int, metrics: Mapping[str, float], linears: Sequenc
     return Group(name, sum(linear.n_weights for linear in linears), depth, metrics, tuple(linears))
 
 
-def _tie(linear: LinearReport, target: Target) -> str:
+def tie_of(linear: LinearReport, target: Target) -> str:
     """What a linear shares its value with: bits within what servers fuse, widths within attention or FFN."""
     match target.unit:
         case Unit.BITS if target.tie:
@@ -122,25 +150,21 @@ def _tie(linear: LinearReport, target: Target) -> str:
 
 
 def _check_ties(block: BlockReport, split: Partition, target: Target) -> None:
-    members = sorted(block.linears, key=lambda linear: _tie(linear, target))
-    for _, tied in groupby(members, key=lambda linear: _tie(linear, target)):
+    members = sorted(block.linears, key=lambda linear: tie_of(linear, target))
+    for _, tied in groupby(members, key=lambda linear: tie_of(linear, target)):
         first, *others = tied
         for other in others:
-            if _fate(first, split) != _fate(other, split):
+            if split.fate(first.name) != split.fate(other.name):
                 untie = ", or untie them with --no-tie" if target.unit is Unit.BITS else ""
+                fate, other_fate = split.fate(first.name), split.fate(other.name)
                 raise RequestError(
-                    f"{first.name} is {_fate(first, split)} but {other.name} is {_fate(other, split)}, and "
-                    f"both need the same {target.unit}: pin or skip them together{untie}"
+                    f"{first.name} is {fate} but {other.name} is {other_fate}, and both need the same "
+                    f"{target.unit}: pin or skip them together{untie}"
                 )
 
 
-def _fate(linear: LinearReport, split: Partition) -> str:
-    if linear.name in split.skipped:
-        return "skipped"
-    return f"set to {split.pinned[linear.name]:g}" if linear.name in split.pinned else "left to the allocator"
-
-
-def _joint_name(linears: Sequence[LinearReport]) -> str:
+def joint_name(linears: Sequence[LinearReport]) -> str:
+    """What linears of one block that share a value are called together."""
     first, *others = (linear.name for linear in linears)
     return "+".join([first, *(name.rpartition(".")[2] for name in others)])
 
@@ -161,7 +185,7 @@ def _names(pattern: str, linears: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in linears)
 
 
-def _matching(pattern: str, report: ImportanceReport, option: str) -> frozenset[str]:
+def _matching(pattern: str, report: Account, option: str) -> frozenset[str]:
     """Names of the linears that a block name, linear name or glob pattern stands for."""
     found = frozenset(
         linear.name

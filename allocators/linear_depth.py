@@ -16,8 +16,10 @@ from owl_compress.options import option
 class LinearDepth:
     """The first block keeps most, the last least, with equal steps between, and OWL's range for the same lam.
 
-    Needs nothing but the order of the blocks. Proposed for LLMs as a rule of thumb beside measured scores;
-    here with the mean met exactly for unequal blocks too.
+    Needs nothing but the order of the blocks. This is what ATP proposes (arXiv 2502.14770): sparsities in an
+    arithmetic progression that rises with depth, S_i = S + beta · (i - (L + 1) / 2) for block i of L, with
+    beta searched for. That is law `published` with lam = beta · (L - 1) / 2. Here the mean is met exactly for
+    blocks of unequal sizes too, and beta is not searched for.
 
     Attributes:
         lam: half the range (law `published`) or largest departure (law `bounded`, used on grids), as for
@@ -27,6 +29,7 @@ class LinearDepth:
     name: ClassVar[str] = "linear-depth"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = False
+    reads_damage: ClassVar[bool] = False
 
     lam: float | None = option(None, LAM_TEXT)
 

@@ -67,6 +67,7 @@ class Owl:
     name: ClassVar[str] = "owl"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
     credit: ClassVar[str] = PAPER
 
     metric: str = option("lod@5", METRIC_TEXT)

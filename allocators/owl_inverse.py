@@ -29,6 +29,7 @@ class OwlInverse:
     name: ClassVar[str] = "owl-inverse"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
     credit: ClassVar[str] = PAPER
 
     metric: str = option("lod@5", METRIC_TEXT)

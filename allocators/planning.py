@@ -1,4 +1,4 @@
-"""From a report, an allocator and a target to a plan."""
+"""From a report or a sensitivity profile, an allocator and a target to a plan."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -8,9 +8,19 @@ from itertools import pairwise
 import numpy as np
 from pydantic import JsonValue
 
-from owl_compress.allocators.base import Allocator, FloatArray, Group, OffBudget, sizes
+from owl_compress.allocators.base import (
+    Allocator,
+    FloatArray,
+    Group,
+    LevelCosts,
+    OffBudget,
+    reads_damage,
+    sizes,
+)
 from owl_compress.allocators.budget import continuous, optimal, proportional
-from owl_compress.allocators.groups import Partition, build_groups, partition
+from owl_compress.allocators.groups import Account, Partition, build_groups, partition
+from owl_compress.allocators.knapsack import least_cost
+from owl_compress.allocators.profiled import ProfiledModel, check_fits, part_groups, told
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.plan import (
     ASKED_TARGET,
@@ -21,6 +31,7 @@ from owl_compress.documents.plan import (
     weighted_mean,
 )
 from owl_compress.documents.report import ImportanceReport, LinearReport
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit, kept_weights
 from owl_compress.errors import RequestError
 
@@ -29,18 +40,23 @@ _SHAPE_OPTIONS = ("lam", "law")
 _ROUNDING = 1e-12
 
 
-def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) -> Plan:
-    """Divide the target over the linears of the report.
+Source = ImportanceReport | SensitivityProfile
+"""What budgets are made from: metrics of all parts of a model, or damages of them."""
+
+
+def make_plan(source: Source, allocator: Allocator, target: Target) -> Plan:
+    """Divide the target over the linears of the source.
 
     Raises:
         RequestError: the request cannot be satisfied.
     """
+    _check_source(source, allocator)
     _check_solver(allocator, target)
     settled = allocator.settled(target)
-    granularity = _granularity(settled, target)
-    split = partition(report, target)
-    groups = build_groups(report, split, granularity, target)
-    values, keeps_budget = _solve(settled, groups, _target_of_free(report, split, target))
+    model = ProfiledModel(source) if isinstance(source, SensitivityProfile) else source
+    split = partition(model, target)
+    groups, grouping = _groups(model, split, settled, target)
+    values, keeps_budget = _solve(settled, groups, _target_of_free(model, split, target))
     chosen = dict(split.pinned) | {
         linear.name: value
         for group, value in zip(groups, values.tolist(), strict=True)
@@ -50,7 +66,7 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         LinearBudget(
             name=linear.name, block=block.name, n_weights=linear.n_weights, value=chosen[linear.name]
         )
-        for block in report.blocks
+        for block in model.blocks
         for linear in block.linears
         if linear.name not in split.skipped
     )
@@ -58,7 +74,9 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
     achieved = weighted_mean(budgets)
     drift = 0.0 if keeps_budget else achieved - target.value
     drifts = abs(drift) > ROUNDING * abs(target.value)
-    told: dict[str, JsonValue] = {ASKED_TARGET: target.value, "drift": drift} if drifts else {}
+    more: dict[str, JsonValue] = {ASKED_TARGET: target.value, "drift": drift} if drifts else {}
+    if isinstance(model, ProfiledModel):
+        more |= told(model, chosen, target)
     return Plan(
         unit=target.unit,
         target=achieved if drifts else target.value,
@@ -66,14 +84,45 @@ def make_plan(report: ImportanceReport, allocator: Allocator, target: Target) ->
         low=target.plan_low,
         high=target.plan_high,
         allocator=AllocatorRecord(
-            name=settled.name,
-            parameters=_parameters(settled, granularity, target) | told,
+            name=settled.name, parameters=_parameters(settled, grouping, target) | more
         ),
-        report=report.fingerprint,
-        skipped=tuple(linear.name for linear in _linears(report) if linear.name in split.skipped),
-        coverage=report.coverage,
+        report=source.fingerprint,
+        skipped=tuple(linear.name for linear in _linears(model) if linear.name in split.skipped),
+        coverage=model.coverage,
         budgets=budgets,
     )
+
+
+def _check_source(source: Source, allocator: Allocator) -> None:
+    """Refuse an allocator that reads what the document does not hold."""
+    if isinstance(source, SensitivityProfile):
+        if allocator.reads_scores:
+            raise RequestError(
+                f"allocator {allocator.name!r} reads the metrics of a report, and this is a sensitivity "
+                "profile: give it the report that measure writes, or leave the allocator open"
+            )
+    elif reads_damage(allocator):
+        raise RequestError(
+            f"allocator {allocator.name!r} reads the damages of a sensitivity profile, and this is a report: "
+            "give it the profile that sensitivity writes, or name another allocator"
+        )
+
+
+def _groups(
+    model: ImportanceReport | ProfiledModel, split: Partition, allocator: Allocator, target: Target
+) -> tuple[tuple[Group, ...], dict[str, JsonValue]]:
+    """What gets one value each, and how the plan says that they were formed."""
+    if isinstance(model, ProfiledModel) and reads_damage(allocator):
+        check_fits(model.profile, target)
+        asked = target.granularity
+        record: dict[str, JsonValue] = {} if asked is None else {"granularity": asked}
+        # Linears that are tied may lie in different parts, which are joined then.
+        is_tied = target.unit is Unit.BITS and asked != "block"
+        return part_groups(model, split, asked, target), record | ({"tie": target.tie} if is_tied else {})
+    granularity = _granularity(allocator, target)
+    record = {"granularity": granularity}
+    is_tied = target.unit is Unit.BITS and granularity == "linear"
+    return build_groups(model, split, granularity, target), record | ({"tie": target.tie} if is_tied else {})
 
 
 def _check_kept(budgets: Sequence[LinearBudget], split: Partition, target: Target) -> None:
@@ -105,8 +154,8 @@ def _n_kept(budget: LinearBudget, target: Target) -> int:
     return kept_weights(budget.value, budget.n_weights)
 
 
-def _linears(report: ImportanceReport) -> list[LinearReport]:
-    return [linear for block in report.blocks for linear in block.linears]
+def _linears(model: Account) -> list[LinearReport]:
+    return [linear for block in model.blocks for linear in block.linears]
 
 
 def _granularity(allocator: Allocator, target: Target) -> Granularity:
@@ -119,6 +168,11 @@ def _granularity(allocator: Allocator, target: Target) -> Granularity:
 def _check_solver(allocator: Allocator, target: Target) -> None:
     if target.solver != "optimal":
         return
+    if reads_damage(allocator):
+        raise RequestError(
+            f"solver 'optimal' weighs expected errors by importance, and {allocator.name} has damages that "
+            "were measured and a solver for them: drop --solver"
+        )
     options = asdict(allocator)
     for name in _SHAPE_OPTIONS:
         if options.get(name) is not None:
@@ -128,9 +182,9 @@ def _check_solver(allocator: Allocator, target: Target) -> None:
             )
 
 
-def _target_of_free(report: ImportanceReport, split: Partition, target: Target) -> Target:
+def _target_of_free(model: Account, split: Partition, target: Target) -> Target:
     """The target of the linears that are neither skipped nor pinned: what the pins leave over."""
-    counted = [linear for linear in _linears(report) if linear.name not in split.skipped]
+    counted = [linear for linear in _linears(model) if linear.name not in split.skipped]
     pinned = [linear for linear in counted if linear.name in split.pinned]
     if not pinned:
         return target
@@ -169,7 +223,7 @@ def _check_all_pinned(mean: float, linears: Sequence[LinearReport], target: Targ
 def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tuple[FloatArray, bool]:
     """One value per group, and whether the budget laws hold for them."""
     low, high = target.solver_bounds
-    if not groups or target.value >= high:
+    if not groups or (target.value >= high and not reads_damage(allocator)):
         return np.full(len(groups), high), True
     importance = allocator.importance(groups)
     if target.solver == "optimal":
@@ -182,6 +236,8 @@ def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tup
     curve = allocator.curve(groups, target)
     if isinstance(curve, OffBudget):
         return curve.values, False
+    if isinstance(curve, LevelCosts):
+        return least_cost(groups, curve, target), True
     values = continuous(curve, sizes(groups), target.value, low, high)
     if target.grid is None:
         return values, True
@@ -189,15 +245,13 @@ def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tup
     return proportional(groups, values, rank, target), True
 
 
-def _parameters(allocator: Allocator, granularity: Granularity, target: Target) -> dict[str, JsonValue]:
+def _parameters(allocator: Allocator, grouping: dict[str, JsonValue], target: Target) -> dict[str, JsonValue]:
     options = asdict(allocator)
     if target.solver == "optimal":
         options = {name: value for name, value in options.items() if name not in _SHAPE_OPTIONS}
-    parameters: dict[str, JsonValue] = options | {"granularity": granularity}
-    if target.grid is not None:
+    parameters: dict[str, JsonValue] = options | grouping
+    if target.grid is not None and not reads_damage(allocator):
         parameters["solver"] = target.solver
-    if target.unit is Unit.BITS and granularity == "linear":
-        parameters["tie"] = target.tie
     if target.pins:
         parameters["set"] = dict(target.pins)
     if target.skips:

@@ -28,6 +28,7 @@ class SeededRandom:
     name: ClassVar[str] = "random"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = False
+    reads_damage: ClassVar[bool] = False
 
     seed: int = option(0, "Which draw.")
     lam: float | None = option(None, LAM_TEXT)

@@ -179,6 +179,14 @@ class Target:
         return self.low is not None or self.high is not None
 
     @property
+    def is_continuous(self) -> bool:
+        """True where a value between two others can be given out as well: densities off a grid.
+
+        Widths are off a grid, but go by heads and channels.
+        """
+        return self.grid is None and self.unit is Unit.DENSITY
+
+    @property
     def levels(self) -> tuple[float, ...]:
         """The grid values that may be given out, rising; empty without a grid."""
         if self.grid is None:

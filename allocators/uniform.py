@@ -17,6 +17,7 @@ class Uniform:
     name: ClassVar[str] = "uniform"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = False
+    reads_damage: ClassVar[bool] = False
 
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""

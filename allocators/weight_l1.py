@@ -30,6 +30,7 @@ class WeightL1:
     name: ClassVar[str] = "weight-l1"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
 
     lam: float | None = option(None, LAM_TEXT)
 

@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "allocate, dict": (
         lambda t: oc.allocate(t.report.model_dump(), sparsity=0.5),
-        "an ImportanceReport, not a d",
+        "an ImportanceReport or a SensitivityProfile, not a d",
     ),
     "allocate, path": (lambda _: oc.allocate("report.json", sparsity=0.5), r"ImportanceReport\.read\(path\)"),
     "allocate, skips": (

@@ -9,14 +9,18 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.documents.disk import check_output_file
-from owl_compress.documents.kinds import AnyDocument, read_document
+from owl_compress.documents.kinds import read_document
 from owl_compress.documents.outputs import PICTURE
+from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError, nearest
 
 if TYPE_CHECKING:  # a refusal must not wait for matplotlib
     from owl_compress.pages.chart import Budgets
+
+Drawable = ImportanceReport | Plan | Result
 
 _BESIDE_WEIGHTS = ("report.json", "plan.json")
 _METRIC = "lod@5"
@@ -38,7 +42,7 @@ def chart(
     if out.suffix.lower() != ".png":
         raise RequestError(f"--out {out} is no name of a picture: charts are PNG, name it {out.stem}.png")
     check_output_file(out, inputs=files, kind=PICTURE)
-    found = [(path, read_document(path)) for file in files for path in _files_of(file)]
+    found = [(path, _drawable(path)) for file in files for path in _files_of(file)]
     reports = [document for _, document in found if isinstance(document, ImportanceReport)]
     if len(reports) > 1:
         raise RequestError(
@@ -64,7 +68,16 @@ def _files_of(path: Path) -> list[Path]:
     return found
 
 
-def _budgets(found: Sequence[tuple[Path, AnyDocument]]) -> "list[Budgets]":
+def _drawable(path: Path) -> Drawable:
+    document = read_document(path)
+    if isinstance(document, SensitivityProfile):
+        raise RequestError(
+            f"{path} is a sensitivity profile, which has no budgets to draw: name a plan made from it"
+        )
+    return document
+
+
+def _budgets(found: Sequence[tuple[Path, Drawable]]) -> "list[Budgets]":
     """What plans and results say of every block, each under a name that tells it from the others."""
     from owl_compress.pages.chart import Budgets
 
@@ -75,7 +88,7 @@ def _budgets(found: Sequence[tuple[Path, AnyDocument]]) -> "list[Budgets]":
     return [one.called(str(path)) for one, (path, _) in zip(budgets, found, strict=True)]
 
 
-def _metric(report: ImportanceReport | None, asked: str | None, documents: Sequence[AnyDocument]) -> str:
+def _metric(report: ImportanceReport | None, asked: str | None, documents: Sequence[Drawable]) -> str:
     """The metric to draw: the one that was asked for, or the one that a plan was made from."""
     if report is None:
         if asked is not None:

@@ -10,8 +10,8 @@ from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, report_table
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
+from owl_compress.documents.kinds import read_source
 from owl_compress.documents.recipe import Recipe, Topic
-from owl_compress.documents.report import ImportanceReport
 from owl_compress.errors import RequestError
 
 MEASURE_TOPICS = (Topic.TEXT, Topic.SEED, Topic.MACHINE)
@@ -44,26 +44,32 @@ def measure(
 
 
 def allocate(
-    report: Annotated[Path, options.path_argument("REPORT", "The report that `measure` wrote.")],
+    source: Annotated[
+        Path,
+        options.path_argument(
+            "FILE", "The report that `measure` wrote, or the profile that `sensitivity` did."
+        ),
+    ],
     out: options.OptionalOutFile = None,
     dry_run: options.DryRunOfPlan = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     **given: Any,
 ) -> None:
-    """Divide a budget over the blocks of a report, and write the plan."""
-    from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR
+    """Divide a budget over the blocks of a report or a sensitivity profile, and write the plan."""
+    from owl_compress.pipeline.methods import default_for
     from owl_compress.pipeline.request import plan_for
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
     if out is not None:
-        check_output_file(out, inputs=[report], kind="plan")
+        check_output_file(out, inputs=[source], kind="plan")
+    measured = read_source(source)
     # The request of a run, whose model is measured already and whose backend is still open.
-    defaults = {"model": str(report), "backend": "any", "allocator": DEFAULT_ALLOCATOR}
+    defaults = {"model": str(source), "backend": "any", "allocator": default_for(measured)}
     recipe = Recipe.from_options(defaults | given, "options")
     output = Output(as_json=as_json, quiet=quiet)
-    plan = plan_for(ImportanceReport.read(report), recipe)
+    plan = plan_for(measured, recipe)
     if out is not None and not dry_run:
         plan.write(out)
     output.answer(plan.model_dump(mode="json"), plan_table(plan))

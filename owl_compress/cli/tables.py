@@ -13,7 +13,7 @@ from owl_compress.documents.measurements import (
     Speedup,
     Verification,
 )
-from owl_compress.documents.plan import Plan, weighted_mean
+from owl_compress.documents.plan import PREDICTED_DAMAGE, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.units import KeptOfGrid, Unit
@@ -65,6 +65,7 @@ def plan_table(plan: Plan, result: Result | None = None) -> Sheet:
         columns += _columns_of_result(result, [row.name for row in rows])
     else:  # the result says the same
         notes += coverage_in_words(plan.coverage, sum(sizes))
+        notes += _predicted_damage(plan)
     return Sheet(_plan_title(plan), tuple(columns), tuple(notes))
 
 
@@ -72,6 +73,16 @@ def _plan_title(plan: Plan) -> str:
     drift = plan.target - plan.asked
     off = f", a drift of {drift:+g} off {plan.asked:g}" if drift else ""
     return f"Plan by {plan.allocator.name}: {target_in_words(plan)} on average{off}"
+
+
+def _predicted_damage(plan: Plan) -> list[str]:
+    """What a plan from a sensitivity profile says of its damage."""
+    told = plan.allocator.parameters
+    damage, n_unknown = told.get(PREDICTED_DAMAGE), told.get("n_parts_not_predicted")
+    if not isinstance(damage, int | float):
+        return []
+    without = f", without {n_unknown} parts at levels that were not measured" if n_unknown else ""
+    return [f"predicted damage ({told.get('measure')}, the sum over all parts): {damage:.4g}{without}"]
 
 
 def _columns_of_result(result: Result, blocks: Sequence[str]) -> list[Column]:

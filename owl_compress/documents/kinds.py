@@ -1,4 +1,4 @@
-"""A file of ours whose kind is not known beforehand: a report, a plan or a result."""
+"""A file of ours whose kind is not known beforehand: a report, a profile, a plan or a result."""
 
 import re
 from pathlib import Path
@@ -6,18 +6,19 @@ from pathlib import Path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 
-AnyDocument = ImportanceReport | Plan | Result
+AnyDocument = ImportanceReport | SensitivityProfile | Plan | Result
 
 _KINDS: dict[str, type[AnyDocument]] = {
-    kind.SCHEMA.rpartition("/")[0]: kind for kind in (ImportanceReport, Plan, Result)
+    kind.SCHEMA.rpartition("/")[0]: kind for kind in (ImportanceReport, SensitivityProfile, Plan, Result)
 }
 _SCHEMA = re.compile(r'"schema"\s*:\s*"(owl-compress/[\w-]+)/\d+"')
 
 
 def read_document(path: Path) -> AnyDocument:
-    """Read the report, plan or result at `path`.
+    """Read the report, sensitivity profile, plan or result at `path`.
 
     Raises:
         RequestError: unreadable, none of these, or with invalid content.
@@ -36,3 +37,17 @@ def read_document(path: Path) -> AnyDocument:
             "compress or run wrote"
         )
     return kind.read(path)
+
+
+def read_source(path: Path) -> ImportanceReport | SensitivityProfile:
+    """Read what budgets are made from.
+
+    Raises:
+        RequestError: unreadable, neither a report nor a sensitivity profile, or with invalid content.
+    """
+    try:
+        found = _SCHEMA.search(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None  # said by the reading of a report
+    is_profile = found is not None and _KINDS.get(found[1]) is SensitivityProfile
+    return SensitivityProfile.read(path) if is_profile else ImportanceReport.read(path)

@@ -25,6 +25,9 @@ ROUNDING = 1e-9
 ASKED_TARGET = "asked_target"
 """The allocator's parameter under which a plan off its budget states the target that was asked for."""
 
+PREDICTED_DAMAGE = "predicted_damage"
+"""The allocator's parameter under which a plan from a sensitivity profile states its sum of damages."""
+
 
 def _kind_of_grid(grid: object) -> str:
     """Which of the two grids is meant, so that what is wrong with it is said of that one."""
@@ -79,7 +82,11 @@ class Plan(Document):
     low: float
     high: float
     allocator: AllocatorRecord
-    report: str = Field(description="fingerprint of the report or sensitivity profile it was made from")
+    report: str | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="fingerprint of the report or sensitivity profile it was made from; None if of neither",
+    )
     achieved: float = Field(default=0.0, description="weighted mean; computed, never trusted from a file")
     skipped: tuple[str, ...] = Field(default=(), description="linears left alone and out of the account")
     coverage: Coverage | None = Field(

@@ -105,7 +105,9 @@ class Result(Document):
     peak_device_bytes: Count
     peak_host_bytes: Count
     versions: dict[str, str]
-    report: str
+    report: str | None = Field(
+        default=None, exclude_if=is_none, description="what the plan says that it was made from"
+    )
     plan: str
     budgets: tuple[LinearResult, ...] = Field(min_length=1)
 

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
+from owl_compress.documents.report import Metric
 from owl_compress.documents.result import MethodRecord
 from owl_compress.documents.units import KeptOfGrid, Unit, WeightCount
 
@@ -66,7 +67,7 @@ class PartDamage(Frozen):
     linears: tuple[str, ...] = Field(min_length=1)
     n_weights: WeightCount
     levels: tuple[float, ...] = Field(min_length=1, description="rising; a larger one keeps more")
-    damage: tuple[float, ...] = Field(description="at each of the levels")
+    damage: tuple[Metric, ...] = Field(description="at each of the levels")
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> Self:

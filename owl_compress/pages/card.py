@@ -290,7 +290,8 @@ def _recipe(recipe_yaml: str | None) -> list[str]:
 
 def _versions(result: Result, credit: str | None) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in sorted(result.versions.items()))
-    text = f"{versions}. Fingerprints: report `{result.report[:16]}…`, plan `{result.plan[:16]}…`."
+    made_from = f"report `{result.report[:16]}…`, " if result.report else ""
+    text = f"{versions}. Fingerprints: {made_from}plan `{result.plan[:16]}…`."
     if credit:
         text += f"\nThe allocator follows {credit}."
     return f"## Versions\n\n{text}"

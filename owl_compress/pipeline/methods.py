@@ -1,6 +1,6 @@
 """The methods there are: the tables of allocators and backends, and who is meant where nobody says."""
 
-from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR
+from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR, default_for
 from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
 
-__all__ = ["ALLOCATORS", "BACKENDS", "DEFAULT_ALLOCATOR", "DEFAULT_BACKEND"]
+__all__ = ["ALLOCATORS", "BACKENDS", "DEFAULT_ALLOCATOR", "DEFAULT_BACKEND", "default_for"]

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from owl_compress.allocators import Allocator, Target, allocate
+from owl_compress.allocators import Allocator, Source, Target, allocate
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, option_name
-from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import not_taken
@@ -205,14 +204,14 @@ def _not_taken(option: str, methods: Sequence[tuple[Registry, str]]) -> str:
     return f"unknown key {shown!r}: {nearest(shown, known)}"
 
 
-def plan_for(report: ImportanceReport, recipe: Recipe) -> Plan:
-    """Divide the budget of `recipe` over the linears of a report.
+def plan_for(source: Source, recipe: Recipe) -> Plan:
+    """Divide the budget of `recipe` over the linears of a report or a sensitivity profile.
 
     Raises:
         RequestError: the request cannot be satisfied.
     """
     check_options(recipe)
-    return allocate(report, allocator_of(recipe), target_of(recipe))
+    return allocate(source, allocator_of(recipe), target_of(recipe))
 
 
 def check_unit(backend: str, unit: Unit) -> None:

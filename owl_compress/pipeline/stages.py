@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from owl_compress.allocators import DEFAULT_ALLOCATOR, Allocator, Target
+from owl_compress.allocators import Allocator, Target, default_for
 from owl_compress.allocators import allocate as allocate_to_target
 from owl_compress.arguments import checked
 from owl_compress.backends import BACKENDS
@@ -31,6 +31,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.limits import check_vocabulary, resolve_seq_len
@@ -194,24 +195,25 @@ def evaluate(
 
 @checked
 def allocate(
-    report: ImportanceReport,
-    allocator: str | Allocator = DEFAULT_ALLOCATOR,
+    source: ImportanceReport | SensitivityProfile,
+    allocator: str | Allocator | None = None,
     *,
     target: Target | None = None,
     **options: Any,
 ) -> Plan:
-    """Divide a budget over the linears of `report`.
+    """Divide a budget over the linears of `source`, a report or a sensitivity profile.
 
-    Give a `target`, or one of `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`)
-    and the options of a target (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is
-    an option of the allocator, such as `metric="lod@5"` or `lam=0.08`.
+    Left open, the allocator is "owl" for a report and "sensitivity" for a profile. Give a `target`, or one of
+    `sparsity=0.7`, `nm="3:8"`, `prune_ratio=0.2`, `bits=3` (with `bit_choices`) and the options of a target
+    (`low`, `high`, `granularity`, `pins`, `skips`, `solver`); everything else is an option of the allocator,
+    such as `metric="lod@5"` or `lam=0.08`.
 
     Raises:
         RequestError: the request cannot be satisfied.
     """
     if target is None:
         target, options = split_target(options)
-    return allocate_to_target(report, allocator, target, options)
+    return allocate_to_target(source, allocator or default_for(source), target, options)
 
 
 @checked

@@ -132,6 +132,33 @@ def report(done: Callable[..., Outcome], here: Path) -> Path:
 
 
 @pytest.fixture
+def profile(report: Path, here: Path) -> Path:
+    """A sensitivity profile of the tiny model by block, as if unstructured pruning had been measured."""
+    measured = json.loads(report.read_text())
+    text = {"source": "text.txt", "token_ids_sha256": "0", "sequences": 1, "seq_len": 8, "sampling": "first"}
+    parts = [
+        {
+            "name": block["name"], "kind": "block", "block": block["name"], "n_weights": block["n_weights"],
+            "linears": [linear["name"] for linear in block["linears"]],
+            "levels": [0.2, 0.5, 1.0], "damage": [2.0 + index, 0.5, 0.0],
+        }
+        for index, block in enumerate(measured["blocks"])
+    ]  # fmt: skip
+    linears = [
+        {key: linear[key] for key in ("name", "role", "shape")} | {"block": block["name"]}
+        for block in measured["blocks"]
+        for linear in block["linears"]
+    ]
+    content = {
+        "schema": "owl-compress/sensitivity/1", "model": measured["model"], "unit": "density",
+        "backend": {"name": "wanda"}, "measure": "kl", "linears": linears, "parts": parts, "statistics": None,
+        "damage_text": text | {"seed": 0, "bos": "never"}, "forward_tokens": 0, "versions": {},
+    }  # fmt: skip
+    (here / "sensitivity.json").write_text(json.dumps(content))
+    return here / "sensitivity.json"
+
+
+@pytest.fixture
 def plan(done: Callable[..., Outcome], report: Path, here: Path) -> Path:
     """A plan for the tiny model, at 60 %."""
     done("allocate", "report.json", "--sparsity", "0.6", "-o", "plan.json", "--quiet")
