@@ -21,6 +21,7 @@ from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.provenance import StatisticsSource
+from owl_compress.documents.quantities import parsed_bytes, parsed_seconds
 from owl_compress.documents.recipe_paths import found_path, written_path
 from owl_compress.documents.strict_json import read_text
 from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer, checked_text
@@ -29,8 +30,17 @@ from owl_compress.errors import RequestError, first_problem
 
 logger = logging.getLogger(__name__)
 
-BUDGETS = ("sparsity", "nm", "prune_ratio", "bits")
+AVERAGES = ("sparsity", "nm", "prune_ratio", "bits")
+"""Budgets that say what is kept on average."""
+
+LIMITS = ("size", "speedup", "latency")
+"""Budgets that say what the outcome may cost; the average follows from the model."""
+
+BUDGETS = (*AVERAGES, *LIMITS)
 """The budget options, of which a request names exactly one."""
+
+_OF_TIME = ("cost_table", "phase")
+"""What goes with a budget of time alone."""
 
 DEFAULT_SAMPLES = 128
 """Calibration sequences, as in the published tables."""
@@ -85,6 +95,26 @@ class Recipe(Frozen):
     prune_ratio: float | None = _on(Topic.BUDGET, None, "Share of block parameters removed (structured).")
     bits: float | None = _on(Topic.BUDGET, None, "Average bits per weight.")
     bit_choices: tuple[int, ...] | None = _on(Topic.BUDGET, None, "Widths to mix, for --bits: 2,3,4.")
+
+    size: str | None = _on(
+        Topic.BUDGET,
+        None,
+        "Most bytes of all weight files, for bits and widths: 300MB, 0.3GB, 250MiB, or plain bytes.",
+    )
+    speedup: float | None = _on(
+        Topic.BUDGET, None, "For widths: how many times as fast as dense, predicted from --cost-table."
+    )
+    latency: str | None = _on(
+        Topic.BUDGET, None, "For widths: at most so much time by --cost-table: 0.120 (seconds) or 120ms."
+    )
+    cost_table: Name | None = _on(
+        Topic.BUDGET, None, "With --speedup or --latency: what `eval --latency --cost-table FILE` wrote."
+    )
+    phase: Literal["prefill", "decode"] | None = _on(
+        Topic.BUDGET,
+        None,
+        "What --speedup and --latency are of: 'prefill' (default), all prompts; 'decode', each token after.",
+    )
 
     allocator: Name | None = _on(Topic.ALLOCATOR, None, "Who divides the budget.")
     plan: Name | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
@@ -158,7 +188,7 @@ class Recipe(Frozen):
     )
     strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
 
-    @field_validator("model", "plan", "calib", "data", mode="before")
+    @field_validator("model", "plan", "calib", "data", "cost_table", mode="before")
     @classmethod
     def _path_is_text(cls, name: Any) -> Any:
         return str(name) if isinstance(name, Path) else name
@@ -181,6 +211,33 @@ class Recipe(Frozen):
         if not 0 < float(found[1]) <= int(found[2]):
             raise ValueError("keeps N of M weights, so N is above 0 and at most M")
         return f"{found[1]}:{found[2]}"
+
+    @field_validator("size", "latency", mode="before")
+    @classmethod
+    def _number_is_text(cls, quantity: Any) -> Any:
+        is_number = isinstance(quantity, int | float) and not isinstance(quantity, bool)
+        return str(quantity) if is_number else quantity
+
+    @field_validator("size")
+    @classmethod
+    def _is_a_size(cls, size: str | None) -> str | None:
+        if size is not None:
+            parsed_bytes(size)
+        return size
+
+    @field_validator("latency")
+    @classmethod
+    def _is_a_time(cls, latency: str | None) -> str | None:
+        if latency is not None:
+            parsed_seconds(latency)
+        return latency
+
+    @field_validator("speedup")
+    @classmethod
+    def _is_no_slowdown(cls, speedup: float | None) -> float | None:
+        if speedup is not None and speedup < 1:
+            raise ValueError("is how many times as fast, at least 1; 1.5 takes two thirds of the time")
+        return speedup
 
     @field_validator("bit_choices", "parts", mode="before")
     @classmethod
@@ -225,6 +282,7 @@ class Recipe(Frozen):
         if (self.allocator is None) == (self.plan is None):
             raise ValueError("name an allocator or a plan, one of them")
         if self.plan is not None:
+            named += [option_name(name) for name in _OF_TIME if getattr(self, name) is not None]
             if named:
                 raise ValueError(f"a plan carries its own budget: drop {named[0]}")
             return self
@@ -233,15 +291,28 @@ class Recipe(Frozen):
                 f"name exactly one budget of {choices}; this has {' and '.join(named) or 'none'}"
             )
         self._check_bits()
+        self._check_time()
         return self
 
     def _check_bits(self) -> None:
-        if self.no_tie and self.bits is None:
-            raise ValueError("no-tie goes with the budget bits: name bits, or drop no-tie")
-        if self.bit_choices is None:
+        if self.bits is not None or self.size is not None:
             return
-        if self.bits is None:
-            raise ValueError("bit-choices goes with the budget bits: name bits, or drop bit-choices")
+        for name, is_given in (("no-tie", self.no_tie), ("bit-choices", self.bit_choices is not None)):
+            if is_given:
+                raise ValueError(f"{name} goes with the budget bits: name bits, or drop {name}")
+
+    def _check_time(self) -> None:
+        budget = "speedup" if self.speedup is not None else "latency" if self.latency is not None else None
+        if budget is not None and self.cost_table is None:
+            raise ValueError(
+                f"{budget} needs the cost-table of this model, which `owl-compress eval MODEL --latency "
+                "--cost-table FILE` measures"
+            )
+        for name in map(option_name, (one for one in _OF_TIME if getattr(self, one) is not None)):
+            if budget is None:
+                raise ValueError(
+                    f"{name} goes with the budgets speedup and latency: name one, or drop {name}"
+                )
 
     @classmethod
     @checked
@@ -288,7 +359,9 @@ class Recipe(Frozen):
         old = self.model_dump(exclude_unset=True, exclude={"options"})
         old |= {name: value for name, value in self.options.items() if name not in given}
         if given.keys() & set(BUDGETS):
-            dropped = {*BUDGETS, "bit_choices"} if "bits" not in given else set(BUDGETS)
+            dropped = set(BUDGETS)
+            dropped |= {"bit_choices"} if not {"bits", "size"} & given.keys() else set()
+            dropped |= set(_OF_TIME) if not {"speedup", "latency"} & given.keys() else set()
             old = {key: value for key, value in old.items() if key not in dropped}
         kept = {plain_name(name): value for name, value in old.items()}
         return type(self).from_options(kept | given, "options")
@@ -311,7 +384,7 @@ class Recipe(Frozen):
         return self._with_paths(lambda name: written_path(name, folder), lambda plan: plan)
 
     def _with_paths(self, renamed: Callable[[str], str], renamed_plan: Callable[[str], str]) -> Self:
-        names = {name: getattr(self, name) for name in ("model", "calib", "data")}
+        names = {name: getattr(self, name) for name in ("model", "calib", "data", "cost_table")}
         changed = {name: renamed(value) for name, value in names.items() if value is not None}
         changed = {name: value for name, value in changed.items() if value != names[name]}
         if self.plan is not None and not Path(self.plan).is_absolute():

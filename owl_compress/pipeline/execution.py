@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from owl_compress.allocators import Target, allocate
+from owl_compress.allocators import Target
 from owl_compress.allocators.groups import partition
 from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
@@ -27,6 +27,7 @@ from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.estimator import measure_with_statistics, outline
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
+from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.feasibility import check_plan, check_request, forecast
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
@@ -155,7 +156,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
     windows = session.measuring
     if windows is None:
         dense = outline(loaded.model, session.identity, session.structure)
-        return None, allocate(dense, request.allocator, request.target)
+        return None, divide(session, dense)
     measured = measure_with_statistics(
         loaded.model,
         windows,
@@ -168,7 +169,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
         progress=session.progress,
     )
     session.keep(measured.statistics)
-    return measured.report, allocate(measured.report, request.allocator, request.target)
+    return measured.report, divide(session, measured.report)
 
 
 def _skipped(session: Session, target: Target) -> frozenset[str]:

@@ -15,6 +15,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Grid, KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
+from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.session import Session
 
 
@@ -34,7 +35,11 @@ def check_request(session: Session) -> None:
     skipped = partition(report, target).skipped
     names = [linear.name for linear in session.structure.linears if linear.name not in skipped]
     _check_groups(session, names, target.grid)
-    if isinstance(backend, PlanChecker) and backend.equal_shares_stand_for_all:
+    if isinstance(backend, PlanChecker) and not backend.equal_shares_stand_for_all:
+        return
+    if session.request.limit is not None:
+        divide(session, report, EQUAL_SHARES)
+    elif isinstance(backend, PlanChecker):
         check_plan(session, allocate(report, EQUAL_SHARES, target))
 
 

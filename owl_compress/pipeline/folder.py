@@ -11,10 +11,11 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import origin_of
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import StoredForm, export_named, suiting
-from owl_compress.checkpoints.tensors import bytes_on_disk
+from owl_compress.checkpoints.tensors import INDEX_NAME, bytes_on_disk
 from owl_compress.documents.disk import output_folder
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.quantities import parsed_bytes
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import EarlierStep, Result
@@ -49,7 +50,8 @@ def save(
         plan: that was carried out.
         folder: new or empty.
         report: that the plan was made from.
-        recipe: that does it again; in the folder, paths of files here are seen from there.
+        recipe: that does it again; in the folder, paths of files here are seen from there. Weight files that
+            are larger than the size that it asks for are not written.
         keeps_codes: store quantized weights as integer codes, and not dequantised like any other.
         export: the form for other software to store it in, such as "decilm".
         overwrite: replace an output of ours that is there, when the new one is whole.
@@ -59,8 +61,8 @@ def save(
         quantized model that is stored dense stay those of its codes, scales and other tensors.
 
     Raises:
-        RequestError: the folder is not empty, the disk is full, the form cannot hold the model, or the plan
-            is another than the result's.
+        RequestError: the folder is not empty, the disk is full, the form cannot hold the model, the plan is
+            another than the result's, or the files are larger than asked for.
     """
     if plan.fingerprint != result.plan:
         raise RequestError("the result is not that of the plan: save them with what was compressed by it")
@@ -80,6 +82,8 @@ def save(
         leftovers = loaded.leftovers
         notes += name_all(leftovers) if form.is_asked_for else carry_over(leftovers, temporary)
         counted["bytes_on_disk"] = bytes_on_disk(temporary)
+        if recipe is not None and recipe.size is not None:
+            notes += _note_of_size(temporary, parsed_bytes(recipe.size))
         totals = result.totals.model_copy(update=counted)
         # Whoever compressed knowing where the model came from has looked already, though there may be none.
         has_looked = "earlier" in result.model_fields_set
@@ -90,6 +94,22 @@ def save(
         recipe = recipe.seen_from(folder) if recipe else None
         write_documents(temporary, loaded, result, plan, form.describe(), report=report, recipe=recipe)
     return result
+
+
+def _note_of_size(folder: Path, most_bytes: int) -> tuple[str, ...]:
+    """What a result says of a size that was asked for.
+
+    Raises:
+        RequestError: the files in `folder` are larger.
+    """
+    index = folder / INDEX_NAME
+    found = bytes_on_disk(folder) + (index.stat().st_size if index.exists() else 0)
+    if found > most_bytes:
+        raise RequestError(
+            f"the weight files take {found:,} bytes and may take {most_bytes:,}: nothing was written; "
+            f"ask for {found - most_bytes:,} bytes less"
+        )
+    return (f"asked for at most {most_bytes:,} bytes of weight files, got {found:,}",)
 
 
 def earlier_steps(loaded: LoadedModel) -> tuple[EarlierStep, ...]:

@@ -9,10 +9,11 @@ from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
-from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, option_name
+from owl_compress.documents.recipe import AVERAGES, BUDGETS, RECIPE_NAMES, Recipe, option_name
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import not_taken
+from owl_compress.pipeline.limits import Limit, check_no_limit, everything_kept, limit_of
 from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS
 from owl_compress.registry import Registry
 
@@ -45,6 +46,7 @@ class Request:
         device: where blocks are run.
         plan: to be carried out, or None: then `allocator` makes one that meets `target`.
         allocator, target: None where there is a plan.
+        limit: what the outcome may cost; `target` is then the largest that it could be.
         metrics: to measure: the default ones, and the allocator's own if it is another.
         consent: what the recipe's model may run.
     """
@@ -59,6 +61,7 @@ class Request:
     target: Target | None
     metrics: tuple[str, ...]
     consent: Consent = NO_CONSENT
+    limit: Limit | None = None
 
     @property
     def unit(self) -> Unit:
@@ -84,12 +87,13 @@ class Request:
     def _of(cls, recipe: Recipe, consent: Consent) -> "Request":
         from owl_compress.importance.metrics import with_defaults  # noqa: PLC0415 - loads torch
 
-        plan, allocator, target = None, None, None
+        plan, allocator, target, limit = None, None, None, None
         if recipe.plan is not None:
             plan = Plan.read(recipe.plan)
             unit = plan.unit
         else:
-            allocator, target = allocator_of(recipe), target_of(recipe)
+            allocator, limit = allocator_of(recipe), limit_of(recipe)
+            target = target_of(recipe) if limit is None else everything_kept(recipe, _shape_of(recipe))
             allocator.settled(target)
             unit = target.unit
         check_options(recipe)
@@ -104,7 +108,11 @@ class Request:
         device = resolve_device(recipe.device)
         metrics = with_defaults([own] if (own := getattr(allocator, "metric", None)) else [])
         keeps_codes = _keeps_codes(recipe, backend)
-        return cls(recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics, consent)
+        if limit is not None and unit is Unit.BITS:
+            _check_codes_are_kept(recipe, backend, keeps_codes=keeps_codes)
+        return cls(
+            recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics, consent, limit
+        )
 
 
 def _export_of(recipe: Recipe) -> "StoredForm | None":
@@ -132,6 +140,25 @@ def _keeps_codes(recipe: Recipe, backend: "AnyBackend") -> bool:
             )
         return False
     return recipe.format_ in {None, _CODES}
+
+
+def _check_codes_are_kept(recipe: Recipe, backend: "AnyBackend", *, keeps_codes: bool) -> None:
+    """Refuse a size where the bits that are chosen make no difference to it.
+
+    Raises:
+        RequestError: see above; or a backend with a format of its own, which tells no size beforehand.
+    """
+    from owl_compress.compression.contract import CheckpointBackend  # noqa: PLC0415 - loads torch
+
+    if isinstance(backend, CheckpointBackend):
+        raise RequestError(
+            f"backend {recipe.backend!r} does not tell the size of its files beforehand: ask for bits instead"
+        )
+    if not keeps_codes:
+        raise RequestError(
+            f"size {recipe.size} cannot be met with --format dense: dequantised weights are stored like "
+            "others, so the size does not change: drop --format"
+        )
 
 
 def _check_gradient_samples(recipe: Recipe, backend: "AnyBackend") -> None:
@@ -234,7 +261,13 @@ def target_of(recipe: Recipe) -> Target:
     Raises:
         RequestError: a target that no plan can meet.
     """
-    shape: dict[str, Any] = {
+    budgets = {name: getattr(recipe, name) for name in BUDGETS}
+    return _target({**budgets, "bit_choices": recipe.bit_choices}, _shape_of(recipe))
+
+
+def _shape_of(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe limits the answer besides its budget."""
+    return {
         "low": recipe.low,
         "high": recipe.high,
         "pins": recipe.set_,
@@ -246,11 +279,10 @@ def target_of(recipe: Recipe) -> Target:
         "protect_first": recipe.protect_first,
         "protect_last": recipe.protect_last,
     }
-    budgets = {name: getattr(recipe, name) for name in BUDGETS}
-    return _target({**budgets, "bit_choices": recipe.bit_choices}, shape)
 
 
 def _target(budget: Mapping[str, Any], shape: Mapping[str, Any]) -> Target:
+    check_no_limit(budget)
     if budget.get("sparsity") is not None:
         return Target.from_sparsity(budget["sparsity"], **shape)
     if budget.get("nm") is not None:
@@ -270,7 +302,7 @@ def split_target(options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
     """
     named = [name for name in BUDGETS if options.get(name) is not None]
     if len(named) != 1:
-        raise RequestError(f"give exactly one of {', '.join(BUDGETS)}; got {' and '.join(named) or 'none'}")
+        raise RequestError(f"give exactly one of {', '.join(AVERAGES)}; got {' and '.join(named) or 'none'}")
     budget = {key: value for key, value in options.items() if key in {*BUDGETS, "bit_choices"}}
     shape = {key: value for key, value in options.items() if key in _SHAPE and value is not None}
     rest = {key: value for key, value in options.items() if key not in {*budget, *_SHAPE}}

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from time import perf_counter
 
-from owl_compress.allocators import allocate
 from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import PerplexityRecord
@@ -12,6 +11,7 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.execution import compress_, make_plan
 from owl_compress.pipeline.session import Session
 
@@ -53,7 +53,7 @@ def try_out(session: Session, windows: TokenWindows, report: ImportanceReport | 
     copy, request = session.on_a_copy(), session.request
     start = perf_counter()
     if report is not None and request.allocator is not None and request.target is not None:
-        plan = allocate(report, request.allocator, request.target)
+        plan = divide(copy, report)
     else:
         report, plan = make_plan(copy)
     result = compress_(copy, plan)

@@ -51,7 +51,7 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, "--sparsity", "half"), "--sparsity cannot be 'half'"),
         ((*RUN[:2], "--calib", "", *BUDGET), "'' names no text: give a file"),
         (("run", "~nosuchuser/x", "--calib", "text.txt", *BUDGET), "nobody knows where '~nosuchuser' is"),
-        (RUN, "name exactly one budget of sparsity, nm, prune-ratio, bits; this has none"),
+        (RUN, "budget of sparsity, nm, prune-ratio, bits, size, speedup, latency; this has none"),
         ((*RUN, *BUDGET, "--nm", "2:4"), "this has sparsity and nm"),
         ((*RUN, "--nm", "5:4"), "nm: keeps N of M weights, so N is above 0 and at most M (got '5:4')"),
         ((*RUN, "--nm", "3:7"), "'3:7' has M 7: M is one of 4, 8, 16, 32"),

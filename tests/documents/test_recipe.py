@@ -118,7 +118,10 @@ def test_options_replace_those_of_the_recipe() -> None:
         ({"nm": "0:8"}, "above 0"),
         ({"nm": "3/8"}, "such as 3:8"),
         ({"nm": 188}, "nm"),
-        ({}, "name exactly one budget of sparsity, nm, prune-ratio, bits; this has none"),
+        (
+            {},
+            "budget of sparsity, nm, prune-ratio, bits, size, speedup, latency; this has none",
+        ),
         ({"sparsity": 0.5, "bits": 3}, "this has sparsity and bits"),
         ({"nm": "2:4", "no_tie": True}, "no-tie goes with the budget bits"),
         ({"prune_ratio": 0.5, "parts": "heads"}, "recipe.yaml: parts: has to be 'attention' or 'mlp'"),
