@@ -41,11 +41,13 @@ ALLOCATORS = Registry(
     kind="allocator",
     group="owl_compress.allocators",
     builtin={
+        "alpha": "owl_compress.allocators.alpha:Alpha",
         "dlp": "owl_compress.allocators.dlp:Dlp",
         "er": "owl_compress.allocators.er:Er",
         "er-plus": "owl_compress.allocators.er_plus:ErPlus",
         "global": "owl_compress.allocators.global_threshold:GlobalThreshold",
         "linear-depth": "owl_compress.allocators.linear_depth:LinearDepth",
+        "lsa": "owl_compress.allocators.lsa:Lsa",
         "owl": "owl_compress.allocators.owl:Owl",
         "owl-inverse": "owl_compress.allocators.owl_inverse:OwlInverse",
         "random": "owl_compress.allocators.seeded_random:SeededRandom",

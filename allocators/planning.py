@@ -35,7 +35,7 @@ from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit, kept_weights
 from owl_compress.errors import RequestError
 
-_SHAPE_OPTIONS = ("lam", "law")
+_SHAPE_OPTIONS = ("lam", "law", "tau")
 """Options that shape the continuous law, which the solver `optimal` does without."""
 _ROUNDING = 1e-12
 

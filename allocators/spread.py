@@ -35,8 +35,8 @@ _LAM_OF_BITS = 1.0
 _SLACK = 1e-12
 
 
-def settled_lam(lam: float | None, target: Target, off_grid: float = OWL_LAM) -> float:
-    """The half range `lam`, checked, or its default where it was left open.
+def settled_lam(lam: float | None, target: Target, off_grid: float = OWL_LAM, *, name: str = "lam") -> float:
+    """The half range `lam`, checked, or its default where it was left open; `name` is what users call it.
 
     In density or width it is a fraction (default `off_grid`); on an N:M grid it counts kept weights of M
     (default 2, as in OWL's mixed N:M); in bits it is bits (default 1).
@@ -54,7 +54,7 @@ def settled_lam(lam: float | None, target: Target, off_grid: float = OWL_LAM) ->
     value = default if lam is None else lam
     if not isfinite(value) or not 0 <= value <= widest:
         raise RequestError(
-            f"lam {value:g} is outside [0, {widest:g}] ({meaning}); the default is {default:g}"
+            f"{name} {value:g} is outside [0, {widest:g}] ({meaning}); the default is {default:g}"
         )
     return value
 
@@ -119,7 +119,7 @@ def _check_inside(groups: Sequence[Group], target: Target, shape: FloatArray, la
         return
     # Departures grow in proportion to lam; the room is 1 - target above and target below.
     room = np.where(shape > 0, 1 - target.value, target.value)
-    fitting = _rounded_down(lam * float((room[shape != 0] / np.abs(shape[shape != 0])).min()))
+    fitting = rounded_down(lam * float((room[shape != 0] / np.abs(shape[shape != 0])).min()))
     # With no room at all no lam helps: then all budgets are equal.
     less = f"use lam {fitting:g} or less" if fitting > 0 else "use --allocator uniform"
     measure = "density" if target.unit is Unit.DENSITY else "width"
@@ -129,7 +129,7 @@ def _check_inside(groups: Sequence[Group], target: Target, shape: FloatArray, la
     )
 
 
-def _rounded_down(value: float) -> float:
+def rounded_down(value: float) -> float:
     """`value` with three significant digits, never above it."""
     if value <= 0:
         return 0.0

@@ -20,6 +20,7 @@ from torch import nn
 
 from owl_compress import Recipe, Session, load, measure, try_out
 from owl_compress.pipeline.execution import evaluate
+from owl_compress.pipeline.request import Request
 
 _EXPECTED = json.loads((Path(__file__).parent / "expected_smollm2.json").read_text())
 
@@ -66,6 +67,23 @@ def _cases() -> list[Case]:
         )
         for backend, s, metric, lam in owls
     ]
+    others = [
+        ("alpha", 0.6, {}),
+        ("alpha", 0.7, {}),
+        ("alpha", 0.7, {"tau": 0.2}),
+        ("alpha", 0.7, {"tau": 0.1}),
+        ("lsa", 0.6, {}),
+        ("lsa", 0.6, {"lam": 0.05}),
+        ("lsa", 0.7, {}),
+        ("lsa", 0.7, {"lam": 0.08}),
+    ]
+    cases += [
+        Case(
+            " ".join([f"wanda S={s} {allocator}", *(f"{key}={value}" for key, value in options.items())]),
+            {"backend": "wanda", "sparsity": s, "allocator": allocator, **options},
+        )
+        for allocator, s, options in others
+    ]
     cases += [
         Case(f"wanda uniform {nm}", {"backend": "wanda", "nm": nm, **uniform}) for nm in ("4:8", "3:8", "2:8")
     ]
@@ -93,17 +111,18 @@ def main() -> None:
         "max_windows": 20,
     }
     cases = [case for case in _cases() if arguments.only in case.name]
+    requests = [Request.of(Recipe.from_options({**shared, **case.options})) for case in cases]
     loaded = load("builtin")
     if arguments.perturb:
         perturb_(loaded.model, arguments.perturb)
-    dense = Session.open(Recipe.from_options({**shared, **cases[0].options}), loaded)
+    dense = Session.open(requests[0], loaded)
     if dense.calibration is None:
         raise ValueError("the first case looks at no text")
     _report("dense", evaluate(dense).perplexity, arguments.perturb)
-    report = measure(loaded.model, dense.calibration)
-    for case in cases:
-        recipe = Recipe.from_options({**shared, **case.options})
-        trial = try_out(Session.open(recipe, loaded, dense.calibration), dense.held_out_windows, report)
+    metrics = dict.fromkeys(metric for request in requests for metric in request.metrics)
+    report = measure(loaded.model, dense.calibration, metrics=tuple(metrics))
+    for case, request in zip(cases, requests, strict=True):
+        trial = try_out(Session.open(request, loaded, dense.calibration), dense.held_out_windows, report)
         totals = trial.result.totals
         counted = {"seconds": trial.seconds, "asked": totals.asked, "achieved": totals.achieved}
         _report(case.name, trial.perplexity.perplexity, arguments.perturb, **counted)

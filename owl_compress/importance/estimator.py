@@ -16,7 +16,7 @@ from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
-from owl_compress.importance.metrics import DEFAULT_METRICS, Metric, find_metric
+from owl_compress.importance.metrics import DEFAULT_METRICS, Metric, find_metric, reads_gram
 from owl_compress.models.anatomy import find_roles
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.state import identify, parameter_device
@@ -31,7 +31,7 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk, LinearGroup
 from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
-from owl_compress.walk.input_statistics import SecondMoments
+from owl_compress.walk.input_statistics import MomentsAndGram, SecondMoments, Statistic
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
@@ -120,15 +120,17 @@ def measure_with_statistics(
     walk = BlockWalk(
         model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
     )
+    wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments
     statistics: dict[str, tuple[KeptGroup, ...]] = {}
     blocks = []
     with closing(walk.visits(progress, "measuring blocks")) as visits:
         for visit in visits:
             if not visit.site.linears:  # all weights may be shared with an earlier block
                 continue
-            groups = visit.gather(SecondMoments, advance=True, spared=structure.spared)
+            groups = visit.gather(wanted, advance=True, spared=structure.spared)
             blocks.append(_measure_block(visit.site, groups, chosen, roles))
             statistics[visit.site.name] = tuple(map(KeptGroup.of, groups))
+            del groups  # Gram matrices, where a metric reads them, are there for one block at a time
     report = ImportanceReport(
         model=identity or identify(model, structure),
         blocks=tuple(blocks),
@@ -180,7 +182,10 @@ def _measure_block(
     pools: dict[str, ScorePool] = {}
     for group in groups:
         norms = group.statistic.second_moments.sqrt().float()  # [in]
-        pools |= {linear.name: ScorePool((ScoredWeight(linear.weight, norms),)) for linear in group.linears}
+        gram = group.statistic.gram.matrix if isinstance(group.statistic, MomentsAndGram) else None
+        pools |= {
+            linear.name: ScorePool((ScoredWeight(linear.weight, norms, gram),)) for linear in group.linears
+        }
     reached = [pools[linear.name] for linear in site.linears if linear.name in pools]
     return BlockReport(
         name=site.name,

@@ -2,16 +2,22 @@
 
 A metric is a callable `ScorePool -> float` with a docstring that names its source. Further ones register
 through the entry point group `owl_compress.metrics`; an entry named "name" whose callable also takes a
-parameter is asked for as "name@parameter", like `lod@5`.
+parameter is asked for as "name@parameter", like `lod@5`. One that looks at `ScoredWeight.gram` says so with
+an attribute `reads_gram` that is True: then the Gram matrices of the block's inputs are gathered in the same
+pass, and are there for one block at a time.
 """
 
 from collections.abc import Callable, Iterable
+from functools import update_wrapper
 from inspect import signature
 from math import isfinite, sqrt
+from statistics import fmean
 
 from owl_compress.errors import RequestError, nearest
+from owl_compress.importance.reconstruction import least_error
+from owl_compress.importance.spectra import tail_exponent
 from owl_compress.registry import Registry
-from owl_compress.walk.scores import ScorePool
+from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 Metric = Callable[[ScorePool], float]
 
@@ -19,7 +25,9 @@ METRICS = Registry(
     kind="metric",
     group="owl_compress.metrics",
     builtin={
+        "alpha": "owl_compress.importance.metrics:alpha",
         "lod": "owl_compress.importance.metrics:layer_outlier_distribution",
+        "reconstruction_error": "owl_compress.importance.metrics:reconstruction_error",
         "score_mean": "owl_compress.importance.metrics:score_mean",
         "score_median": "owl_compress.importance.metrics:score_median",
         "weight_l1": "owl_compress.importance.metrics:weight_l1",
@@ -70,6 +78,42 @@ def weight_l2(pool: ScorePool) -> float:
     return sqrt(sum(member.squared_l2 for member in pool.members))
 
 
+def alpha(pool: ScorePool) -> float:
+    """Mean over the linears of the exponent of the tail of W^T W's spectrum: light tails are large.
+
+    Source: AlphaPruning (arXiv 2410.10912); see `owl_compress.importance.spectra`. It costs the eigenvalues
+    of a matrix as wide as the smaller side of each weight, and no calibration text would change it.
+    """
+    return fmean(member.once(_tail_exponent) for member in pool.members)
+
+
+def reconstruction_error(pool: ScorePool) -> float:
+    """Mean over the linears of Σ ‖WX - W'X‖², W' without the half of the weights that matters least.
+
+    Source: LSA (Yang et al., ICLR 2026); see `owl_compress.importance.reconstruction`. Needs the Gram matrix
+    of each linear's inputs.
+    """
+    return fmean(member.once(_least_error) for member in pool.members)
+
+
+vars(reconstruction_error)["reads_gram"] = True
+
+
+def _tail_exponent(member: ScoredWeight) -> float:
+    return tail_exponent(member.weight)
+
+
+def _least_error(member: ScoredWeight) -> float:
+    if member.gram is None:
+        raise TypeError("a metric that reads Gram matrices says so with reads_gram")
+    return least_error(member.weight, member.gram)
+
+
+def reads_gram(metric: Metric) -> bool:
+    """Whether a metric looks at the Gram matrices of the inputs."""
+    return getattr(metric, "reads_gram", False) is True
+
+
 def find_metric(name: str) -> Metric:
     """The metric called `name`, with its parameter after "@" filled in.
 
@@ -94,7 +138,7 @@ def find_metric(name: str) -> Metric:
         raise RequestError(
             f"metric {name!r} has parameter {parameter!r}: give a positive number, as in {base}{_EXAMPLE}"
         )
-    return lambda pool: metric(pool, value)
+    return update_wrapper(lambda pool: metric(pool, value), metric)
 
 
 def _takes_parameter(metric: Callable[..., float]) -> bool:

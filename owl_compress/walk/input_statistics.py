@@ -79,3 +79,28 @@ class Gram:
     def second_moments(self) -> Tensor:
         """Sum of x_j^2 over all tokens, shape [in], float64."""
         return self.matrix.diagonal().double()
+
+
+class MomentsAndGram:
+    """Both of the above: whoever reads second moments gets the same digits with a Gram matrix as without."""
+
+    def __init__(self, moments: SecondMoments, gram: Gram) -> None:
+        self._moments = moments
+        self.gram = gram
+        self.n_tokens = 0
+
+    @classmethod
+    def empty(cls, n_inputs: int, device: torch.device) -> Self:
+        """The statistic of no tokens."""
+        return cls(SecondMoments.empty(n_inputs, device), Gram.empty(n_inputs, device))
+
+    def add(self, inputs: Tensor) -> None:
+        """Add `inputs`, shape [tokens, in]."""
+        self._moments.add(inputs)
+        self.gram.add(inputs)
+        self.n_tokens += inputs.shape[0]
+
+    @property
+    def second_moments(self) -> Tensor:
+        """Sum of x_j^2 over all tokens, shape [in], float64."""
+        return self._moments.second_moments

@@ -4,8 +4,8 @@ With scale_j = ‖X_j‖_2 these are the scores of Wanda and OWL. A `ScorePool` 
 linears of a block, or those of a whole model.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import fsum
 
@@ -25,10 +25,25 @@ class ScoredWeight:
     """One weight of shape [out, in] with the scale of its columns, shape [in], float32.
 
     Sum and counts are remembered, so that a pool over several weights need not look at them again.
+
+    Attributes:
+        weight: of the linear.
+        scale: of its columns.
+        gram: X^T X of its inputs, shape [in, in], float32; None where nobody asked for it.
     """
 
     weight: Tensor
     scale: Tensor
+    gram: Tensor | None = None
+    _known: dict[Callable[["ScoredWeight"], float], float] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def once(self, figure: Callable[["ScoredWeight"], float]) -> float:
+        """`figure` of this weight, worked out once for all pools that it is in."""
+        if figure not in self._known:
+            self._known[figure] = figure(self)
+        return self._known[figure]
 
     def magnitudes(self) -> Iterator[Tensor]:
         """|W| in float32, some rows at a time, shape [rows, in]; the caller may overwrite it."""

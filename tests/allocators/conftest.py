@@ -56,7 +56,13 @@ def _linear(name: str, role: str, shape: tuple[int, int], score: float) -> Linea
         role=role,
         shape=shape,
         n_weights=n_weights,
-        metrics={"lod@5": score, "score_median": 1 + score, "weight_l1": n_weights * (1 + score)},
+        metrics={
+            "lod@5": score,
+            "score_median": 1 + score,
+            "weight_l1": n_weights * (1 + score),
+            "alpha": 4 - score,
+            "reconstruction_error": n_weights * (1 + score),
+        },
         score_histogram=_histogram(score, n_weights),
     )
 
@@ -64,7 +70,13 @@ def _linear(name: str, role: str, shape: tuple[int, int], score: float) -> Linea
 def _block(score: float, shapes: Mapping[str, tuple[int, int]], name: str) -> BlockReport:
     linears = tuple(_linear(f"{name}.{role}_proj", role, shape, score) for role, shape in shapes.items())
     n_weights = sum(linear.n_weights for linear in linears)
-    metrics = {"lod@5": score, "lod@10": score / 2, "score_median": 1 + score}
+    metrics = {
+        "lod@5": score,
+        "lod@10": score / 2,
+        "score_median": 1 + score,
+        "alpha": 4 - score,
+        "reconstruction_error": 1 + score,
+    }
     return BlockReport(name=name, n_weights=n_weights, metrics=metrics, linears=linears)
 
 
