@@ -78,6 +78,86 @@ def test_dlp_is_the_equation_of_its_paper(make_report):
     np.testing.assert_allclose(_blocks(plan), 0.3 + 2 * 0.15 * (z - z.mean()), atol=1e-14)
 
 
+def _removed_by_alpha(exponents, weights, sparsity, tau):
+    z = (exponents - exponents.min()) / (exponents.max() - exponents.min())
+    removed = (1 - tau) + z * 2 * tau
+    return removed * sparsity * weights.sum() / (removed * weights).sum()
+
+
+@pytest.mark.parametrize(("options", "tau"), [({}, 0.3), ({"tau": 0.1}, 0.1), ({"tau": 0}, 0)])
+@pytest.mark.parametrize("make_target", [Target.from_sparsity, Target.from_prune_ratio])
+def test_alpha_is_the_equation_of_its_paper(options, tau, make_target, make_report):
+    plan = allocate(make_report(D, [WIDE, NARROW, WIDE, NARROW]), "alpha", make_target(0.6), options)
+    weights = np.array([block.n_weights for block in plan.per_block])
+    removed = _removed_by_alpha(4 - np.array(D), weights, 0.6, tau)
+    np.testing.assert_allclose(_blocks(plan), 1 - removed, atol=1e-14)
+    assert plan.allocator.parameters["tau"] == tau
+
+
+def test_alpha_says_which_tau_fits(make_report):
+    report, target = make_report(D), Target.from_sparsity(0.9)
+    with pytest.raises(
+        RequestError, match=r"tau 0.3 removes 1\.\d+ of model.layers.1, more than all"
+    ) as refused:
+        allocate(report, "alpha", target)
+    fitting = float(str(refused.value).split("use tau ")[1].split()[0])
+    values = _blocks(allocate(report, "alpha", target, {"tau": fitting}))
+    assert 0 <= min(values) < 1e-3
+    with pytest.raises(RequestError):
+        allocate(report, "alpha", target, {"tau": fitting + 1e-3})
+
+
+def test_alpha_within_bounds_keeps_the_law_for_those_inside_and_the_mean(make_report):
+    plan = allocate(make_report(D), "alpha", Target.from_sparsity(0.7, low=0.15), {"tau": 0.5})
+    values = _blocks(plan)
+    assert np.mean(values) == pytest.approx(0.3, abs=1e-14)
+    assert values[1] == values[3] == 0.15
+    assert (1 - values[2]) / (1 - values[0]) == pytest.approx((0.5 + 0.75) / 0.5)  # s1 + z, s2 - s1 = 1
+
+
+def test_on_a_grid_alpha_departs_by_tau_at_most(make_report):
+    report = make_report([0.0, 0.3, 0.7, 1.0])
+    plan = allocate(report, "alpha", Target.from_nm("4:8"))
+    assert [8 * value for value in _blocks(plan)] == [2, 3, 5, 6]
+    assert _blocks(allocate(report, "alpha", Target.from_bits(3))) == [2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("tau", [1.0, 1.5, float("nan")])
+def test_a_tau_that_leaves_a_block_whole_is_refused(tau, make_report):
+    with pytest.raises(RequestError, match=r"tau (1|1.5|nan) (is outside|must be|would leave)"):
+        allocate(make_report(D), "alpha", Target.from_sparsity(0.5), {"tau": tau})
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "beta"),
+    [(0.05, 0.08), (0.1, 0.06), (0.3, 0.04), (0.5, 0.04), (0.6, 0.1), (0.7, 0.15), (0.75, 0.15), (0.8, 0.12)],
+)
+def test_lsa_is_the_equation_of_its_paper_with_the_authors_beta(sparsity, beta, make_report):
+    scores = [0.4, 0.1, 0.3, 0.2]
+    target = Target.from_sparsity(sparsity, low=0.0, high=1.0)
+    plan = allocate(make_report(scores), "lsa", target)
+    errors = 1 + np.array(scores)
+    importance = 1 - errors / errors.sum()
+    d = (importance - importance.min()) / (importance.max() - importance.min()) * 2 * beta
+    assert plan.allocator.parameters["lam"] == beta
+    if sparsity > beta:  # else the law is clipped
+        np.testing.assert_allclose(_blocks(plan), 1 - (sparsity + d.mean() - d), atol=1e-14)
+
+
+def test_lsa_departs_by_weights_of_m_and_by_bits_on_grids(make_report):
+    report = make_report([0.0, 0.3, 0.7, 1.0])
+    assert [8 * value for value in _blocks(allocate(report, "lsa", Target.from_nm("4:8")))] == [6, 5, 3, 2]
+    assert _blocks(allocate(report, "lsa", Target.from_bits(3))) == [4, 3, 3, 2]
+
+
+@pytest.mark.parametrize(("name", "metric"), [("alpha", "alpha"), ("lsa", "reconstruction_error")])
+def test_what_was_not_measured_is_named(name, metric, make_report):
+    report = make_report(D)
+    bare = [block.model_copy(update={"metrics": {"lod@5": 0.1}}) for block in report.blocks]
+    with pytest.raises(RequestError, match=rf"the report has no metric {metric!r} .*measure --metric"):
+        allocate(report.model_copy(update={"blocks": tuple(bare)}), name, Target.from_sparsity(0.7))
+
+
 def test_weight_l1_goes_by_the_mean_absolute_weight_not_the_sum(make_report):
     plan = allocate(make_report([0.2, 0.4], [WIDE, NARROW]), "weight-l1", Target.from_sparsity(0.5))
     assert _blocks(plan)[1] > _blocks(plan)[0]
@@ -167,7 +247,7 @@ def test_the_lam_that_is_offered_fits(make_report):
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.5, float("nan")])
-@pytest.mark.parametrize("name", ["owl", "owl-inverse", "linear-depth", "weight-l1", "dlp", "random"])
+@pytest.mark.parametrize("name", ["owl", "owl-inverse", "linear-depth", "weight-l1", "dlp", "lsa", "random"])
 def test_lam_outside_the_unit_is_refused(name, lam, make_report):
     with pytest.raises(RequestError, match=r"lam .* is outside \[0, 1\]"):
         allocate(make_report(D), name, Target.from_sparsity(0.7), {"lam": lam})
@@ -257,6 +337,8 @@ def test_optimal_refuses_what_it_would_ignore(make_report):
     target = Target.from_bits(3, solver="optimal")
     with pytest.raises(RequestError, match=r"makes no use of lam 0.5"):
         allocate(make_report(D), "owl", target, {"lam": 0.5})
+    with pytest.raises(RequestError, match=r"makes no use of tau 0.5"):
+        allocate(make_report(D), "alpha", target, {"tau": 0.5})
     with pytest.raises(RequestError, match="needs an importance, which er-plus does not define"):
         allocate(make_report(D), "er-plus", target)
 

@@ -4,8 +4,10 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 from typing import Any
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -21,9 +23,12 @@ from owl_compress.errors import RequestError
 from owl_compress.importance import metrics as metrics_module
 from owl_compress.importance.estimator import measure, outline
 from owl_compress.importance.metrics import DEFAULT_METRICS, METRICS, find_metric
+from owl_compress.importance.reconstruction import least_error
+from owl_compress.importance.spectra import tail_exponent
 from owl_compress.models.state import identify
 from owl_compress.models.structure import find_structure
 from owl_compress.walk import scores as scores_module
+from owl_compress.walk.input_statistics import Gram
 from owl_compress.walk.scores import ScoredWeight, ScorePool
 
 Make = Callable[..., TokenWindows]
@@ -222,18 +227,38 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     package.share_negative = lambda pool: float(  # type: ignore[attr-defined]
         sum(int((member.weight < 0).sum()) for member in pool.members) / pool.size
     )
+    package.traces = traces  # type: ignore[attr-defined]
     package.count_above = lambda pool, limit: float(pool.count_above(limit))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "someones_metrics", package)
     points = [
         EntryPoint("share_negative", "someones_metrics:share_negative", METRICS.group),
         EntryPoint("above", "someones_metrics:count_above", METRICS.group),
         EntryPoint("lod", "someones_metrics:share_negative", METRICS.group),
+        EntryPoint("traces", "someones_metrics:traces", METRICS.group),
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: points if group == METRICS.group else [])
     monkeypatch.setattr(
         metrics_module, "METRICS", registry.Registry(METRICS.kind, METRICS.group, METRICS.builtin)
     )
     return
+
+
+def traces(pool: ScorePool, power: float) -> float:
+    """Someone's metric with a parameter that looks at Gram matrices."""
+    return float(sum(member.gram.trace() ** power for member in pool.members if member.gram is not None))
+
+
+vars(traces)["reads_gram"] = True
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_metric_from_another_package_is_given_the_gram_matrices_it_reads(
+    tiny_llama: LlamaForCausalLM, make_windows: Make
+) -> None:
+    metrics = [measure(tiny_llama, make_windows(2), metrics=[name]) for name in ("traces@1", "traces@2")]
+    first, second = (report.blocks[0].linears[0].metrics for report in metrics)
+    assert first["traces@1"] > 0
+    assert second["traces@2"] == pytest.approx(first["traces@1"] ** 2)
 
 
 @pytest.mark.usefixtures("plugins")
@@ -251,6 +276,80 @@ def test_a_metric_from_another_package(
     assert linear.metrics["lod@3"] == pytest.approx(
         share_above(3, scores[linear.name]), abs=1.001 / linear.n_weights
     )
+
+
+def test_a_metric_of_gram_matrices_changes_nothing_else(
+    family_model: Any, make_windows: Make, inputs_of: Callable[..., dict[str, Tensor]]
+) -> None:
+    windows = make_windows(3)
+    plain, report = (
+        measure(family_model, windows, metrics=[*DEFAULT_METRICS, *further])
+        for further in ((), ("alpha", "reconstruction_error"))
+    )
+    names = [linear.name for linear in report.blocks[0].linears]
+    inputs = inputs_of(family_model, windows, names)
+    sites = {site.name: site for site in find_structure(family_model).linears}
+    for linear in report.blocks[0].linears:
+        seen = inputs[linear.name].double()  # [tokens, in]
+        weight = sites[linear.name].weight.detach()
+        error = least_error(weight.double(), (seen.t() @ seen).float())
+        assert linear.metrics["reconstruction_error"] == pytest.approx(error, rel=1e-3)
+        assert linear.metrics["alpha"] == tail_exponent(weight)
+    for before, after in zip(plain.blocks, report.blocks, strict=True):
+        assert after.metrics == before.metrics | {
+            name: fmean(linear.metrics[name] for linear in after.linears)
+            for name in ("alpha", "reconstruction_error")
+        }
+        for one, other in zip(before.linears, after.linears, strict=True):
+            assert one.metrics.items() <= other.metrics.items()
+            assert one.score_histogram == other.score_histogram
+
+
+@pytest.fixture
+def inputs_of() -> Callable[..., dict[str, Tensor]]:
+    """All inputs of some linears, taken from the model as a whole, shape [tokens, in]."""
+
+    def gathered(model: Any, windows: TokenWindows, names: list[str]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        hooks = [
+            model.get_submodule(name).register_forward_pre_hook(
+                lambda _module, arguments, name=name: found[name].append(arguments[0].flatten(0, -2))
+            )
+            for name in names
+        ]
+        with torch.no_grad():
+            for batch in windows.batches(1):
+                model(batch, use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+    return gathered
+
+
+def test_gram_matrices_are_held_for_one_block_at_a_time(
+    tiny_llama: LlamaForCausalLM, make_windows: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grams: list[ReferenceType[Gram]] = []
+    most = 0
+
+    def empty(n_inputs: int, device: torch.device) -> Gram:
+        nonlocal most
+        gram = Gram(torch.zeros(n_inputs, n_inputs, device=device))
+        grams.append(ref(gram))
+        most = max(most, sum(one() is not None for one in grams))
+        return gram
+
+    monkeypatch.setattr(Gram, "empty", empty)
+    measure(tiny_llama, make_windows(2), metrics=["reconstruction_error"])
+    assert len(grams) == 4 * len(tiny_llama.model.layers)  # inputs of q/k/v, o, gate/up and down
+    assert most == 4
+
+
+def test_a_metric_without_a_finite_value_is_told_of(tiny_llama: LlamaForCausalLM, make_windows: Make) -> None:
+    torch.nn.init.eye_(tiny_llama.model.layers[1].self_attn.q_proj.weight)
+    with pytest.raises(RequestError, match=r"metric alpha of model\.layers\.1\.self_attn\.q_proj is inf"):
+        measure(tiny_llama, make_windows(1), metrics=["alpha"])
 
 
 def test_an_unknown_metric_is_refused_before_anything_runs(

@@ -33,6 +33,9 @@ def test_values_by_hand(name: str, value: float) -> None:
 def test_every_default_metric_is_there_and_says_what_it_is() -> None:
     for name in DEFAULT_METRICS:
         assert find_metric(name)(POOL) >= 0
+    assert not {"alpha", "reconstruction_error"} & set(
+        DEFAULT_METRICS
+    )  # they cost more than the forward pass
     for name in METRICS.names():
         assert METRICS.load(name).__doc__
 
