@@ -1,5 +1,7 @@
 """How little can the outputs of a linear change when half of its weights go, and none of the others move?"""
 
+from math import fsum
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ def least_error(weight: Tensor, gram: Tensor, share: float = _SHARE, group: int 
         group: inputs that are decided together.
     """
     rows = max(1, _CHUNK // weight.shape[1])
-    return sum(_error(part.float(), gram, share, group) for part in weight.split(rows))
+    parts = (weight[start : start + rows].float() for start in range(0, weight.shape[0], rows))
+    return fsum(_error(part, gram, share, group) for part in parts)
 
 
 def _error(weight: Tensor, gram: Tensor, share: float, group: int) -> float:

@@ -49,7 +49,8 @@ def positive_eigenvalues(weight: Tensor) -> Floats:
     is_wide = weight.shape[0] <= weight.shape[1]
     wide = (weight if is_wide else weight.t()).detach().double()
     values: Floats = torch.linalg.eigvalsh(wide @ wide.t()).cpu().numpy()
-    return values[values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)]
+    positive: Floats = values[values > len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)]
+    return positive
 
 
 def _tail_starts(eigenvalues: Floats) -> NDArray[np.intp]:
