@@ -42,6 +42,7 @@ class Alpha:
     name: ClassVar[str] = "alpha"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
     credit: ClassVar[str] = "[AlphaPruning](https://arxiv.org/abs/2410.10912)"
 
     metric: str = option("alpha", "What blocks are ranked by; those with large values keep least.")

@@ -38,6 +38,7 @@ class Lsa:
     name: ClassVar[str] = "lsa"
     granularity: ClassVar[Granularity] = "block"
     reads_scores: ClassVar[bool] = True
+    reads_damage: ClassVar[bool] = False
     credit: ClassVar[str] = "[LSA](https://openreview.net/forum?id=xq3lza5IjN)"
 
     metric: str = option(
