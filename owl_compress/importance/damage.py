@@ -38,13 +38,20 @@ _VARIANTS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Trial:
-    """Budgets of some linears of one block, by name; everything else stays as it is."""
+    """Budgets of some linears of one block, by name; everything else stays as it is.
+
+    Attributes:
+        name: of the part that is tried, at the `level` that it gets: for messages.
+        block: the name of the block.
+        budgets: of the linears.
+        is_optional: whether it is passed over where the backend refuses it.
+    """
 
     name: str
     block: str
+    level: float
     budgets: Mapping[str, float]
     is_optional: bool = False
-    """Whether it is passed over where the backend refuses it."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +243,8 @@ class Bench:
         for (trial, done), damage in zip(made, damages, strict=True):
             if not isfinite(damage):
                 raise RequestError(
-                    f"the damage of {trial.name} is {damage}: the model or its data type overflows there; "
-                    "try --dtype float32, or a level that keeps more"
+                    f"the damage of {trial.name} at {trial.level:g} is {damage}: the model or its data type "
+                    "overflows there; try --dtype float32, or a level that keeps more"
                 )
             yield Tried(trial, damage, done)
 

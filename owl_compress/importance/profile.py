@@ -302,7 +302,7 @@ def _trials(
     """Every part at every level that is not known yet."""
     there = {part.name: set(part.levels) for part in known.parts} if known else {}
     return [
-        Trial(part.name, part.block, part.at(level), is_optional)
+        Trial(part.name, part.block, level, part.at(level), is_optional)
         for part in parts
         for level in levels
         if level not in there.get(part.name, set())
