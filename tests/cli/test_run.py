@@ -242,11 +242,14 @@ def test_n_of_m_masks(done: Callable[..., Any], text_options: tuple[str, ...]) -
     assert done("verify", "OUT", "--json").json == done("verify", "OUT", "--json").json
 
 
-def test_every_allocator_runs(done: Callable[..., Any], report: Path, profile: Path) -> None:
+def test_every_allocator_runs(done: Callable[..., Any], text_options: tuple[str, ...], profile: Path) -> None:
     from owl_compress.allocators import ALLOCATORS
 
+    ranked_by = {getattr(ALLOCATORS.load(name), "metric", "lod@5") for name in ALLOCATORS.names()}
+    asked = [word for metric in sorted(ranked_by) for word in ("--metric", metric)]
+    done("measure", "model", *text_options, *asked, "-o", "ranked.json", "--quiet")
     for name in ALLOCATORS.names():
-        source = profile if ALLOCATORS.load(name).reads_damage else report
+        source = profile if ALLOCATORS.load(name).reads_damage else "ranked.json"
         plan = done("allocate", source, "--allocator", name, "--sparsity", "0.5", "--dry-run", "--json").json
         assert plan["allocator"]["name"] == name
         assert plan["achieved"] == pytest.approx(0.5)
