@@ -12,7 +12,7 @@ from owl_compress.allocators.target import Granularity, Target
 from owl_compress.errors import RequestError
 from owl_compress.options import option
 
-_TAU = 0.3
+_TAU = 0.2
 _SLACK = 1e-12
 
 
@@ -31,8 +31,9 @@ class Alpha:
     Where we differ: blocks of equal q get the uniform plan (the authors' code divides by zero). Mixed N:M
     and bits have no removed share to scale: there the largest departure from the target is tau, in kept
     weights of M (default 2) or in bits (default 1), in the shape of -z (law `bounded` of `Owl`). The
-    authors choose tau by model and backend, 0.2 or 0.3 for Wanda and SparseGPT and 0.3 to 0.5 for magnitude;
-    0.3 is the default of their code.
+    authors choose tau by model and backend: 0.2 or 0.3 for Wanda and SparseGPT, 0.3 to 0.5 for magnitude. Our
+    default is what they take for LLaMA-7B with Wanda; the 0.3 that their code falls back to can remove more
+    than all of a block where one exponent lies far above the others, and is then refused.
 
     Attributes:
         metric: q; large values lose most.
@@ -48,7 +49,7 @@ class Alpha:
     metric: str = option("alpha", "What blocks are ranked by; those with large values keep least.")
     tau: float | None = option(
         None,
-        "Half the range of the sparsities, as a share of their average: 0.3; of N:M the largest departure, "
+        "Half the range of the sparsities, as a share of their average: 0.2; of N:M the largest departure, "
         "2 weights of M; of bits 1.",
         at_least=0,
     )

@@ -69,8 +69,8 @@ def _cases() -> list[Case]:
     ]
     others = [
         ("alpha", 0.6, {}),
+        ("alpha", 0.6, {"tau": 0.1}),
         ("alpha", 0.7, {}),
-        ("alpha", 0.7, {"tau": 0.2}),
         ("alpha", 0.7, {"tau": 0.1}),
         ("lsa", 0.6, {}),
         ("lsa", 0.6, {"lam": 0.05}),

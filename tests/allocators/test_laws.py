@@ -84,7 +84,7 @@ def _removed_by_alpha(exponents, weights, sparsity, tau):
     return removed * sparsity * weights.sum() / (removed * weights).sum()
 
 
-@pytest.mark.parametrize(("options", "tau"), [({}, 0.3), ({"tau": 0.1}, 0.1), ({"tau": 0}, 0)])
+@pytest.mark.parametrize(("options", "tau"), [({}, 0.2), ({"tau": 0.1}, 0.1), ({"tau": 0}, 0)])
 @pytest.mark.parametrize("make_target", [Target.from_sparsity, Target.from_prune_ratio])
 def test_alpha_is_the_equation_of_its_paper(options, tau, make_target, make_report):
     plan = allocate(make_report(D, [WIDE, NARROW, WIDE, NARROW]), "alpha", make_target(0.6), options)
@@ -97,7 +97,7 @@ def test_alpha_is_the_equation_of_its_paper(options, tau, make_target, make_repo
 def test_alpha_says_which_tau_fits(make_report):
     report, target = make_report(D), Target.from_sparsity(0.9)
     with pytest.raises(
-        RequestError, match=r"tau 0.3 removes 1\.\d+ of model.layers.1, more than all"
+        RequestError, match=r"tau 0.2 removes 1\.\d+ of model.layers.1, more than all"
     ) as refused:
         allocate(report, "alpha", target)
     fitting = float(str(refused.value).split("use tau ")[1].split()[0])
