@@ -163,9 +163,14 @@ class Structured:
         Raises:
             RequestError: see `WidthSurvey`; or a uniform width for blocks that have lost a part.
         """
-        self._surveyed_by_chance(structure, plan)
+        self.rehearsed(structure, plan)
 
-    def _surveyed_by_chance(self, structure: ModelStructure, plan: Plan) -> Surveyed:
+    def rehearsed(self, structure: ModelStructure, plan: Plan) -> Surveyed:
+        """What the survey makes of `plan` where chance decides what importance will.
+
+        Raises:
+            RequestError: see `check_plan`.
+        """
         if self.uniform_width:
             check_no_part_is_gone(structure)
         values = {budget.name: budget.value for budget in plan.budgets}
@@ -190,7 +195,7 @@ class Structured:
         if surveyed is not None:
             check_widths(model, structure, surveyed.decisions)
         else:
-            check_any_widths(model, structure, self._surveyed_by_chance(structure, plan).decisions)
+            check_any_widths(model, structure, self.rehearsed(structure, plan).decisions)
 
     def finish_(self, model: Any) -> None:
         """With a uniform width, turn the narrowed model into an ordinary one.

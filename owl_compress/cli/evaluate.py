@@ -1,6 +1,7 @@
 """Evaluation of a model or of an output folder: perplexity, and whether it keeps what was asked."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from owl_compress.cli.latency import LatencyOptions
 from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
 from owl_compress.cli.terminal import tell
 from owl_compress.consent import Consent
+from owl_compress.documents.disk import check_output_file
+from owl_compress.documents.paths import given_path
 from owl_compress.documents.recipe import Topic
 
 VIOLATED = 3
@@ -47,8 +50,13 @@ def evaluate(
     from owl_compress.pipeline.evaluating import EvaluationRequest
 
     output = Output(as_json=as_json, quiet=quiet)
-    timing = LatencyOptions.of(given).timing(given.get("device", "auto"), given.get("batch_size", 1))
-    request = EvaluationRequest.of(model, data, given, timing, Consent(trust_remote_code, allow_pickle))
+    latency = LatencyOptions.of(given)
+    timing = latency.timing(given.get("device", "auto"), given.get("batch_size", 1))
+    widths, table = latency.widths, given_path(latency.cost_table) if latency.cost_table else None
+    if table is not None:
+        check_output_file(table, inputs=[model, data], kind="costs")
+    consent = Consent(trust_remote_code, allow_pickle)
+    request = replace(EvaluationRequest.of(model, data, given, timing, consent), cost_widths=widths)
     output.say(f"loading {model}")
     with memory_errors("evaluating"):
         found = request.run(output.progress, output.say)
@@ -58,6 +66,9 @@ def evaluate(
     output.answer(answer, perplexity_table(found.perplexity))
     if timing:
         output.show(latency_table(found.latency))
+    if table is not None and found.costs is not None:
+        found.costs.write(table)
+        output.say(f"wrote {table}")
     if quiet and not as_json:
         sys.stdout.write(f"{found.perplexity.perplexity:.4f}\n")
 

@@ -32,6 +32,13 @@ class LatencyOptions:
         "With --latency: a dense model to time in turn with MODEL. For a folder of ours with heads or "
         "channels removed, by default the model it was made from.",
     )
+    cost_table: str | None = option(
+        None,
+        "With --latency: also time every part of the blocks at several widths, and write the times here.",
+    )
+    cost_widths: str | None = option(
+        None, "With --cost-table: shares of heads and channels to time besides all; 0.125,0.25,0.5,0.75."
+    )
     prompt_len: int = option(128, "With --latency: tokens of each prompt.", at_least=1)
     new_tokens: int = option(32, "With --latency: tokens decoded after it.", at_least=1)
     against_trust_remote_code: bool = option(
@@ -52,6 +59,25 @@ class LatencyOptions:
             name = next(iter(own.values())).shown_name
             raise RequestError(f"--{name} says how --latency is measured: add --latency, or drop it")
         return found
+
+    @property
+    def widths(self) -> tuple[float, ...] | None:
+        """The shares that a cost table is to be measured at; None where there is to be none.
+
+        Raises:
+            RequestError: words that are no shares, or what a cost table is not measured with.
+        """
+        if self.cost_table is None:
+            if self.cost_widths is not None:
+                raise RequestError("--cost-widths goes with --cost-table: name the file to write, or drop it")
+            return None
+        if self.compiled or self.kernel != "dense":
+            raise RequestError(
+                "--cost-table is measured as models run by default: drop --compile and --kernel"
+            )
+        from owl_compress.pipeline.timing import cost_widths
+
+        return cost_widths(self.cost_widths)
 
     def timing(self, device: str, batch_size: int) -> "TimingOptions | None":
         """What is to be timed; None if nothing is.

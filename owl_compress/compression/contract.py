@@ -132,6 +132,15 @@ class PlanChecker(Protocol):
 
 
 @runtime_checkable
+class Rehearser(Protocol):
+    """A backend that rounds plans, and can tell from shapes alone about what to."""
+
+    def rehearsed(self, structure: ModelStructure, plan: Plan) -> Surveyed:
+        """What it would carry out, as far as it can tell; refused where `plan` cannot be carried out."""
+        ...
+
+
+@runtime_checkable
 class ModelFinisher(Protocol):
     """A backend that makes something else of the compressed model before that is stored."""
 

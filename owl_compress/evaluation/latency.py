@@ -139,15 +139,12 @@ class _Course:
     def __init__(self, contender: Contender, shape: LatencyShape) -> None:
         model = contender.model
         n_positions = check_positions(model, shape)
-        embeddings = model.get_input_embeddings().weight
         blocks = [site.module for site in find_structure(model).blocks]
         self._model, self._shape = model, shape
-        self._device: torch.device = embeddings.device
+        self._device: torch.device = model.get_input_embeddings().weight.device
         self._first, self._last = blocks[0], blocks[-1]
         self._head, self._cache_name = _head(model), cache_name(model)
-        # Some tokens or other: time does not depend on which.
-        size, generator = (shape.batch_size, shape.prompt_len), torch.Generator().manual_seed(0)
-        self._ids = torch.randint(embeddings.shape[0], size, generator=generator).to(self._device)
+        self._ids = token_ids(model, shape)
         self._weight_bytes = weight_bytes(model)
         self._compiled = CompiledDecoder(model, n_positions, self._device) if contender.compiled else None
 
@@ -196,6 +193,13 @@ class _Course:
             return now(self._device) - start, blocks.take()
 
 
+def token_ids(model: Any, shape: LatencyShape) -> Tensor:
+    """Prompts [batch, prompt_len] of any tokens, where the model is: time does not depend on which."""
+    embeddings = model.get_input_embeddings().weight
+    size, generator = (shape.batch_size, shape.prompt_len), torch.Generator().manual_seed(0)
+    return torch.randint(embeddings.shape[0], size, generator=generator).to(embeddings.device)
+
+
 def check_positions(model: Any, shape: LatencyShape) -> int:
     """Positions that are needed.
 
@@ -232,7 +236,7 @@ def _record(contender: Contender, shape: LatencyShape, laps: Sequence[_Lap]) -> 
         name=contender.name,
         kernel=contender.kernel,
         compiled=contender.compiled,
-        device=_device_name(device),
+        device=device_name(device),
         threads=torch.get_num_threads() if device.type == "cpu" else None,
         dtype=str(model.dtype).removeprefix("torch."),
         shape=shape,
@@ -270,5 +274,6 @@ def _speedup(first: LatencyRecord, other: LatencyRecord) -> Speedup:
     )
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def device_name(device: torch.device) -> str:
+    """What records call the device."""
+    return torch.cuda.getdevice_name(device) if device.type == "cuda" else device.type

@@ -92,3 +92,14 @@ class BlockAnatomy:
     attention: Attention | None
     mlp: FeedForward | None
     unrecognised: Mapping[Sublayer, str] = field(default_factory=dict)
+
+
+def part_linears(anatomy: BlockAnatomy) -> dict[Sublayer, tuple[str, ...]]:
+    """The linears of each part of a block that is recognised and has units left."""
+    parts: dict[Sublayer, tuple[str, ...]] = {}
+    if anatomy.attention is not None and anatomy.attention.n_heads:
+        slots = (*anatomy.attention.queries, *anatomy.attention.keys_values)
+        parts[Sublayer.ATTENTION] = tuple(dict.fromkeys(slot.linear for slot in slots))
+    if anatomy.mlp is not None and anatomy.mlp.n_channels:
+        parts[Sublayer.MLP] = tuple(dict.fromkeys(slot.linear for slot in anatomy.mlp.channels))
+    return parts

@@ -48,6 +48,7 @@ def _within(
         found = largest_within(price_at, price.limit, reach_of(report, allocator, target))
     except OutOfReachError as error:
         raise price.out_of_reach(error.least.cost) from error
+    price.check(found.plan)
     record = found.plan.allocator
     told = AllocatorRecord(name=record.name, parameters=record.parameters | price.record(found.cost))
     return found.plan.model_copy(update={"allocator": told})

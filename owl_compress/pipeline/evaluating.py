@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
+from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import EvaluationOptions, check_batch_size, read_texts
 from owl_compress.device import resolve_device
+from owl_compress.documents.costs import CostTable
 from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
+from owl_compress.evaluation.part_costs import measure_costs
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.measuring import LOADING, taken
-from owl_compress.pipeline.stages import check_there, held_out_windows, load
+from owl_compress.pipeline.stages import check_there, held_out_windows, identity_of, load
 from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
 from owl_compress.progress import SILENT, Progress, shown
 
@@ -28,6 +31,7 @@ class Evaluated:
 
     perplexity: PerplexityRecord
     latency: list[LatencyRecord]
+    costs: CostTable | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class EvaluationRequest:
         batch_size: sequences per forward pass.
         loading: options of `owl_compress.load`.
         timing: what is timed; None times nothing.
+        cost_widths: shares of the units of every part to time besides all, for a cost table; None for none.
     """
 
     model: str
@@ -49,6 +54,7 @@ class EvaluationRequest:
     batch_size: int
     loading: Mapping[str, Any]
     timing: TimingOptions | None
+    cost_widths: tuple[float, ...] | None = None
 
     @classmethod
     def of(
@@ -95,4 +101,13 @@ class EvaluationRequest:
         found = perplexity(
             loaded.model, windows, batch_size=self.batch_size, device=self.device, progress=progress
         )
-        return Evaluated(found, timing.run(progress) if timing else [])
+        latency = timing.run(progress) if timing else []
+        return Evaluated(found, latency, self._costs(loaded, progress))
+
+    def _costs(self, loaded: LoadedModel, progress: Progress) -> CostTable | None:
+        if self.cost_widths is None or self.timing is None:
+            return None
+        options, identity = self.timing, identity_of(loaded)
+        return measure_costs(
+            loaded.model, identity, options.shape, options.device, self.cost_widths, progress
+        )

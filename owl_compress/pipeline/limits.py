@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from owl_compress.allocators import Target
-from owl_compress.documents.quantities import parsed_bytes
+from owl_compress.documents.costs import CostTable, Phase
+from owl_compress.documents.quantities import parsed_bytes, parsed_seconds
 from owl_compress.documents.recipe import LIMITS, Recipe
 from owl_compress.documents.units import BitsGrid, Unit
 from owl_compress.errors import RequestError
@@ -21,12 +22,39 @@ class SizeLimit:
     n_bytes: int
 
 
-Limit = SizeLimit
+@dataclass(frozen=True)
+class TimeLimit:
+    """The most seconds of a phase, predicted by a table; `speedup` where that is what was asked for."""
+
+    seconds: float
+    phase: Phase
+    table: CostTable
+    speedup: float | None = None
+
+
+Limit = SizeLimit | TimeLimit
 
 
 def limit_of(recipe: Recipe) -> Limit | None:
-    """The limit of the recipe; None for one that asks for an average."""
-    return None if recipe.size is None else SizeLimit(parsed_bytes(recipe.size))
+    """The limit of the recipe; None for one that asks for an average.
+
+    Raises:
+        RequestError: a cost table that cannot be read.
+    """
+    if recipe.size is not None:
+        return SizeLimit(parsed_bytes(recipe.size))
+    if recipe.cost_table is None:
+        return None
+    table, phase = CostTable.read(recipe.cost_table), recipe.phase or "prefill"
+    if recipe.latency is not None:
+        return TimeLimit(parsed_seconds(recipe.latency), phase, table)
+    dense = table.seconds(phase)
+    return TimeLimit(dense / (recipe.speedup or 1.0), phase, table, recipe.speedup)
+
+
+def asks_for_limit(recipe: Recipe) -> bool:
+    """Whether its budget is none of those that say an average."""
+    return any(getattr(recipe, name) is not None for name in LIMITS)
 
 
 def check_no_limit(asked: "Mapping[str, Any]") -> None:

@@ -16,8 +16,9 @@ from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
-from owl_compress.pipeline.limits import SizeLimit
+from owl_compress.pipeline.limits import SizeLimit, TimeLimit
 from owl_compress.pipeline.session import Session
+from owl_compress.pipeline.speed import time_price
 
 _SLACK = 1e-12
 """Relative rounding of sums of budgets that is allowed to whoever removes heads and channels."""
@@ -33,6 +34,10 @@ class Price(Protocol):
 
     def of(self, plan: Plan) -> float:
         """What `plan` costs: more, or as much, where budgets rise."""
+        ...
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan whose cost is not really known, whatever was said of it while plans were compared."""
         ...
 
     def out_of_reach(self, least: float) -> RequestError:
@@ -53,6 +58,8 @@ def price_of(session: Session) -> Price | None:
     match session.request.limit:
         case SizeLimit() as limit:
             return SizePrice(limit.n_bytes, _size_of_plans(session))
+        case TimeLimit() as limit:
+            return time_price(session, limit)
     return None
 
 
@@ -66,6 +73,9 @@ class SizePrice:
     def of(self, plan: Plan) -> int:
         """Bytes of what carrying out `plan` writes, at most."""
         return self.n_bytes(plan)
+
+    def check(self, plan: Plan) -> None:
+        """The bytes of every plan are known."""
 
     def out_of_reach(self, least: float) -> RequestError:
         """With the smallest size that there is."""

@@ -13,7 +13,7 @@ from owl_compress.documents.recipe import AVERAGES, BUDGETS, RECIPE_NAMES, Recip
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import not_taken
-from owl_compress.pipeline.limits import Limit, check_no_limit, everything_kept, limit_of
+from owl_compress.pipeline.limits import Limit, asks_for_limit, check_no_limit, everything_kept, limit_of
 from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS
 from owl_compress.registry import Registry
 
@@ -92,8 +92,9 @@ class Request:
             plan = Plan.read(recipe.plan)
             unit = plan.unit
         else:
-            allocator, limit = allocator_of(recipe), limit_of(recipe)
-            target = target_of(recipe) if limit is None else everything_kept(recipe, _shape_of(recipe))
+            allocator, is_limited = allocator_of(recipe), asks_for_limit(recipe)
+            target = everything_kept(recipe, _shape_of(recipe)) if is_limited else target_of(recipe)
+            limit = limit_of(recipe)
             allocator.settled(target)
             unit = target.unit
         check_options(recipe)

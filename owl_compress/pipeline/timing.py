@@ -17,6 +17,7 @@ from owl_compress.device import DTYPES, resolve_device
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.latency import check_kernel, check_positions, compare, compare_kernels
+from owl_compress.evaluation.part_costs import DEFAULT_WIDTHS, check_widths
 from owl_compress.pipeline.original import original_of
 from owl_compress.pipeline.stages import load
 from owl_compress.progress import SILENT, Progress
@@ -92,6 +93,20 @@ def latency_shape(batch_size: int, prompt_len: int, new_tokens: int) -> LatencyS
     """
     check_batch_size(batch_size)
     return LatencyShape(batch_size=batch_size, prompt_len=prompt_len, new_tokens=new_tokens)
+
+
+def cost_widths(given: str | None) -> tuple[float, ...]:
+    """The shares of units that a cost table is measured at, besides all of them; the usual ones for None.
+
+    Raises:
+        RequestError: words that are no shares.
+    """
+    if given is None:
+        return check_widths(DEFAULT_WIDTHS)
+    try:
+        return check_widths([float(width) for width in given.split(",")])
+    except ValueError as error:
+        raise RequestError(f"--cost-widths {given!r} is no list of shares such as 0.25,0.5,0.75") from error
 
 
 def timing_options(

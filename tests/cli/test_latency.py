@@ -1,11 +1,13 @@
 """`eval --latency`: its answer, and what is refused before a model is loaded."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from owl_compress.documents.costs import CostTable
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.timing import check_two_of_four
 
@@ -24,6 +26,17 @@ def test_latency_is_a_key_of_the_answer(done: Callable[..., Any]) -> None:
     assert "latency" not in done(*EVAL, "--json", "--quiet").json
 
 
+def test_a_cost_table_is_written_and_makes_a_model_faster(done: Callable[..., Any], here: Path) -> None:
+    options = ("--latency", "--prompt-len", "8", "--new-tokens", "2", "--cost-widths", "0.1,0.5")
+    assert "wrote costs.json" in done(*EVAL, *options, "--cost-table", "costs.json").err
+    run = ("run", "model", "--calib", "text.txt", "--samples", "2", "--seq-len", "32", "--device", "cpu")
+    narrow = ("--backend", "structured", "--round-to", "1", "--allocator", "uniform", "--json", "--quiet")
+    done(*run, *narrow, "--speedup", "1.01", "--cost-table", "costs.json", "-o", "OUT")
+    told = json.loads(Path("OUT/plan.json").read_text())["allocator"]["parameters"]
+    assert told["predicted_seconds"] <= told["asked_seconds"] * (1 + 1e-9)
+    assert told["cost_table"] == CostTable.read("costs.json").fingerprint
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -39,6 +52,14 @@ def test_latency_is_a_key_of_the_answer(done: Callable[..., Any]) -> None:
             "--compile is for dense kernels: drop",
         ),
         (("--against", "dense"), "--against says how --latency is measured: add --latency, or drop it"),
+        (("--cost-table", "c.json"), "--cost-table says how --latency is measured: add --latency"),
+        (("--latency", "--cost-widths", "0.5"), "--cost-widths goes with --cost-table: name the file"),
+        (("--latency", "--cost-table", "c.json", "--compile"), "drop --compile and --kernel"),
+        (("--latency", "--cost-table", "c.json", "--cost-widths", "0"), "cost width 0 is outside (0, 1]"),
+        (("--latency", "--cost-table", "c.json", "--cost-widths", "nan"), "cost width nan is outside"),
+        (("--latency", "--cost-table", "c.json", "--cost-widths", "1"), "needs a width besides 1"),
+        (("--latency", "--cost-table", "c.json", "--cost-widths", "half"), "is no list of shares such as"),
+        (("--latency", "--cost-table", "no/c.json"), "no/c.json"),
         (("--latency", "--against", "model"), "--against model is the model itself"),
         (("--latency", "--against", "./nowhere"), "model path './nowhere' does not exist"),
     ],
