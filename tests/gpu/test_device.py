@@ -19,6 +19,8 @@ from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.importance.estimator import measure
+from owl_compress.importance.reconstruction import least_error
+from owl_compress.importance.spectra import tail_exponent
 from owl_compress.models.structure import find_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.input_statistics import Gram, SecondMoments
@@ -159,6 +161,15 @@ def test_scores_on_the_device_are_exact() -> None:
     assert pool.count_above(0.5) == int((values > 0.5).sum())
     assert pool.mean == pytest.approx(values.astype(np.float64).mean(), rel=1e-9)
     assert pool.histogram() == ScorePool((ScoredWeight(weight, scale),)).histogram()
+
+
+def test_tails_and_least_errors_are_those_of_the_host() -> None:
+    weight, inputs = torch.randn(96, 300), torch.randn(500, 300)
+    gram = inputs.t() @ inputs
+    assert tail_exponent(weight.to(DEVICE)) == pytest.approx(tail_exponent(weight), rel=1e-6)
+    assert least_error(weight.to(DEVICE), gram.to(DEVICE)) == pytest.approx(
+        least_error(weight, gram), rel=1e-3
+    )
 
 
 HIDDEN, N_BLOCKS = 512, 12
