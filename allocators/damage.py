@@ -97,7 +97,7 @@ def joined(curves: Sequence[DamageCurve], *, is_continuous: bool) -> DamageCurve
     """The sum of the curves at the levels common to all, which between levels are all within every span.
 
     Returns:
-        None where there is no common level.
+        None where the levels in common leave nothing to choose, as the curves by themselves did.
     """
     if len(curves) == 1:
         return curves[0]
@@ -110,4 +110,5 @@ def joined(curves: Sequence[DamageCurve], *, is_continuous: bool) -> DamageCurve
         every = sorted({level for curve in curves for level in curve.levels})
         common = [level for level in every if low <= level <= high]
         sums = np.sum([curve.between(np.array(common)) for curve in curves], axis=0).tolist()
-    return DamageCurve(tuple(common), tuple(sums)) if common else None
+    fewest = min(2, *(len(curve.levels) for curve in curves))
+    return DamageCurve(tuple(common), tuple(sums)) if len(common) >= fewest else None

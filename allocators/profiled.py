@@ -179,8 +179,8 @@ def _joint_damage(parts: Sequence[PartDamage], source: ProfiledModel, target: Ta
     if damage is None:
         names = ", ".join(part.name for part in parts)
         raise RequestError(
-            f"{names} share one value here, and no level was measured of all of them: measure with a coarser "
-            "--part, or leave out --granularity"
+            f"{names} share one value here, and fewer than two levels were measured of all of them: measure with a "
+            "coarser --part, or leave out --granularity"
         )
     return damage
 
@@ -204,11 +204,11 @@ def predicted(source: ProfiledModel, values: Mapping[str, float], target: Target
 
 def _damage_at(curve: DamageCurve, values: set[float | None], *, is_continuous: bool) -> float | None:
     """Of one part, for the different values of its linears; None among them for one that is left alone."""
-    if values == {None}:
-        return 0.0
     if len(values) > 1:
         return None
     (value,) = values
+    if value is None:
+        return 0.0
     if value in curve.by_level:
         return curve.by_level[value]
     inside = is_continuous and curve.levels[0] <= value <= curve.levels[-1]

@@ -261,9 +261,9 @@ def test_a_linear_of_no_part_is_refused_unless_it_is_left_alone(make_profile):
 
 
 def test_widths_without_a_common_level_are_not_joined(make_profile):
-    parts = {"0/attn": {0.25: 1.0, 0.75: 0.1}, "0/mlp": {0.3: 1.0, 0.7: 0.1}}
+    parts = {"0/attn": {0.25: 1.0, 0.75: 0.1, 1.0: 0.0}, "0/mlp": {0.3: 1.0, 0.7: 0.1, 1.0: 0.0}}
     profile = make_profile(parts, unit=Unit.WIDTH, kind=PartKind.SUBLAYER)
-    with pytest.raises(RequestError, match="no level was measured of all of them"):
+    with pytest.raises(RequestError, match="fewer than two levels were measured of all of them"):
         allocate(profile, "sensitivity", Target.from_prune_ratio(0.5, granularity="block"))
 
 

@@ -67,8 +67,8 @@ def test_what_cannot_be_drawn_is_refused(
 
 
 def test_a_document_of_a_kind_that_has_no_chart_is_refused(refused: Callable[..., str], here: Path) -> None:
-    (here / "x.json").write_text('{"schema": "owl-compress/sensitivity/1"}')
-    assert "its schema is owl-compress/sensitivity" in refused("chart", "x.json", "-o", "x.png")
+    (here / "x.json").write_text('{"schema": "owl-compress/tokens/1"}')
+    assert "its schema is owl-compress/tokens" in refused("chart", "x.json", "-o", "x.png")
 
 
 def test_a_picture_replaces_only_a_picture_of_ours(
