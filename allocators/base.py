@@ -7,11 +7,14 @@ from math import fsum
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
-from owl_compress.allocators.damage import DamageCurve, FloatArray
+from owl_compress.allocators.damage import DamageCurve
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.report import LinearReport
 from owl_compress.errors import RequestError, nearest
+
+FloatArray = NDArray[np.float64]
 
 Curve = Callable[[float], FloatArray]
 """One value per group, none of which falls when the argument rises.

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from owl_compress.allocators.damage import FloatArray
+from owl_compress.allocators.base import FloatArray
 
 _MOST_NODES = 20_000
 """Branch-and-bound nodes before the best choice so far is taken: a count, not a time, so that runs repeat."""
@@ -64,7 +64,10 @@ def _search(spends: _Rows, cost: FloatArray, least: int, most: int) -> list[int]
     lengths = list(map(len, spends))
     terms = _flat(spends)
     scale = float(terms.max()) or 1.0
-    once = sparse.block_diag([np.ones((1, length)) for length in lengths], format="csr")
+    once = sparse.csr_array(
+        (np.ones(len(terms)), np.arange(len(terms)), np.cumsum([0, *lengths])),
+        shape=(len(lengths), len(terms)),
+    )
     low, high = least, most
     while low <= high:
         # In units of the largest term, so that the solver's tolerance means the same for any model.
@@ -72,7 +75,7 @@ def _search(spends: _Rows, cost: FloatArray, least: int, most: int) -> list[int]
         result = milp(
             _RESOLUTION * np.minimum(cost, 1.0),
             constraints=[LinearConstraint(once, 1, 1), window],
-            integrality=np.ones(len(cost)),
+            integrality=np.ones(len(cost), dtype=np.int64),
             bounds=Bounds(0, (cost <= 1 + _EQUAL).astype(np.float64)),
             options={"mip_rel_gap": 0.0, "node_limit": _MOST_NODES},
         )

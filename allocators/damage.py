@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from owl_compress.documents.units import Unit
 
-FloatArray = NDArray[np.float64]
+_FloatArray = NDArray[np.float64]
 
 _LEAST_POWER, _POWER = 1.0, 3.0
 
@@ -42,14 +42,14 @@ class DamageCurve:
         """Damage by measured level."""
         return dict(zip(self.levels, self.damage, strict=True))
 
-    def between(self, levels: FloatArray) -> FloatArray:
+    def between(self, levels: _FloatArray) -> _FloatArray:
         """Damage at densities within the span of the levels; see above for the law."""
         known, damage = np.array(self.levels), np.array(self.damage)
         n_positive = int(np.count_nonzero(damage))
         if n_positive == 0:
             return np.zeros_like(levels)
         removed = np.log1p(-known[:n_positive])
-        found: FloatArray = np.zeros_like(levels)
+        found: _FloatArray = np.zeros_like(levels)
         inside = levels <= known[n_positive - 1]
         # np.interp wants rising places, and the share removed falls as the level rises.
         found[inside] = np.exp(

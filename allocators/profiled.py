@@ -179,8 +179,8 @@ def _joint_damage(parts: Sequence[PartDamage], source: ProfiledModel, target: Ta
     if damage is None:
         names = ", ".join(part.name for part in parts)
         raise RequestError(
-            f"{names} share one value here, and fewer than two levels were measured of all of them: measure with a "
-            "coarser --part, or leave out --granularity"
+            f"{names} share one value here, and fewer than two levels were measured of all of them: "
+            "measure with a coarser --part, or leave out --granularity"
         )
     return damage
 

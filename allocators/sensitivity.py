@@ -60,7 +60,7 @@ class Sensitivity:
         if not target.is_continuous:
             allowed = [_allowed(*pair, target) for pair in zip(groups, curves, strict=True)]
             costs = [
-                tuple(map(damage.by_level.get, levels))
+                tuple(damage.by_level[level] for level in levels)
                 for damage, levels in zip(curves, allowed, strict=True)
             ]
             return LevelCosts(tuple(allowed), tuple(costs))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from owl_compress.allocators import ALLOCATORS, Source, Target, allocate
+from owl_compress.allocators import ALLOCATORS, Source, Target, allocate, reads_damage
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport, ScoreHistogram
@@ -198,7 +198,7 @@ def source_for(name: str, report: ImportanceReport, target: Target) -> Source:
 
     Damage grows with a linear's score, its size, and the cube of what is taken.
     """
-    if not ALLOCATORS.load(name).reads_damage:
+    if not reads_damage(ALLOCATORS.load(name)):
         return report
     grid = target.grid if isinstance(target.grid, KeptOfGrid) else None
     shares = grid.values() if grid else (0.0, 0.25, 0.5, 0.75, 1.0)

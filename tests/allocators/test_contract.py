@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
-from owl_compress.allocators import ALLOCATORS, Target, allocate
+from owl_compress.allocators import ALLOCATORS, Target, allocate, reads_damage
 from owl_compress.allocators.groups import build_groups, partition
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
@@ -230,7 +230,7 @@ def test_the_plan_records_how_it_was_made(name, make_report, read_by):
     assert plan.allocator.parameters["set"] == {"model.layers.1": 0.5}
     assert plan.allocator.parameters["skip"] == ["model.layers.0"]
     # Who reads damage has a solver of its own.
-    solver = None if ALLOCATORS.load(name).reads_damage else "proportional"
+    solver = None if reads_damage(ALLOCATORS.load(name)) else "proportional"
     assert plan.allocator.parameters.get("solver") == solver
     assert None not in plan.allocator.parameters.values()
 
