@@ -2,7 +2,6 @@
 
 import re
 from decimal import Decimal
-from math import floor
 
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)(e[+-]?[0-9]{1,2})?\s*([a-z]*)\s*", re.IGNORECASE)
 _PREFIXES = ("", "k", "m", "g", "t")
@@ -25,7 +24,7 @@ def parsed_bytes(text: str) -> int:
     factor = _BYTES.get(unit)
     if factor is None:
         raise ValueError(f"has no unit {unit!r}: write B, kB, MB, GB or TB, or KiB, MiB, GiB or TiB")
-    n_bytes = floor(number * factor)
+    n_bytes = int(number * factor)
     if not 0 < n_bytes < _MOST_BYTES:
         raise ValueError("is above 0 bytes, and below 2^63")
     return n_bytes
