@@ -19,6 +19,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, token_ids_sha256
 from owl_compress.documents.report import ImportanceReport
+from owl_compress.pipeline.request import Request
 
 SEQ_LEN = 512
 _CALIBRATION, _TUNING, _EVALUATION = 12, 16, 20
@@ -73,19 +74,20 @@ class Bench:
     tried: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, calib: str, data: str) -> "Bench":
-        """Load and measure the embedded model."""
+    def load(cls, calib: str, data: str, cases: Iterable[Case]) -> "Bench":
+        """Load the embedded model, and measure what the allocators of `cases` rank by."""
         loaded = load("builtin")
 
         def windows(source: str, part: Any, count: int | None = None) -> TokenWindows:
             text = load_text(source, purpose=part)
             return evaluation_windows(loaded.tokenizer, text, seq_len=SEQ_LEN, bos="first", max_windows=count)
 
+        metrics = dict.fromkeys(name for case in cases for name in Request.of(case.recipe).metrics)
         whole = windows(calib, "calibration")
         calibration = whole.first(_CALIBRATION)
         return cls(
             loaded,
-            measure(loaded.model, calibration),
+            measure(loaded.model, calibration, metrics=tuple(metrics)),
             calibration,
             _spread(whole, _CALIBRATION, _TUNING),
             windows(data, "evaluation", _EVALUATION),
@@ -129,10 +131,9 @@ def run(benchmark: str, description: str | None, cases: Iterable[Case]) -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     arguments = parser.parse_args()
-    bench = Bench.load(arguments.calib, arguments.data)
-    for case in cases:
-        if arguments.only not in case.name:
-            continue
+    wanted = [case for case in cases if arguments.only in case.name]
+    bench = Bench.load(arguments.calib, arguments.data, wanted)
+    for case in wanted:
         chosen, tried = bench.tune(case) if case.tuning else (case, [])
         perplexity, counted = bench.perplexity(chosen, bench.evaluation)
         print_row(
