@@ -1,39 +1,37 @@
 """The picture of budgets: importance and budget of every block (Figure 1 of the OWL paper, 2310.05175)."""
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from owl_compress.documents.disk import write_bytes
-from owl_compress.documents.outputs import PICTURE_SOFTWARE
 from owl_compress.documents.plan import ROUNDING, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Grid, Unit
 from owl_compress.errors import RequestError, nearest
-from owl_compress.pages.words import as_asked, asked_name, block_numbers, target_in_words
+from owl_compress.pages.drawing import (
+    BAR,
+    GRID_TICKS,
+    KEPT_WORDS,
+    LINES,
+    QUIET,
+    Array,
+    legend_below,
+    number_blocks,
+    tidy,
+    title,
+    width_for,
+    write_png,
+)
+from owl_compress.pages.words import as_asked, asked_name, target_in_words
 from owl_compress.plain_text import plain
-
-Array = np.ndarray[tuple[int], np.dtype[np.float64]]
-
-_INK, _QUIET, _GRID, _BAR = "#1f2933", "#7b8794", "#e4e7eb", "#f0b429"
-_LINES = ("#0b69a3", "#c52707", "#3f9142", "#8719e0", "#a1680c", "#0e7c86")
-_DPI = 160
-_TICKS, _GRID_TICKS, _LEGEND_COLUMNS, _LONG_NAME = 16, 8, 4, 40
-_KEPT_WORDS = {
-    Unit.DENSITY: "% of the weights kept",
-    Unit.WIDTH: "% of the weights left",
-    Unit.BITS: "bits of each block",
-}
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,7 @@ def draw(path: Path, report: ImportanceReport | None, budgets: Sequence[Budgets]
     names = [block.name for block in report.blocks] if report else list(budgets[0].blocks)
     _check(report, names, budgets, metric)
     panels = bool(report) + bool(budgets)
-    width = max(6.4, min(14.0, 2.2 + 0.26 * len(names)))
-    figure = Figure(figsize=(width, 5.4 if panels == 2 else 3.4))
+    figure = Figure(figsize=(width_for(len(names)), 5.4 if panels == 2 else 3.4))
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.04)
     ratios = (1, 1.2) if panels == 2 else (1,)
     rows = list(figure.subplots(panels, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
@@ -120,16 +117,11 @@ def draw(path: Path, report: ImportanceReport | None, budgets: Sequence[Budgets]
     if budgets:
         _draw_budgets(rows[-1], names, budgets)
     if len(budgets) > 1:
-        legend = figure.legend(
-            frameon=False, ncols=min(len(budgets), _LEGEND_COLUMNS), loc="outside lower center",
-            labelcolor=_INK, fontsize=9.5, handlelength=1.4, columnspacing=1.4,
-        )  # fmt: skip
-        for text in legend.get_texts():
-            text.set_parse_math(False)
+        legend_below(figure)
     for axes in rows:
-        _tidy(axes)
-    _number_blocks(rows[-1], names, report.model.id if report else "")
-    _write_png(figure, path)
+        tidy(axes)
+    number_blocks(rows[-1], names, report.model.id if report else "")
+    write_png(figure, path)
 
 
 def _check(
@@ -148,27 +140,14 @@ def _check(
             raise RequestError(f"plan names block {min(foreign)!r}, which {whose} does not have")
 
 
-def _number_blocks(axes: Axes, names: Sequence[str], model: str) -> None:
-    """Label the blocks by their own numbers, as many as can be read."""
-    short, prefix = block_numbers(names)
-    labels = short if prefix else [str(place) for place in range(len(names))]
-    shown = PurePath(model).name if len(model) > _LONG_NAME else model
-    axes.set_xlabel(plain(f"block of {shown}" if shown else "block"), color=_INK, parse_math=False)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS, integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda place, _: labels[round(place)] if 0 <= round(place) < len(labels) else "")
-    )
-
-
 def _draw_importance(axes: Axes, values: list[float], metric: str) -> None:
     """Bars from zero; an LOD as percent, other metrics as they are."""
     is_share = metric.startswith("lod@")
     heights = [100 * value if is_share else value for value in values]
-    axes.bar(range(len(heights)), heights, width=0.74, color=_BAR, linewidth=0)
+    axes.bar(range(len(heights)), heights, width=0.74, color=BAR, linewidth=0)
     multiple = metric.partition("@")[2]
     what = f"LOD, % of the weights scoring above {multiple} × the block's mean" if is_share else metric
-    _title(axes, f"Importance: {what}")
+    title(axes, f"Importance: {what}")
     axes.margins(y=0.08)
 
 
@@ -176,13 +155,13 @@ def _draw_budgets(axes: Axes, names: list[str], budgets: Sequence[Budgets]) -> N
     """One stepped line for each, over the blocks, with the target dashed."""
     first = budgets[0]
     scale = 1.0 if first.unit is Unit.BITS else 100.0
-    colours = iter(_LINES * len(budgets))
+    colours = iter(LINES * len(budgets))
     drawn: list[float] = []
     has_band = False
     for one in budgets:
         means, least, most = (scale * row for row in _per_block(one, names))
         is_flat = np.nanmax(means) - np.nanmin(means) <= scale * ROUNDING
-        colour = _QUIET if is_flat else next(colours)
+        colour = QUIET if is_flat else next(colours)
         edges = np.arange(len(names) + 1) - 0.5
         if np.nanmax(most - least) > scale * ROUNDING:
             has_band = True
@@ -195,14 +174,14 @@ def _draw_budgets(axes: Axes, names: list[str], budgets: Sequence[Budgets]) -> N
     _mark_target(axes, scale * first.target, drawn)
     whose = "" if len(budgets) > 1 else f" by {first.label}"
     band = "; band: linears" if has_band else ""
-    _title(axes, f"Budget{whose} at {first.asked}: {_KEPT_WORDS[first.unit]}{band}")
+    title(axes, f"Budget{whose} at {first.asked}: {KEPT_WORDS[first.unit]}{band}")
     _tick_budgets(axes, first.grid, scale)
 
 
 def _tick_budgets(axes: Axes, grid: Grid | None, scale: float) -> None:
     """Ticks at what a coarse grid allows, else at round numbers."""
     axes.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    if grid and len(grid.values()) <= _GRID_TICKS + 1:
+    if grid and len(grid.values()) <= GRID_TICKS + 1:
         low, high = axes.get_ylim()
         axes.set_yticks([scale * value for value in grid.values() if low <= scale * value <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -210,13 +189,13 @@ def _tick_budgets(axes: Axes, grid: Grid | None, scale: float) -> None:
 
 def _mark_target(axes: Axes, target: float, drawn: list[float]) -> None:
     """Dash the target and zoom on the budgets: differences of a few percent are what the picture is about."""
-    axes.axhline(target, color=_QUIET, linewidth=1.0, linestyle=(0, (5, 4)), zorder=2)
+    axes.axhline(target, color=QUIET, linewidth=1.0, linestyle=(0, (5, 4)), zorder=2)
     low, high = min([*drawn, target]), max([*drawn, target])
     room = 0.12 * (high - low) if high > low else 0.1 * abs(target) or 1.0
     axes.set_ylim(low - room, high + room)
     axes.annotate(
         f"target {target:.4g}", (1, target), xycoords=("axes fraction", "data"), xytext=(4, 0),
-        textcoords="offset points", va="center", color=_QUIET, fontsize=9, annotation_clip=False,
+        textcoords="offset points", va="center", color=QUIET, fontsize=9, annotation_clip=False,
     )  # fmt: skip
 
 
@@ -231,26 +210,3 @@ def _per_block(budgets: Budgets, names: list[str]) -> tuple[Array, Array, Array]
             values = [budget.value for budget in members[name]]
             rows[:, column] = weighted_mean(tuple(members[name])), min(values), max(values)
     return rows[0], rows[1], rows[2]
-
-
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(plain(text), loc="left", color=_INK, fontsize=11, pad=8, parse_math=False)
-
-
-def _tidy(axes: Axes) -> None:
-    """Leave the axes nothing but a baseline and quiet horizontal lines."""
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
-    axes.tick_params(colors=_QUIET, labelcolor=_INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(_QUIET)
-
-
-def _write_png(figure: Figure, path: Path) -> None:
-    """Write the figure whole or not at all, always the same bytes for the same figure."""
-    picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(
-        picture, format="png", dpi=_DPI, metadata={"Software": PICTURE_SOFTWARE}
-    )
-    write_bytes(path, picture.getvalue())
