@@ -20,16 +20,19 @@ from owl_compress.errors import RequestError, nearest
 if TYPE_CHECKING:  # a refusal must not wait for matplotlib
     from owl_compress.pages.chart import Budgets
 
-Drawable = ImportanceReport | Plan | Result
+Measured = ImportanceReport | SensitivityProfile
+Budgeted = Plan | Result
 
-_BESIDE_WEIGHTS = ("report.json", "plan.json")
+_BESIDE_WEIGHTS = ("sensitivity.json", "report.json", "plan.json")
 _METRIC = "lod@5"
 
 
 def chart(
     files: Annotated[
         list[Path],
-        options.path_argument("FILES", "Reports, plans, results, or a folder that compress or run wrote."),
+        options.path_argument(
+            "FILES", "Reports, profiles, plans, results, or a folder that compress or run wrote."
+        ),
     ],
     out: options.OutPicture,
     metric: Annotated[
@@ -38,57 +41,65 @@ def chart(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw importance and budget of every block, from any report, plan or result; several plans compared."""
+    """Draw importance or damage and the budget of every block, from any report, profile, plan or result."""
     if out.suffix.lower() != ".png":
         raise RequestError(f"--out {out} is no name of a picture: charts are PNG, name it {out.stem}.png")
     check_output_file(out, inputs=files, kind=PICTURE)
-    found = [(path, _drawable(path)) for file in files for path in _files_of(file)]
-    reports = [document for _, document in found if isinstance(document, ImportanceReport)]
-    if len(reports) > 1:
-        raise RequestError(
-            f"{len(reports)} reports do not fit on one chart: name one, and plans made from it"
-        )
-    from owl_compress.pages.chart import draw
+    found = [(path, read_document(path)) for file in files for path in _files_of(file)]
+    measured = [document for _, document in found if isinstance(document, Measured)]
+    _check_one(measured)
+    budgeted = [(path, document) for path, document in found if isinstance(document, Budgeted)]
+    budgets = _budgets(budgeted)
+    if measured and isinstance(measured[0], SensitivityProfile):
+        if metric is not None:
+            raise RequestError(f"--metric {metric} is drawn from a report, not from a profile: drop it")
+        from owl_compress.pages.damage_chart import draw_damage
 
-    budgets = _budgets([pair for pair in found if not isinstance(pair[1], ImportanceReport)])
-    report = reports[0] if reports else None
-    draw(out, report, budgets, _metric(report, metric, [document for _, document in found]))
+        draw_damage(out, measured[0], budgets)
+    else:
+        from owl_compress.pages.chart import draw
+
+        report = measured[0] if measured else None
+        draw(out, report, budgets, _metric(report, metric, [document for _, document in budgeted]))
     output = Output(as_json=as_json, quiet=quiet)
     output.answer({"chart": str(out)})
     output.say(f"wrote {out}")
 
 
 def _files_of(path: Path) -> list[Path]:
-    """The file, or what a folder of ours has to draw."""
+    """The file, or what a folder of ours has to draw: what its plan was made from, and the plan."""
     if not path.is_dir():
         return [path]
     found = [path / name for name in _BESIDE_WEIGHTS if (path / name).is_file()]
     if not found:
         raise RequestError(f"{path} holds no {' or '.join(_BESIDE_WEIGHTS)}: name a report, plan or result")
-    return found
+    has_profile = found[0].name == _BESIDE_WEIGHTS[0]
+    return [one for one in found if not (has_profile and one.name == _BESIDE_WEIGHTS[1])]
 
 
-def _drawable(path: Path) -> Drawable:
-    document = read_document(path)
-    if isinstance(document, SensitivityProfile):
-        raise RequestError(
-            f"{path} is a sensitivity profile, which has no budgets to draw: name a plan made from it"
-        )
-    return document
+def _check_one(measured: Sequence[Measured]) -> None:
+    """Refuse two importances, or damages, of blocks on one chart."""
+    n_profiles = sum(isinstance(document, SensitivityProfile) for document in measured)
+    n_reports = len(measured) - n_profiles
+    if n_profiles and n_reports:
+        raise RequestError("a report and a sensitivity profile do not fit on one chart: name one of them")
+    if len(measured) > 1:
+        kinds = f"{n_profiles} sensitivity profiles" if n_profiles else f"{n_reports} reports"
+        raise RequestError(f"{kinds} do not fit on one chart: name one, and plans made from it")
 
 
-def _budgets(found: Sequence[tuple[Path, Drawable]]) -> "list[Budgets]":
+def _budgets(found: Sequence[tuple[Path, Budgeted]]) -> "list[Budgets]":
     """What plans and results say of every block, each under a name that tells it from the others."""
     from owl_compress.pages.chart import Budgets
 
-    budgets = [Budgets.of(document) for _, document in found if not isinstance(document, ImportanceReport)]
+    budgets = [Budgets.of(document) for _, document in found]
     names = [one.label for one in budgets]
     if len(set(names)) == len(names):
         return budgets
     return [one.called(str(path)) for one, (path, _) in zip(budgets, found, strict=True)]
 
 
-def _metric(report: ImportanceReport | None, asked: str | None, documents: Sequence[Drawable]) -> str:
+def _metric(report: ImportanceReport | None, asked: str | None, documents: Sequence[Budgeted]) -> str:
     """The metric to draw: the one that was asked for, or the one that a plan was made from."""
     if report is None:
         if asked is not None:
@@ -98,9 +109,7 @@ def _metric(report: ImportanceReport | None, asked: str | None, documents: Seque
         return _METRIC
     known = list(report.blocks[0].metrics)
     used = [
-        document.allocator.parameters.get("metric")
-        for document in documents
-        if not isinstance(document, ImportanceReport | Result)
+        document.allocator.parameters.get("metric") for document in documents if isinstance(document, Plan)
     ]
     wanted = [asked] if asked else [*used, _METRIC, *known]
     for name in wanted:

@@ -1,98 +1,43 @@
 """The picture of a sensitivity profile: damage against level for every part, and where in the model it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil, log10
+from math import ceil
 from pathlib import Path
-from typing import Self
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from owl_compress.documents.plan import LinearBudget
 from owl_compress.documents.sensitivity import SensitivityProfile
-from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.pages.chart import Budgets
-from owl_compress.pages.curves import MEASURES_IN_WORDS, Heights, Panel, cells_of, median_of, panels_of
+from owl_compress.pages.curves import MEASURES_IN_WORDS, Panel, cells_of, median_of, panels_of
 from owl_compress.pages.drawing import (
     INK,
     LINES,
     QUIET,
-    block_labels,
     legend_below,
     number_blocks,
     tidy,
     width_for,
     write_png,
 )
+from owl_compress.pages.scales import NO_DAMAGE, Scales, tick_damage, tick_depth
 from owl_compress.plain_text import plain
 
 _PANEL_WIDTH, _PANEL_HEIGHT, _MOST_COLUMNS = 2.3, 2.7, 4
 _BAR_WIDTH = 0.14
 _MANY_BLOCKS = 40
 _MARKS = LINES[1:]  # the first is the blue of the map
-_NO_DAMAGE = "#f6e7c1"
 _KEPT_NAMES = {Unit.DENSITY: "weights kept", Unit.WIDTH: "weights left", Unit.BITS: "bits per weight"}
-
-
-@dataclass(frozen=True)
-class _Scales:
-    """What all panels of one picture share."""
-
-    unit: Unit
-    grid: KeptOfGrid | None
-    blocks: tuple[str, ...]
-    heights: Heights
-    depth_colours: ListedColormap
-    depth: BoundaryNorm
-    damage_colours: Colormap
-    damage: Normalize
-
-    @classmethod
-    def of(cls, profile: SensitivityProfile, panels: Sequence[Panel]) -> Self:
-        heights = Heights.of(panels)
-        n_blocks = len(profile.blocks)
-        # The yellow end of the one is lost on white, the white end of the other too.
-        depth = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.9, n_blocks)))
-        damage = ListedColormap(mpl.colormaps["Blues"](np.linspace(0.1, 1, 256)))
-        ends = (heights.least, max(heights.top, heights.least * (1 + 1e-9)))
-        return cls(
-            profile.unit, profile.grid, profile.blocks, heights,
-            depth, BoundaryNorm(np.arange(n_blocks + 1) - 0.5, n_blocks),
-            damage.with_extremes(bad=_NO_DAMAGE),
-            LogNorm(*ends) if heights.is_logarithmic else Normalize(heights.foot, heights.top),
-        )  # fmt: skip
-
-    def level_in_words(self, level: float) -> str:
-        """As a tick says it: "30 %", "3:8", "2"."""
-        if self.unit is Unit.BITS:
-            return f"{level:g}"
-        if self.grid is not None:
-            return f"{level * self.grid.kept_of:.3g}:{self.grid.kept_of}"
-        return f"{100 * level:.3g} %"
-
-    def tick_levels(self, axis: Axis, panel: Panel, most: int) -> None:
-        """At most so many ticks: at the levels themselves where these are coarse, else at round ones."""
-        if self.grid is not None:
-            step = ceil(self.grid.kept_of / most)
-            axis.set_major_locator(FixedLocator(list(self.grid.values()[::step])))
-        elif len(panel.levels) == 1 or (self.unit is Unit.BITS and len(panel.levels) <= most):
-            axis.set_major_locator(FixedLocator(list(panel.levels)))
-        else:
-            axis.set_major_locator(MaxNLocator(nbins=most, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(lambda level, _: self.level_in_words(level)))
 
 
 def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budgets] = ()) -> None:
@@ -107,7 +52,7 @@ def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budge
     """
     _check(profile, budgets)
     panels = panels_of(profile)
-    scales = _Scales.of(profile, panels)
+    scales = Scales.of(profile, panels)
     width = max(8.0, width_for(len(profile.blocks)))
     n_rows = ceil(len(panels) / min(_MOST_COLUMNS, int(width / _PANEL_WIDTH)))
     shape = (n_rows, ceil(len(panels) / n_rows))
@@ -117,7 +62,7 @@ def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budge
     above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
     _draw_curves(above, shape, panels, scales, _levels(budgets[0]) if len(budgets) == 1 else {})
     _bar(above, ScalarMappable(scales.depth, scales.depth_colours), "block", upper)
-    _tick_depth(above.axes[-1], scales.blocks)
+    tick_depth(above.axes[-1], scales.blocks)
     _headline(
         above, f"Damage by {profile.backend.name}, one part at a time: {MEASURES_IN_WORDS[profile.measure]}"
     )
@@ -125,7 +70,7 @@ def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budge
     number_blocks(below.axes[-1], scales.blocks, profile.model.id)
     if scales.heights.is_logarithmic:
         _bar(below, ScalarMappable(scales.damage, scales.damage_colours), "damage", lower)
-        _tick_damage(below.axes[-1].yaxis, scales.heights, most=5)
+        tick_damage(below.axes[-1].yaxis, scales.heights, most=5)
     _headline(below, "Where in the model, by level" + _asked(budgets))
     _explain(figure, panels, scales, budgets)
     write_png(figure, path)
@@ -174,7 +119,7 @@ def _draw_curves(
     part: SubFigure,
     shape: tuple[int, int],
     panels: Sequence[Panel],
-    scales: _Scales,
+    scales: Scales,
     levels: Mapping[str, LinearBudget],
 ) -> None:
     """A panel for each kind of part, all to one scale."""
@@ -196,20 +141,23 @@ def _draw_curves(
         grid[0].set_yscale("log")
         room = max(1.1, (heights.top / heights.foot) ** 0.05)
         grid[0].set_ylim(heights.foot / room, heights.top * room)
-    _tick_damage(grid[0].yaxis, heights, most=8)
+    tick_damage(grid[0].yaxis, heights, most=8)
 
 
-def _draw_panel(axes: Axes, panel: Panel, scales: _Scales, levels: Mapping[str, LinearBudget]) -> None:
+def _draw_panel(axes: Axes, panel: Panel, scales: Scales, levels: Mapping[str, LinearBudget]) -> None:
     """Thin lines by depth, a point where damage was measured, the median on top, then marks of a plan."""
     colours = [scales.depth_colours(scales.depth(curve.block)) for curve in panel.curves]
     lines = [
         np.column_stack([curve.levels, scales.heights.heights(curve.damage)]) for curve in panel.curves
     ]  # each [levels, 2]
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.9, alpha=0.85))
-    for line, curve, colour in zip(lines, panel.curves, colours, strict=True):
-        is_drawn = scales.heights.is_on_scale(curve.damage)
-        axes.scatter(*line[is_drawn].T, s=7, color=colour, linewidths=0, zorder=3)
-        axes.scatter(*line[~is_drawn].T, s=14, facecolor="white", edgecolor=colour, linewidths=0.9, zorder=3)
+    points = np.concatenate(lines)
+    of_point = np.repeat(np.array(colours), [len(line) for line in lines], axis=0)
+    is_drawn = scales.heights.is_on_scale(np.concatenate([curve.damage for curve in panel.curves]))
+    axes.scatter(*points[is_drawn].T, s=7, color=of_point[is_drawn], linewidths=0, zorder=3)
+    axes.scatter(
+        *points[~is_drawn].T, s=14, facecolor="white", edgecolor=of_point[~is_drawn], linewidths=0.9, zorder=3
+    )
     median = median_of(panel, scales.heights)
     if median is not None:
         axes.plot(
@@ -227,30 +175,7 @@ def _draw_panel(axes: Axes, panel: Panel, scales: _Scales, levels: Mapping[str, 
         )
 
 
-def _tick_damage(axis: Axis, heights: Heights, most: int) -> None:
-    """Plain numbers on the scale, and at its foot that there is none."""
-    if heights.is_logarithmic:
-        decades = log10(heights.top / heights.least)
-        subs = (1.0,) if decades > 2 else (1.0, 2.0, 5.0)
-        found = LogLocator(subs=subs, numticks=most).tick_values(heights.least, heights.top)
-        ticks = [tick for tick in found if heights.least <= tick <= heights.top] or [
-            heights.least,
-            heights.top,
-        ]
-        axis.set_major_locator(
-            FixedLocator([*ticks, heights.foot] if heights.foot < heights.least else ticks)
-        )
-        axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda damage, _: _damage_in_words(damage, heights)))
-
-
-def _damage_in_words(damage: float, heights: Heights) -> str:
-    if heights.is_logarithmic and damage < heights.least * (1 - 1e-9):
-        return "none"
-    return np.format_float_positional(damage, precision=4, fractional=False, trim="-")
-
-
-def _draw_maps(part: SubFigure, panels: Sequence[Panel], scales: _Scales, budgets: Sequence[Budgets]) -> None:
+def _draw_maps(part: SubFigure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:
     """One map for each kind of part, blocks along, levels up, with a plan's levels as steps over it."""
     ratios = [_map_height(panel) for panel in panels]
     rows = list(part.subplots(len(panels), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
@@ -266,7 +191,7 @@ def _draw_maps(part: SubFigure, panels: Sequence[Panel], scales: _Scales, budget
             _name_panel(axes, panel)
 
 
-def _draw_map(axes: Axes, panel: Panel, scales: _Scales) -> None:
+def _draw_map(axes: Axes, panel: Panel, scales: Scales) -> None:
     cells = [cells_of(curve, scales.unit) for curve in panel.curves]
     damage = np.concatenate([curve.damage for curve in panel.curves])
     is_drawn = (damage > 0) & scales.heights.is_on_scale(damage)
@@ -305,18 +230,7 @@ def _bar(part: SubFigure, colours: ScalarMappable, label: str, height: float) ->
     bar.outline.set_visible(False)  # type: ignore[operator]  # typed as a spine's container
 
 
-def _tick_depth(axes: Axes, blocks: Sequence[str]) -> None:
-    """The numbers of the blocks at their colours, the first on top."""
-    labels = block_labels(blocks)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda at, _: labels[round(at)] if 0 <= round(at) < len(labels) else "")
-    )
-    axes.invert_yaxis()
-
-
-def _explain(figure: Figure, panels: Sequence[Panel], scales: _Scales, budgets: Sequence[Budgets]) -> None:
+def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:
     """A legend of what is drawn and does not speak for itself."""
     entries: list[Artist] = []
     if any(median_of(panel, scales.heights) for panel in panels):
@@ -325,6 +239,6 @@ def _explain(figure: Figure, panels: Sequence[Panel], scales: _Scales, budgets: 
     for one, colour in zip(budgets, _colours(budgets), strict=True):
         entries.append(Line2D([], [], color=colour, linewidth=1.9, label=plain(one.label), **marker))
     if scales.heights.foot < scales.heights.least or not scales.heights.is_logarithmic:
-        entries.append(Patch(color=_NO_DAMAGE, label="no damage, or below zero"))
+        entries.append(Patch(color=NO_DAMAGE, label="no damage, or below zero"))
     if entries:
         legend_below(figure, entries)

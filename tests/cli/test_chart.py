@@ -53,7 +53,7 @@ def test_a_folder_is_its_report_and_plan(
         (("owl.json", "--metric", "lod@5", "-o", "x.png"), "drawn from a report: name one beside the plan"),
         (("report.json", "--metric", "lod@6", "-o", "x.png"), "no metric 'lod@6': did you mean"),
         (("report.json", "report.json", "-o", "x.png"), "2 reports do not fit on one chart"),
-        (("model", "-o", "x.png"), "model holds no report.json or plan.json"),
+        (("model", "-o", "x.png"), "model holds no sensitivity.json or report.json or plan.json"),
         (("model/config.json", "-o", "x.png"), "no report, plan or result of ours (it names no schema)"),
         (("model/model.safetensors", "-o", "x.png"), "no report, plan or result of ours"),
         (("gone.json", "-o", "x.png"), "cannot read gone.json: No such file"),
@@ -64,6 +64,34 @@ def test_what_cannot_be_drawn_is_refused(
     refused: Callable[..., str], documents: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused("chart", *arguments)
+
+
+def test_a_profile_is_drawn_with_the_plans_made_from_it(
+    done: Callable[..., Any], refused: Callable[..., str], documents: Path, profile: Path
+) -> None:
+    done("allocate", profile, "--sparsity", "0.5", "-o", "plan.json", "--quiet")
+    done("chart", profile, "-o", "alone.png", "--quiet")
+    done("chart", profile, "plan.json", "-o", "plan.png", "--quiet")
+    done("chart", profile, "plan.json", "uniform.json", "-o", "both.png", "--quiet")
+    pictures = [(documents / f"{name}.png").read_bytes() for name in ("alone", "plan", "both")]
+    assert all(picture.startswith(PNG) for picture in pictures)
+    assert len(set(pictures)) == 3
+    assert "2 sensitivity profiles do not fit" in refused("chart", profile, profile, "-o", "x.png")
+    assert "a report and a sensitivity profile do not" in refused(
+        "chart", "report.json", profile, "-o", "x.png"
+    )
+    assert "--metric lod@5 is drawn from a report, not" in refused(
+        "chart", profile, "--metric", "lod@5", "-o", "x.png"
+    )
+
+
+def test_a_folder_with_a_profile_is_that_and_its_plan(
+    done: Callable[..., Any], documents: Path, profile: Path
+) -> None:
+    done("allocate", profile, "--sparsity", "0.5", "-o", "plan.json", "--quiet")
+    done("chart", ".", "-o", "folder.png", "--quiet")
+    done("chart", profile, "plan.json", "-o", "files.png", "--quiet")
+    assert (documents / "folder.png").read_bytes() == (documents / "files.png").read_bytes()
 
 
 def test_a_document_of_a_kind_that_has_no_chart_is_refused(refused: Callable[..., str], here: Path) -> None:
