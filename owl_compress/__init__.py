@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from owl_compress.documents.recipe import Recipe
     from owl_compress.documents.report import ImportanceReport
     from owl_compress.documents.result import Result
+    from owl_compress.documents.sensitivity import SensitivityProfile
     from owl_compress.errors import RequestError
     from owl_compress.evaluation.perplexity import perplexity
     from owl_compress.importance.estimator import measure
@@ -29,7 +30,16 @@ if TYPE_CHECKING:
     from owl_compress.pipeline.folder import save
     from owl_compress.pipeline.original import original_of
     from owl_compress.pipeline.session import Session
-    from owl_compress.pipeline.stages import allocate, calibrate, compress_, evaluate, load, verify
+    from owl_compress.pipeline.stages import (
+        allocate,
+        calibrate,
+        compress_,
+        evaluate,
+        hold_apart,
+        load,
+        profile,
+        verify,
+    )
     from owl_compress.pipeline.timing import TimingOptions, time_model
     from owl_compress.pipeline.trial import try_out
 
@@ -40,6 +50,7 @@ _HOMES = {
     "Recipe": "documents.recipe",
     "RequestError": "errors",
     "Result": "documents.result",
+    "SensitivityProfile": "documents.sensitivity",
     "Session": "pipeline.session",
     "TimingOptions": "pipeline.timing",
     "allocate": "pipeline.stages",
@@ -47,11 +58,13 @@ _HOMES = {
     "compress_": "pipeline.stages",
     "evaluate": "pipeline.stages",
     "forecast": "pipeline.feasibility",
+    "hold_apart": "pipeline.stages",
     "load": "pipeline.stages",
     "make_plan": "pipeline.execution",
     "measure": "importance.estimator",
     "original_of": "pipeline.original",
     "perplexity": "evaluation.perplexity",
+    "profile": "pipeline.stages",
     "run": "pipeline.execution",
     "save": "pipeline.folder",
     "time_model": "pipeline.timing",
@@ -66,6 +79,7 @@ __all__ = [
     "Recipe",
     "RequestError",
     "Result",
+    "SensitivityProfile",
     "Session",
     "TimingOptions",
     "allocate",
@@ -73,11 +87,13 @@ __all__ = [
     "compress_",
     "evaluate",
     "forecast",
+    "hold_apart",
     "load",
     "make_plan",
     "measure",
     "original_of",
     "perplexity",
+    "profile",
     "run",
     "save",
     "time_model",

@@ -37,7 +37,7 @@ _SOURCES = {
     "Plan": "allocate makes one, Plan.read(path) reads one",
     "Recipe": "Recipe.from_options({...}) makes one, Recipe.read(path) reads one",
     "Result": "compress_ returns one, Result.read(path) reads one",
-    "SensitivityProfile": "SensitivityProfile.read(path) reads one",
+    "SensitivityProfile": "profile makes one, SensitivityProfile.read(path) reads one",
     "Session": "Session.open(recipe) makes one",
     "TokenWindows": "calibrate(loaded, text) makes them",
 }

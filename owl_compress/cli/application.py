@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from owl_compress.cli import chart, demo, evaluate, listing, planning, run
+from owl_compress.cli import chart, demo, evaluate, listing, planning, run, sensitivity
 from owl_compress.cli.latency import LatencyOptions
 from owl_compress.cli.options import (
     OWN,
@@ -85,6 +85,10 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
     """Command, and the options that it has besides its own, by name."""
     return {
         "measure": (planning.measure, lambda _: of_recipe(*planning.MEASURE_TOPICS, without=("strict",))),
+        "sensitivity": (
+            sensitivity.sensitivity,
+            lambda arguments: _with_methods(_of_sensitivity(), arguments),
+        ),
         "allocate": (planning.allocate, _of_allocate),
         "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
         "eval": (
@@ -104,6 +108,12 @@ def _of_evaluate() -> list[Parameter]:
 
 def _of_allocate(_: Sequence[str]) -> list[Parameter]:
     return [*of_recipe(*planning.ALLOCATE_TOPICS, methods=_methods()), *_of_allocators()]
+
+
+def _of_sensitivity() -> list[Parameter]:
+    return of_recipe(
+        *sensitivity.SENSITIVITY_TOPICS, without=sensitivity.NOT_FOR_PROFILES, methods=_methods()
+    )
 
 
 def _of_compress() -> list[Parameter]:

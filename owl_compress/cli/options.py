@@ -72,7 +72,7 @@ AllowPickle = Annotated[
         rich_help_panel=_CONSENT,
     ),
 ]
-OWN = ("out", "overwrite", "plan", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
+OWN = ("out", "overwrite", "plan", "extend", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
 """Options of the commands themselves, which no method can have."""
 
 PREFIX = "recipe_"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a refusal must not wait for torch
 
 RUN_TOPICS = (
     Topic.BUDGET, Topic.ALLOCATOR, Topic.SHAPE, Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.MEASURING,
-    Topic.SEED, Topic.EVALUATION, Topic.MACHINE,
+    Topic.SENSITIVITY, Topic.SEED, Topic.EVALUATION, Topic.MACHINE,
 )  # fmt: skip
 COMPRESS_TOPICS = (
     Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.SEED, Topic.EVALUATION, Topic.MACHINE
@@ -39,14 +39,15 @@ def run(
     **given: Any,
 ) -> None:
     """Measure, allocate, compress and evaluate in one go; or do again what a recipe says."""
-    from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR, DEFAULT_BACKEND
+    from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR, DEFAULT_BACKEND, DEFAULT_FROM_PROFILE
     from owl_compress.pipeline.request import Request
 
     if is_recipe(model):
         recipe = Recipe.read(model).with_options(given)
         where = model
     else:
-        defaults = {"model": model, "allocator": DEFAULT_ALLOCATOR, "backend": DEFAULT_BACKEND}
+        allocator = DEFAULT_FROM_PROFILE if "profile" in given else DEFAULT_ALLOCATOR
+        defaults = {"model": model, "allocator": allocator, "backend": DEFAULT_BACKEND}
         recipe, where = Recipe.from_options(defaults | given, "options"), "options"
     consent = Consent(trust_remote_code, allow_pickle)
     target = _Target(out, overwrite=overwrite, dry_run=dry_run)
@@ -99,7 +100,7 @@ def _execute(request: "Request", target: _Target, output: Output) -> None:
     check_output(request, target.out, overwrite=target.overwrite)
     output.say(f"loading {request.recipe.model}")
     with memory_errors("running the recipe"):
-        session = Session.open(request, progress=output.progress)
+        session = Session.open(request, progress=output.progress, announce=output.say)
         if target.dry_run:
             _show_forecast(session, output)
             return

@@ -1,11 +1,13 @@
 """The tables that commands print."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 from owl_compress.cli.sheet import Column, Sheet, number_format
 from owl_compress.documents.measurements import (
+    DamageRecord,
     LatencyRecord,
     PartLatency,
     PerplexityRecord,
@@ -16,6 +18,7 @@ from owl_compress.documents.measurements import (
 from owl_compress.documents.plan import PREDICTED_DAMAGE, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
+from owl_compress.documents.sensitivity import PartDamage, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.pages.words import as_asked, asked_name, block_numbers, coverage_in_words, target_in_words
 
@@ -43,6 +46,71 @@ def report_table(report: ImportanceReport) -> Sheet:
         columns.append(Column(name, _formatted(values), is_optional=name != metrics[0]))
     notes += coverage_in_words(report.coverage, report.n_weights)
     return Sheet(f"Importance of {report.model.id}", tuple(columns), tuple(notes))
+
+
+_MOST_PARTS = 64
+"""From here on parts are added up by block."""
+
+
+def sensitivity_table(profile: SensitivityProfile) -> Sheet:
+    """Damage of each part at each level; of each block, added up, where there are many parts."""
+    curves = {part.name: _damage_by_level(profile, part) for part in profile.parts}
+    sizes = {part.name: part.n_weights for part in profile.parts}
+    kinds = "+".join(dict.fromkeys(part.kind for part in profile.parts))
+    is_by_block, notes = len(curves) > _MOST_PARTS, list[str]()
+    if is_by_block:
+        notes.append(f"sums over the {len(curves):,} parts, each compressed alone; the file has them singly")
+        curves, sizes = _by_block(profile, curves)
+    first, more = _numbers(list(curves))
+    by_place = {label: place for curve in curves.values() for label, (place, _) in curve.items()}
+    columns = [
+        replace(first, heading="block" if is_by_block else "part"),
+        Column("weights", _counts(sizes.values()), is_optional=True),
+    ]
+    form = number_format([damage for curve in curves.values() for _, damage in curve.values()])
+    for label in sorted(by_place, key=by_place.__getitem__):
+        cells = (format(curve[label][1], form) if label in curve else "" for curve in curves.values())
+        columns.append(Column(label, tuple(cells)))
+    title = f"Damage ({profile.measure}) of {profile.model.id} by {profile.backend.name}, {kinds} by {kinds}"
+    return Sheet(title, tuple(columns), (*more, *notes, _what_levels_are(profile)))
+
+
+_Curve = dict[str, tuple[float, float]]
+"""Level and damage, by the words for the level."""
+
+
+def _damage_by_level(profile: SensitivityProfile, part: PartDamage) -> _Curve:
+    def words(level: float) -> str:
+        if profile.grid is not None:
+            return f"{level * profile.grid.kept_of:.4g}:{profile.grid.kept_of}"
+        return f"{level:.3g}"
+
+    pairs = zip(part.levels, part.damage, strict=True)
+    is_share = profile.unit in _KEPT
+    return {words(level): (level, damage) for level, damage in pairs if not (is_share and level == 1)}
+
+
+def _by_block(
+    profile: SensitivityProfile, curves: dict[str, _Curve]
+) -> tuple[dict[str, _Curve], dict[str, int]]:
+    """Sums over the parts of a block, at the levels that all of them have."""
+    found: dict[str, _Curve] = {}
+    sizes: dict[str, int] = {}
+    for block in dict.fromkeys(part.block for part in profile.parts):
+        parts = [part for part in profile.parts if part.block == block]
+        members = [curves[part.name] for part in parts]
+        common = [label for label in members[0] if all(label in curve for curve in members)]
+        found[block] = {
+            label: (members[0][label][0], sum(curve[label][1] for curve in members)) for label in common
+        }
+        sizes[block] = sum(part.n_weights for part in parts)
+    return found, sizes
+
+
+def _what_levels_are(profile: SensitivityProfile) -> str:
+    if profile.unit is Unit.BITS:
+        return "columns are bits per weight"
+    return "columns are N:M, N kept of M" if profile.grid else f"columns are the {_KEPT[profile.unit]} kept"
 
 
 def plan_table(plan: Plan, result: Result | None = None) -> Sheet:
@@ -119,6 +187,8 @@ def result_table(result: Result) -> Sheet:
     if result.evaluation:
         rows.append(("perplexity before", _perplexity(result.evaluation.dense)))
         rows.append(("perplexity after", _perplexity(result.evaluation.compressed)))
+    if result.sensitivity:
+        rows.append(("damage", _damage_in_words(result.sensitivity)))
     rows += [(name, _plain(value)) for name, value in _stated(result).items()]
     if result.fallbacks:
         rows.append(("fallbacks", str(sum(fallback.count for fallback in result.fallbacks))))
@@ -130,6 +200,14 @@ def result_table(result: Result) -> Sheet:
     notes += coverage_in_words(result.coverage, totals.n_weights)
     notes = [*notes, *result.notes]
     return Sheet.of_pairs(f"{result.model.id}, compressed by {result.backend.name}", rows, notes)
+
+
+def _damage_in_words(record: DamageRecord) -> str:
+    """What was predicted and what it came to, in nats where it is of the model's output."""
+    if record.predicted is None:
+        return f"{record.damage:.4g} nats"
+    of_parts = f"the parts alone sum to {record.predicted:.4g}"
+    return f"{record.damage:.4g} nats, {of_parts}" + ("" if record.ratio else f" by {record.measure}")
 
 
 def _stated(result: Result) -> dict[str, Any]:

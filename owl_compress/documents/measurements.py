@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, computed_field
 
 from owl_compress.documents.document import Frozen
+from owl_compress.documents.provenance import CalibrationRecord
 
 Kernel = Literal["dense", "semi-structured"]
 """What the linears of a model run in: dense products, or torch's 2:4 semi-structured ones."""
@@ -56,6 +57,25 @@ class FootprintChange(Frozen):
 
     before: Footprint
     after: Footprint
+
+
+class DamageRecord(Frozen):
+    """How a plan from a sensitivity profile did: what was predicted, and what it came to.
+
+    Damage is KL(dense ‖ compressed) in nats. `predicted`, the sum of the damages of single parts, is in the
+    `measure` of the profile; `ratio` compares it with the damage on the windows of the profile, which tells
+    how nearly damages add up. Before the plan was carried out, it was tried beside equal shares on windows of
+    neither profile nor statistics, on few windows of statistics: `trial_damage` and `uniform_damage`.
+    """
+
+    measure: str
+    predicted: float | None = Field(description="None where it is known of no part")
+    damage: float = Field(description="of the compressed model, on windows of the profile")
+    ratio: float | None = Field(description="predicted / damage; None for measures that are in no nats")
+    trial_damage: float | None = Field(description="of the plan of the allocator; None if not tried")
+    uniform_damage: float | None = Field(description="of equal shares, likewise")
+    carried_out: Literal["plan", "uniform"] = Field(description="which of the two had less damage")
+    windows: CalibrationRecord = Field(description="that `damage` was measured on")
 
 
 class LatencyShape(Frozen):

@@ -23,6 +23,7 @@ from owl_compress.documents.paths import given_path
 from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.quantities import parsed_bytes, parsed_seconds
 from owl_compress.documents.recipe_paths import found_path, written_path
+from owl_compress.documents.sensitivity import Measure, PartKind
 from owl_compress.documents.strict_json import read_text
 from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer, checked_text
 from owl_compress.documents.yaml12 import Dumper, load_plain
@@ -51,6 +52,9 @@ _ALWAYS_WRITTEN = {
 }  # fmt: skip
 """What shapes the checkpoint is written even at its default, which another version may choose otherwise."""
 
+_THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([km]?)", re.IGNORECASE)
+
 _NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
 
 
@@ -66,6 +70,7 @@ class Topic(StrEnum):
     STORAGE = "Storage"
     TEXT = "Calibration text"
     MEASURING = "Measuring"
+    SENSITIVITY = "Sensitivity"
     EVALUATION = "Evaluation text"
     SEED = "Seed"
     MACHINE = "Machine"
@@ -168,6 +173,40 @@ class Recipe(Frozen):
     measure_samples: PositiveCount | None = _on(
         Topic.MEASURING, None, "How many of --samples to measure importance on; default 16."
     )
+    profile: Name | None = _on(
+        Topic.SENSITIVITY, None, "A profile that `sensitivity` wrote, for an allocator that reads damage."
+    )
+    part: PartKind | None = _on(
+        Topic.SENSITIVITY,
+        None,
+        "Compressed at a time: block (default for density), sublayer (width), tied (bits), role, linear.",
+    )
+    levels: tuple[str, ...] | None = _on(
+        Topic.SENSITIVITY,
+        None,
+        "What parts are compressed to: shares KEPT 0.2,0.3,0.5, or N:M 2:8,3:8, or bits 2,3,4.",
+        min_length=1,
+    )
+    measure: Measure | None = _on(
+        Topic.SENSITIVITY,
+        None,
+        "What damage is: kl (default) or loss of the output; output-error or fisher of the block, cheaper.",
+    )
+    damage_samples: PositiveCount | None = _on(
+        Topic.SENSITIVITY, None, "Windows that damage is measured on, apart from --samples; default 4."
+    )
+    damage_len: PositiveCount | None = _on(Topic.SENSITIVITY, None, "Tokens of each of them; default 128.")
+    damage_data: Name | None = _on(
+        Topic.SENSITIVITY, None, "Text that they are drawn from; default that of --calib."
+    )
+    positions: PositiveCount | None = _on(
+        Topic.SENSITIVITY, None, "Positions in them whose predictions are compared; default 512."
+    )
+    max_cost: str | None = _on(
+        Topic.SENSITIVITY,
+        None,
+        "Most forward tokens, 60000 or 60k: takes fewer windows and levels, as far as these are left open.",
+    )
     seq_len: PositiveCount | None = _on(
         Topic.TEXT, None, "Tokens per sequence; default 2048 or the model's maximum."
     )
@@ -244,6 +283,24 @@ class Recipe(Frozen):
     def _split_at_commas(cls, choices: Any) -> Any:
         return [one.strip() for one in choices.split(",")] if isinstance(choices, str) else choices
 
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _are_levels(cls, levels: Any) -> Any:
+        """Levels of a file may be numbers; what each of them stands for depends on the backend."""
+        if isinstance(levels, str | int | float) and not isinstance(levels, bool):
+            levels = str(levels).split(",")
+        if not isinstance(levels, list | tuple):
+            return levels
+        return [one if isinstance(one, bool) else str(one).strip() for one in levels]
+
+    @field_validator("max_cost", mode="before")
+    @classmethod
+    def _is_a_number_of_tokens(cls, cost: Any) -> Any:
+        text = str(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else cost
+        if isinstance(text, str) and not n_tokens(text):
+            raise ValueError("is a number of forward tokens above 0, such as 60000 or 60k")
+        return text
+
     @field_validator("skip", mode="before")
     @classmethod
     def _one_name_is_a_list(cls, names: Any) -> Any:
@@ -285,6 +342,8 @@ class Recipe(Frozen):
             named += [option_name(name) for name in _OF_TIME if getattr(self, name) is not None]
             if named:
                 raise ValueError(f"a plan carries its own budget: drop {named[0]}")
+            if self.profile is not None:
+                raise ValueError("a plan is made already: drop profile")
             return self
         if len(named) != 1:
             raise ValueError(
@@ -373,22 +432,26 @@ class Recipe(Frozen):
     def beside(self, folder: Path) -> Self:
         """The recipe that lies in `folder`, with its files as they are reached from here.
 
-        Paths that begin with "./" or "../" are seen from there, and that of a plan in any case.
+        Paths that begin with "./" or "../" are seen from there, and those of our own files in any case.
         """
         return self._with_paths(
-            lambda name: found_path(name, folder), lambda plan: found_path(f"./{plan}", folder)
+            lambda name: found_path(name, folder), lambda ours: found_path(f"./{ours}", folder)
         )
 
     def seen_from(self, folder: Path) -> Self:
-        """The recipe as it is written into `folder`; its plan is the one there."""
-        return self._with_paths(lambda name: written_path(name, folder), lambda plan: plan)
+        """The recipe as it is written into `folder`; its plan, or its profile, is the one there."""
+        return self._with_paths(lambda name: written_path(name, folder), lambda ours: ours)
 
-    def _with_paths(self, renamed: Callable[[str], str], renamed_plan: Callable[[str], str]) -> Self:
-        names = {name: getattr(self, name) for name in ("model", "calib", "data", "cost_table")}
+    def _with_paths(self, renamed: Callable[[str], str], renamed_ours: Callable[[str], str]) -> Self:
+        names = {
+            name: getattr(self, name) for name in ("model", "calib", "data", "damage_data", "cost_table")
+        }
         changed = {name: renamed(value) for name, value in names.items() if value is not None}
         changed = {name: value for name, value in changed.items() if value != names[name]}
-        if self.plan is not None and not Path(self.plan).is_absolute():
-            changed["plan"] = renamed_plan(self.plan)
+        for name in ("plan", "profile"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_absolute():
+                changed[name] = renamed_ours(path)
         return self.model_copy(update=changed)
 
     @classmethod
@@ -448,6 +511,12 @@ def plain_name(option: object) -> str:
 def option_name(field: str) -> str:
     """Name of a field on the command line, without the leading hyphens."""
     return field.strip("_").replace("_", "-")
+
+
+def n_tokens(text: str) -> int:
+    """The number that 60000, 60k or 1.5M stands for; 0 for what is no number."""
+    found = _TOKENS.fullmatch(text.strip())
+    return round(float(found[1]) * _THOUSANDS[found[2].lower()]) if found else 0
 
 
 def is_recipe(argument: str) -> bool:

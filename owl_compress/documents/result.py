@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue
 
 from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
-from owl_compress.documents.measurements import Evaluation, FootprintChange
+from owl_compress.documents.measurements import DamageRecord, Evaluation, FootprintChange
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, StatisticsSource
 from owl_compress.documents.units import Count, PositiveCount, Unit, WeightCount
 
@@ -99,6 +99,9 @@ class Result(Document):
         default=None,
         exclude_if=is_none,
         description="whose inputs the backend was told of; None if it asks for none, or gathers its own",
+    )
+    sensitivity: DamageRecord | None = Field(
+        default=None, exclude_if=is_none, description="where budgets were made from damages"
     )
     seed: int
     wall_seconds: float

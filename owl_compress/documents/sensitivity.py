@@ -18,7 +18,7 @@ from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
 from owl_compress.documents.report import Metric
 from owl_compress.documents.result import MethodRecord
-from owl_compress.documents.units import KeptOfGrid, Unit, WeightCount
+from owl_compress.documents.units import KeptOfGrid, PositiveCount, Unit, WeightCount
 
 
 class PartKind(StrEnum):
@@ -93,6 +93,11 @@ class SensitivityProfile(Document):
     )
     backend: MethodRecord
     measure: Measure
+    positions: PositiveCount | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="compared, by a measure of the output; None if not known",
+    )
     linears: tuple[ProfiledLinear, ...] = Field(min_length=1, description="all linears of the model")
     parts: tuple[PartDamage, ...] = Field(min_length=1)
     statistics: CalibrationRecord | None = Field(

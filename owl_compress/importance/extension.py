@@ -12,6 +12,7 @@ _SAME = {
     "grid": "N:M grid",
     "backend": "backend or its options",
     "measure": "measure",
+    "positions": "number of positions",
     "linears": "linears of the model",
     "statistics": "calibration windows",
     "damage_text": "windows that damage was measured on",
@@ -40,6 +41,8 @@ def check_extends(known: SensitivityProfile, header: Mapping[str, Any], kind: Pa
 
 def _shown(value: Any) -> str:
     """A value in a few words."""
+    if isinstance(value, str):  # members of an enumeration have a name, too
+        return str(value)
     for name in ("name", "id", "token_ids_sha256", "kept_of"):
         if hasattr(value, name):
             parameters = getattr(value, "parameters", None)

@@ -52,6 +52,9 @@ from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.output_gradients import output_gradients
 
+_LOCAL = frozenset({Measure.OUTPUT_ERROR, Measure.FISHER})
+"""Measures of the changed block alone, which run none behind it."""
+
 _PASSES_OF_FISHER = 3
 """A pass forward, one more to take gradients in, and the way back."""
 
@@ -68,6 +71,7 @@ class ProfileOptions:
         measure: see `owl_compress.importance.damage`.
         positions: number of positions that measures of the model's output compare.
         names: of the linears that are in parts; None for all.
+        is_optional: pass over what the backend refuses; usual levels are passed over in any case.
     """
 
     part: PartKind | None = None
@@ -76,6 +80,7 @@ class ProfileOptions:
     measure: Measure = Measure.KL
     positions: int = DEFAULT_POSITIONS
     names: Collection[str] | None = None
+    is_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,7 +177,8 @@ class _Profiler:
         if known is not None:
             check_extends(known, header, kind)
         parts = find_parts(self.structure, kind, self.options.names)
-        trials = _trials(parts, levels, known, is_optional=self.options.levels is None)
+        is_optional = self.options.is_optional or self.options.levels is None
+        trials = _trials(parts, levels, known, is_optional=is_optional)
         if not trials and known is not None:
             return known
         start = perf_counter()
@@ -202,6 +208,7 @@ class _Profiler:
             "grid": self.options.grid,
             "backend": method_record(self.backend),
             "measure": self.options.measure,
+            "positions": None if self.options.measure in _LOCAL else self.options.positions,
             "linears": tuple(
                 ProfiledLinear(name=linear.name, block=site.name, role=roles[linear.name], shape=linear.shape)
                 for site in self.structure.blocks
@@ -286,8 +293,7 @@ def forward_tokens(
         n_seen_tokens: tokens that statistics are taken on.
         measure: one of the model's output runs every later block, another the changed one alone.
     """
-    is_local = measure in {Measure.OUTPUT_ERROR, Measure.FISHER}
-    shares = fsum((1 if is_local else n_blocks - index) / n_blocks for index in blocks)
+    shares = fsum((1 if measure in _LOCAL else n_blocks - index) / n_blocks for index in blocks)
     passes = 2 + (_PASSES_OF_FISHER if measure is Measure.FISHER else 0)
     return n_seen_tokens + n_damage_tokens * (passes + shares)
 

@@ -13,23 +13,25 @@ DEFAULT_SEQ_LEN = 2048
 _MAXIMUM_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 
 
-def resolve_seq_len(requested: int | None, model_config: Any) -> int:
+def resolve_seq_len(
+    requested: int | None, model_config: Any, default: int = DEFAULT_SEQ_LEN, option: str = "--seq-len"
+) -> int:
     """The sequence length to use: `requested`, or by default 2048 or the model's maximum if that is less.
 
-    Models without a maximum (BLOOM) take any length.
+    Refusals name the `option` that asked. Models without a maximum (BLOOM) take any length.
 
     Raises:
         RequestError: over the model's maximum, or below 2 (one token predicts nothing).
     """
     maximum = _maximum_seq_len(model_config)
     if requested is None:
-        return min(DEFAULT_SEQ_LEN, maximum or DEFAULT_SEQ_LEN)
+        return min(default, maximum or default)
     if requested < 2:
-        raise RequestError(f"sequence length {requested} is below 2: set --seq-len to at least 2")
+        raise RequestError(f"sequence length {requested} is below 2: set {option} to at least 2")
     if maximum is not None and requested > maximum:
         raise RequestError(
             f"sequence length {requested} is over the model's maximum of {maximum}: "
-            f"set --seq-len {maximum} or less"
+            f"set {option} {maximum} or less"
         )
     return requested
 

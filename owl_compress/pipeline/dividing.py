@@ -4,18 +4,19 @@ from dataclasses import replace
 from itertools import pairwise
 from math import gcd
 
-from owl_compress.allocators import Allocator, Granularity, Target, allocate
+from owl_compress.allocators import Allocator, Granularity, Source, Target, allocate
 from owl_compress.allocators.groups import build_groups, partition
 from owl_compress.allocators.limit import OutOfReachError, Priced, Reach, largest_within
+from owl_compress.allocators.profiled import ProfiledModel
 from owl_compress.compression.contract import PlanChecker
 from owl_compress.documents.plan import AllocatorRecord, Plan
-from owl_compress.documents.report import ImportanceReport
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.pipeline.prices import Price, price_of
 from owl_compress.pipeline.session import Session
 
 
-def divide(session: Session, report: ImportanceReport, allocator: Allocator | str | None = None) -> Plan:
-    """Divide the budget of the request over the linears of `report`, by its allocator or another.
+def divide(session: Session, source: Source, allocator: Allocator | str | None = None) -> Plan:
+    """Divide the budget of the request over the linears of `source`, by its allocator or another.
 
     Where it is a limit, the plan is the one of the largest average that stays within it, and says what was
     asked for and what is predicted.
@@ -29,23 +30,23 @@ def divide(session: Session, report: ImportanceReport, allocator: Allocator | st
         raise TypeError("a request has a plan, or an allocator and a target")
     price = price_of(session)
     if price is None:
-        return allocate(report, allocator, request.target)
-    return _within(session, report, allocator, request.target, price)
+        return allocate(source, allocator, request.target)
+    return _within(session, source, allocator, request.target, price)
 
 
 def _within(
-    session: Session, report: ImportanceReport, allocator: Allocator | str, target: Target, price: Price
+    session: Session, source: Source, allocator: Allocator | str, target: Target, price: Price
 ) -> Plan:
     backend = session.request.backend
 
     def price_at(value: float) -> Priced:
-        plan = allocate(report, allocator, replace(target, value=value))
+        plan = allocate(source, allocator, replace(target, value=value))
         if isinstance(backend, PlanChecker):
             backend.check_plan(session.structure, plan)
         return Priced(plan, price.of(plan))
 
     try:
-        found = largest_within(price_at, price.limit, reach_of(report, allocator, target))
+        found = largest_within(price_at, price.limit, reach_of(source, allocator, target))
     except OutOfReachError as error:
         raise price.out_of_reach(error.least.cost) from error
     price.check(found.plan)
@@ -54,10 +55,12 @@ def _within(
     return found.plan.model_copy(update={"allocator": told})
 
 
-def reach_of(report: ImportanceReport, allocator: Allocator | str, target: Target) -> Reach:
-    """The averages that plans of `report` can have, with the pins and bounds of `target`."""
-    split = partition(report, target)
-    linears = [linear for block in report.blocks for linear in block.linears]
+def reach_of(source: Source, allocator: Allocator | str, target: Target) -> Reach:
+    """The averages that plans of `source` can have, with the pins and bounds of `target`."""
+    is_profile = isinstance(source, SensitivityProfile)
+    model = ProfiledModel(source) if isinstance(source, SensitivityProfile) else source
+    split = partition(model, target)
+    linears = [linear for block in model.blocks for linear in block.linears]
     counted = [linear for linear in linears if linear.name not in split.skipped]
     n_all = sum(linear.n_weights for linear in counted)
     pinned = sum(
@@ -67,8 +70,9 @@ def reach_of(report: ImportanceReport, allocator: Allocator | str, target: Targe
     lowest, highest = target.solver_bounds
     step = 1 / n_all
     if target.grid is not None:
-        granularity: Granularity = "linear" if isinstance(allocator, str) else allocator.granularity
-        groups = build_groups(report, split, target.granularity or granularity, target)
+        is_fine = is_profile or isinstance(allocator, str)  # parts of a profile may be single linears
+        granularity: Granularity = "linear" if is_fine else allocator.granularity
+        groups = build_groups(model, split, target.granularity or granularity, target)
         spacing = min((after - before for before, after in pairwise(target.levels)), default=1.0)
         step *= spacing * gcd(*(group.n_weights for group in groups))
     low = max((pinned + lowest * n_free) / n_all, step)

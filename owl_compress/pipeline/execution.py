@@ -22,6 +22,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.estimator import measure_with_statistics, outline
@@ -31,6 +32,9 @@ from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.feasibility import check_plan, check_request, forecast
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
+from owl_compress.pipeline.judging import judge
+from owl_compress.pipeline.profile_settings import measured_as
+from owl_compress.pipeline.profiling import profile_of
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
 from owl_compress.progress import SILENT, Progress
@@ -43,6 +47,7 @@ class Outcome:
     report: ImportanceReport | None
     plan: Plan
     result: Result
+    profile: SensitivityProfile | None = None
 
 
 @checked
@@ -98,34 +103,38 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
         if out:
             session.check_storage()
         held_out = session.held_out  # a text that is missing is told before the long work
-        report, plan = make_plan(session)
+        source, plan = make_plan(session)
+        report = source if isinstance(source, ImportanceReport) else None
+        profile = source if isinstance(source, SensitivityProfile) else None
+        judged = judge(session, source, plan, compress_)
+        plan = judged.plan
         if out:
             n_bytes = forecast(session, plan).prediction.checkpoint_bytes
             check_output_folder(out, overwrite=overwrite, n_bytes=n_bytes)
         dense = evaluate(session) if held_out else None
         with _own_folder(session, out, overwrite=overwrite) as folder:
-            result = compress_(session, plan, folder)
+            result = judged.told(compress_(session, plan, folder), session)
             if dense:
                 evaluation = Evaluation(dense=dense, compressed=evaluate(session))
                 result = result.model_copy(update={"evaluation": evaluation})
-            recipe, backend = settled_recipe(session, result), session.request.backend
+            recipe, backend = settled_recipe(session, result, profile), session.request.backend
             if folder and isinstance(backend, CheckpointBackend):
                 stored = backend.stored_format
                 recipe = recipe.seen_from(out or folder)
-                write_documents(folder, loaded, result, plan, stored, report=report, recipe=recipe)
+                write_documents(folder, loaded, result, plan, stored, report=source, recipe=recipe)
             elif out:
                 result = save(
                     loaded,
                     result,
                     plan,
                     out,
-                    report=report,
+                    report=source,
                     recipe=recipe,
                     keeps_codes=session.request.keeps_codes,
                     export=session.request.export,
                     overwrite=overwrite,
                 )
-    return Outcome(report, plan, result)
+    return Outcome(report, plan, result, profile)
 
 
 def _own_folder(
@@ -136,11 +145,11 @@ def _own_folder(
 
 
 @checked
-def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
-    """The request's own plan; or else measure the model, if the allocator asks for it, and allocate.
+def make_plan(session: Session) -> tuple[ImportanceReport | SensitivityProfile | None, Plan]:
+    """The request's own plan; or else measure the model, as the allocator asks for it, and allocate.
 
     Returns:
-        The report, None if nothing was measured, and the plan.
+        The report or the profile, None if nothing was measured, and the plan.
 
     Raises:
         RequestError: a budget that cannot be met.
@@ -153,6 +162,9 @@ def make_plan(session: Session) -> tuple[ImportanceReport | None, Plan]:
     if request.allocator is None or request.target is None:
         raise TypeError("a request has a plan, or an allocator and a target")
     check_request(session)
+    if request.reads_damage:
+        profile = profile_of(session)
+        return profile, divide(session, profile)
     windows = session.measuring
     if windows is None:
         dense = outline(loaded.model, session.identity, session.structure)
@@ -241,8 +253,8 @@ def _check_finish(session: Session, plan: Plan, surveyed: Surveyed) -> None:
         backend.check_finish(session.loaded.model, session.structure, plan, surveyed)
 
 
-def settled_recipe(session: Session, result: Result) -> Recipe:
-    """The recipe with what was left open filled in as it was done; a plan is the one beside it."""
+def settled_recipe(session: Session, result: Result, profile: SensitivityProfile | None = None) -> Recipe:
+    """The recipe with what was left open filled in as it was done; a plan or profile is the one beside it."""
     recipe, calibration = session.recipe, session.calibration
     filled: dict[str, object] = {}
     if calibration is not None:
@@ -251,6 +263,10 @@ def settled_recipe(session: Session, result: Result) -> Recipe:
         filled["plan"] = "plan.json"
     elif calibration is not None:
         filled["measure_samples"] = session.measure_samples
+    if recipe.profile is not None:
+        filled["profile"] = "sensitivity.json"
+    elif profile is not None:
+        filled |= measured_as(profile)
     if result.statistics is not None:
         filled["statistics"] = result.statistics
     if session.request.keeps_codes or recipe.format_:

@@ -19,6 +19,7 @@ from owl_compress.documents.quantities import parsed_bytes
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import EarlierStep, Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import coded_modules
@@ -36,7 +37,7 @@ def save(
     plan: Plan,
     folder: Path | str,
     *,
-    report: ImportanceReport | None = None,
+    report: ImportanceReport | SensitivityProfile | None = None,
     recipe: Recipe | None = None,
     keeps_codes: bool = True,
     export: StoredForm | str | None = None,
@@ -49,7 +50,7 @@ def save(
         result: of that compression.
         plan: that was carried out.
         folder: new or empty.
-        report: that the plan was made from.
+        report: that the plan was made from, or the sensitivity profile.
         recipe: that does it again; in the folder, paths of files here are seen from there. Weight files that
             are larger than the size that it asks for are not written.
         keeps_codes: store quantized weights as integer codes, and not dequantised like any other.
@@ -131,15 +132,16 @@ def write_documents(
     plan: Plan,
     stored: StoredFormat,
     *,
-    report: ImportanceReport | None = None,
+    report: ImportanceReport | SensitivityProfile | None = None,
     recipe: Recipe | None = None,
 ) -> None:
-    """Put result, plan, report, recipe and model card beside the weights in `folder`."""
+    """Put result, plan, report or profile, recipe and model card beside the weights in `folder`."""
     recipe_yaml = recipe.to_yaml() if recipe else None
     result.write(folder / "result.json")
     plan.write(folder / "plan.json")
     if report:
-        report.write(folder / "report.json")
+        name = "sensitivity.json" if isinstance(report, SensitivityProfile) else "report.json"
+        report.write(folder / name)
     if recipe_yaml:
         (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
     allocator, backend = plan.allocator, result.backend

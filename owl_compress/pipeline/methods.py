@@ -1,6 +1,13 @@
 """The methods there are: the tables of allocators and backends, and who is meant where nobody says."""
 
-from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR, default_for
+from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR, DEFAULT_FROM_PROFILE, default_for
 from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
 
-__all__ = ["ALLOCATORS", "BACKENDS", "DEFAULT_ALLOCATOR", "DEFAULT_BACKEND", "default_for"]
+__all__ = [
+    "ALLOCATORS",
+    "BACKENDS",
+    "DEFAULT_ALLOCATOR",
+    "DEFAULT_BACKEND",
+    "DEFAULT_FROM_PROFILE",
+    "default_for",
+]

@@ -4,17 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from owl_compress.allocators import Allocator, Source, Target, allocate
+from owl_compress.allocators import Allocator, Source, Target, allocate, reads_damage
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.device import resolve_device
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.recipe import AVERAGES, BUDGETS, RECIPE_NAMES, Recipe, option_name
-from owl_compress.documents.units import Unit
+from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import not_taken
 from owl_compress.pipeline.limits import Limit, asks_for_limit, check_no_limit, everything_kept, limit_of
-from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS
+from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, DEFAULT_FROM_PROFILE
 from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # a plan is made without loading torch
@@ -22,6 +23,12 @@ if TYPE_CHECKING:  # a plan is made without loading torch
 
     from owl_compress.checkpoints.stored_forms import StoredForm
     from owl_compress.compression.contract import AnyBackend
+    from owl_compress.pipeline.profile_settings import ProfileSettings
+
+_OF_PROFILES = (
+    "part", "levels", "measure", "damage_samples", "damage_len", "damage_data", "positions", "max_cost",
+)  # fmt: skip
+"""What says how a profile is measured."""
 
 _CODES, _FORMATS = "packed", ("packed", "dense")
 """How quantized weights are stored: as integer codes, or dequantised like any other weight."""
@@ -46,6 +53,7 @@ class Request:
         device: where blocks are run.
         plan: to be carried out, or None: then `allocator` makes one that meets `target`.
         allocator, target: None where there is a plan.
+        profile, profiling: where `allocator` reads damage, the profile that has it, or how it is measured.
         limit: what the outcome may cost; `target` is then the largest that it could be.
         metrics: to measure: the default ones, and the allocator's own if it is another.
         consent: what the recipe's model may run.
@@ -62,6 +70,13 @@ class Request:
     metrics: tuple[str, ...]
     consent: Consent = NO_CONSENT
     limit: Limit | None = None
+    profile: SensitivityProfile | None = None
+    profiling: "ProfileSettings | None" = None
+
+    @property
+    def reads_damage(self) -> bool:
+        """Whether budgets are made from damages."""
+        return self.allocator is not None and reads_damage(self.allocator)
 
     @property
     def unit(self) -> Unit:
@@ -106,14 +121,48 @@ class Request:
         backend = backend_of(recipe, export.option_defaults if export else {})
         _check_statistics(recipe, backend)
         _check_gradient_samples(recipe, backend)
+        profile, profiling = _profile_of(recipe, backend, allocator, target)
         device = resolve_device(recipe.device)
         metrics = with_defaults([own] if (own := getattr(allocator, "metric", None)) else [])
         keeps_codes = _keeps_codes(recipe, backend)
         if limit is not None and unit is Unit.BITS:
             _check_codes_are_kept(recipe, backend, keeps_codes=keeps_codes)
         return cls(
-            recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics, consent, limit
+            recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics, consent, limit,
+            profile, profiling,
+        )  # fmt: skip
+
+
+def _profile_of(
+    recipe: Recipe, backend: "AnyBackend", allocator: Allocator | None, target: Target | None
+) -> "tuple[SensitivityProfile | None, ProfileSettings | None]":
+    """The profile that an allocator reads, or how it is to be measured; neither for one that reads none.
+
+    Raises:
+        RequestError: options of profiles where none is read or one is there already, or a profile of
+            something else than is asked for.
+    """
+    from owl_compress.pipeline.profile_checks import by_block, check_profile  # noqa: PLC0415 - loads torch
+    from owl_compress.pipeline.profile_settings import ProfileSettings  # noqa: PLC0415 - loads torch
+
+    given = [name for name in ("profile", *_OF_PROFILES) if getattr(recipe, name) is not None]
+    if allocator is None or target is None or not reads_damage(allocator):
+        if given:
+            who = "a plan that is made already" if allocator is None else f"allocator {recipe.allocator!r}"
+            raise RequestError(
+                f"{option_name(given[0])} is of a sensitivity profile, and {who} reads none: drop it, or use "
+                f"--allocator {DEFAULT_FROM_PROFILE}"
+            )
+        return None, None
+    if recipe.profile is None:
+        return None, ProfileSettings.of(recipe, by_block(backend).unit, target)
+    if given[1:]:
+        raise RequestError(
+            f"{option_name(given[1])} says how a profile is measured, and {recipe.profile} is one: drop it"
         )
+    profile = SensitivityProfile.read(recipe.profile)
+    check_profile(profile, backend, target.unit, target.grid if isinstance(target.grid, KeptOfGrid) else None)
+    return profile, None
 
 
 def _export_of(recipe: Recipe) -> "StoredForm | None":

@@ -1,5 +1,6 @@
 """One request on one model: everything that the steps of a run read, found once."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -45,6 +46,8 @@ class Session:
         calibration: the calibration windows; None if neither allocator nor backend looks at text.
         progress: who is told how far a step is.
         evaluation_text: what the request is to be evaluated on; None if it names none.
+        damage_text: what damage is measured on, where it was read already.
+        announce: who is told in a line what is about to take long.
     """
 
     request: Request
@@ -54,6 +57,8 @@ class Session:
     calibration: TokenWindows | None
     progress: Progress = SILENT
     evaluation_text: Text | Chats | None = None
+    damage_text: Text | Chats | None = None
+    announce: Callable[[str], None] = lambda _: None
     _spent: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     _gathered: list[DenseStatistics] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -66,6 +71,7 @@ class Session:
         calibration: TokenWindows | None = None,
         progress: Progress = SILENT,
         consent: Consent = NO_CONSENT,
+        announce: Callable[[str], None] = lambda _: None,
     ) -> "Session":
         """Read the texts, load the model of the request, find its blocks, cut the calibration into windows.
 
@@ -80,11 +86,14 @@ class Session:
         if isinstance(request, Recipe):
             request = Request.of(request, consent=consent)
         recipe = request.recipe
-        wanted = _calibration_options(recipe) if calibration is None and _looks_at_text(request) else None
+        wanted = calibration_options(recipe) if calibration is None and _looks_at_text(request) else None
         # What is wrong with names and texts is told before the model is loaded.
         if loaded is None:
             check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
         text, held_out = read_texts(wanted, _evaluation_options(recipe))
+        damage_text = text
+        if request.reads_damage and (text is None or recipe.damage_data is not None):
+            damage_text = read_damage_text(recipe)
         if loaded is None:
             loading = partial(
                 load,
@@ -103,7 +112,17 @@ class Session:
             structure = settled_structure(loaded.model, structure, calibration.ids, request.device)
         check_covered(coverage_of(structure), partial=recipe.partial)
         identity = identity_of(loaded, structure)
-        return cls(request, loaded, structure, identity, calibration, progress, held_out)
+        return cls(
+            request,
+            loaded,
+            structure,
+            identity,
+            calibration,
+            progress,
+            held_out,
+            damage_text if request.reads_damage else None,
+            announce,
+        )
 
     def on_a_copy(self) -> "Session":
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
@@ -146,13 +165,14 @@ class Session:
 
     @property
     def measure_samples(self) -> int:
-        """On how many of the calibration windows importance is measured.
+        """On how many of the calibration windows importance is measured, or parts are compressed for damage.
 
-        By default on all of them where the backend is told of the dense model's inputs: one pass serves both.
+        By default importance is on all of them where the backend is told of the dense model's inputs: one
+        pass serves both.
         """
         if self.recipe.measure_samples is not None:
             return self.recipe.measure_samples
-        if self._asks_for_dense and self.calibration is not None:
+        if not self.request.reads_damage and self._asks_for_dense and self.calibration is not None:
             return len(self.calibration)
         return DEFAULT_MEASURE_SAMPLES
 
@@ -177,6 +197,16 @@ class Session:
         if not self.measures or self.calibration is None:
             return None
         return self.calibration.first(self.measure_samples)
+
+    @property
+    def profiled_windows(self) -> TokenWindows | None:
+        """Those of the calibration windows that the backend sees for damage; None without a calibration."""
+        return None if self.calibration is None else self.calibration.first(self.measure_samples)
+
+    @cached_property
+    def text_of_damage(self) -> Text | Chats:
+        """What windows of damage are drawn from."""
+        return self.damage_text or read_damage_text(self.recipe)
 
     @cached_property
     def held_out(self) -> TokenWindows | None:
@@ -224,10 +254,35 @@ def _measures(request: Request) -> bool:
 
 
 def _looks_at_text(request: Request) -> bool:
-    return _measures(request) or request.backend.statistic is not None
+    return _measures(request) or request.reads_damage or request.backend.statistic is not None
 
 
-def _calibration_options(recipe: Recipe) -> CalibrationOptions:
+def read_text(options: CalibrationOptions) -> Text | Chats:
+    """The text that options of calibration name.
+
+    Raises:
+        RequestError: see `owl_compress.data.text.load_text`.
+    """
+    text = read_texts(options)[0]
+    if text is None:
+        raise TypeError("options of calibration name a text")
+    return text
+
+
+def read_damage_text(recipe: Recipe) -> Text | Chats:
+    """The text that the recipe wants windows of damage from; that of the calibration, if it names none.
+
+    Raises:
+        RequestError: see `owl_compress.data.text.load_text`.
+    """
+    source = recipe.calib if recipe.damage_data is None else recipe.damage_data
+    return read_text(
+        CalibrationOptions(source, text_field=recipe.text_field, chat_template=recipe.chat_template)
+    )
+
+
+def calibration_options(recipe: Recipe) -> CalibrationOptions:
+    """The calibration windows that a recipe asks for."""
     return CalibrationOptions(
         recipe.calib,
         samples=recipe.samples,

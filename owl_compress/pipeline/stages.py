@@ -1,7 +1,9 @@
 """The stages one by one: what the Python interface offers."""
 
+from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from owl_compress.checkpoints.loading import LoadedModel, load_model, locate
 from owl_compress.checkpoints.verification import verify as verify_folder
 from owl_compress.compression.contract import AnyBackend, CheckpointBackend
 from owl_compress.compression.driver import WalkOptions, compress_with_
+from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import (
     CalibrationOptions,
@@ -31,15 +34,26 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
-from owl_compress.documents.sensitivity import SensitivityProfile
-from owl_compress.errors import RequestError
+from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
+from owl_compress.errors import RequestError, nearest
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.importance.profile import ProfileOptions, ProfileRun
+from owl_compress.importance.profile import profile as measured_profile
+from owl_compress.importance.reference import DEFAULT_POSITIONS
 from owl_compress.models.limits import check_vocabulary, resolve_seq_len
 from owl_compress.models.state import check_finite, identify, place_
 from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.pipeline.profile_checks import by_block
+from owl_compress.pipeline.profile_settings import (
+    DEFAULT_DAMAGE_LEN,
+    DEFAULT_DAMAGE_SAMPLES,
+    parsed_levels,
+)
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, split_target
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.dense_statistics import DenseStatistics
+
+_Enum = TypeVar("_Enum", bound=StrEnum)
 
 
 @checked
@@ -141,6 +155,42 @@ def calibration_windows(
 
 
 @checked
+def hold_apart(
+    loaded: LoadedModel,
+    source: Path | str,
+    taken: Sequence[TokenWindows],
+    *,
+    samples: int = DEFAULT_DAMAGE_SAMPLES,
+    seq_len: int = DEFAULT_DAMAGE_LEN,
+    seed: int = 0,
+    bos: str = "auto",
+    text_field: str = "text",
+) -> TokenWindows:
+    """Random windows of the text `source`, shape [samples, seq_len], that share nothing with those `taken`.
+
+    What damage is measured on, held apart from what a backend sees: `profile` refuses windows that overlap.
+
+    Raises:
+        RequestError: too little text beside those windows, or a value that cannot be meant.
+    """
+    options = CalibrationOptions(str(source), samples, seq_len, "random", seed, "auto", text_field)
+    text = read_texts(options)[0]
+    if text is None:
+        raise TypeError("options of calibration name a text")
+    windows = windows_apart(
+        loaded.tokenizer,
+        text,
+        taken,
+        samples=samples,
+        seq_len=resolve_seq_len(seq_len, loaded.model.config),
+        seed=seed,
+        bos=resolve_bos(bos, find_structure(loaded.model).bos),
+    )
+    check_vocabulary(loaded.model, windows.ids)
+    return windows
+
+
+@checked
 def hold_out(loaded: LoadedModel, source: Path | str, **options: Any) -> TokenWindows:
     """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows.
 
@@ -191,6 +241,76 @@ def evaluate(
     device = given_device(device)
     windows = hold_out(loaded, source, **options)
     return perplexity(loaded.model, windows, batch_size=batch_size, device=device, progress=progress)
+
+
+@checked
+def profile(  # noqa: PLR0913 - each is an option of the command line, too
+    model: nn.Module,
+    backend: str | AnyBackend,
+    statistics: TokenWindows | None,
+    damage: TokenWindows,
+    *,
+    part: PartKind | str | None = None,
+    levels: Sequence[float | str] | None = None,
+    measure: Measure | str = Measure.KL,
+    positions: int = DEFAULT_POSITIONS,
+    names: Sequence[str] | None = None,
+    known: SensitivityProfile | None = None,
+    device: torch.device | str | None = None,
+    batch_size: int = 1,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> SensitivityProfile:
+    """Compress each part of `model` alone, at several levels, and measure the damage to its output.
+
+        calibration = oc.calibrate(loaded, "builtin", samples=16)
+        damage = oc.hold_apart(loaded, "builtin", [calibration])
+        profile = oc.profile(loaded.model, "wanda", calibration, damage, levels=["2:8", "3:8", "4:8"])
+        plan = oc.allocate(profile, nm="3:8")
+
+    Args:
+        model: a causal language model; unchanged afterwards.
+        backend: a registered name, with `options` for it, or a backend that has its options already.
+        statistics: windows that it sees; None for one that reads no text.
+        damage: windows to measure damage on; see `hold_apart`.
+        part: what is compressed at a time: "block", "sublayer", "role", "tied" or "linear"; what is usual in
+            the unit of the backend, by default.
+        levels: shares kept, N:M as "3:8" (the grid of the profile then), or bits; by default the usual ones,
+            of which those that the backend refuses are passed over.
+        measure: "kl", "loss", "output-error" or "fisher"; see `owl_compress.importance.damage`.
+        positions: that measures of the model's output compare.
+        names: of the linears that are in parts; None for all.
+        known: a profile of the same that is there already: what it lacks is measured, and it is extended.
+        device: where blocks are run.
+        batch_size: sequences per forward pass.
+        progress: who is told how far it is.
+        options: of a backend given by name.
+
+    Raises:
+        RequestError: see `owl_compress.importance.profile.profile`.
+    """
+    if options and not isinstance(backend, str):
+        raise RequestError(f"options {sorted(options)} are for a backend given by name, not for {backend!r}")
+    method = by_block(BACKENDS.create(backend, options) if isinstance(backend, str) else backend)
+    found, grid = (None, None) if levels is None else parsed_levels(levels, method.unit)
+    chosen = ProfileOptions(
+        part=None if part is None else _member(PartKind, part, "part"),
+        levels=found,
+        grid=grid,
+        measure=_member(Measure, measure, "measure"),
+        positions=positions,
+        names=names,
+    )
+    where = ProfileRun(device=given_device(device), batch_size=batch_size, progress=progress)
+    return measured_profile(model, method, statistics, damage, chosen, where, known=known)
+
+
+def _member(kind: type[_Enum], value: str, what: str) -> _Enum:
+    """The member of an enumeration that a user named."""
+    known = [str(one) for one in kind]
+    if value not in known:
+        raise RequestError(f"unknown {what} {str(value)!r}: {nearest(str(value), known)}")
+    return kind(value)
 
 
 @checked

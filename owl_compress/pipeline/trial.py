@@ -9,10 +9,13 @@ from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.execution import compress_, make_plan
+from owl_compress.pipeline.judging import judge
+from owl_compress.pipeline.profiling import check_given
 from owl_compress.pipeline.session import Session
 
 
@@ -23,9 +26,10 @@ class Trial:
     Attributes:
         session: that of the copy, which holds the compressed model.
         report: what was measured, or was there already; None if the allocator looks at none.
-        plan: what was carried out.
+        plan: what was carried out: by an allocator that reads damage, or equal shares if they had less.
         result: what was counted.
         perplexity: of the compressed model.
+        profile: the same for an allocator that reads damage.
         seconds: that measuring, allocating and compressing took.
     """
 
@@ -35,13 +39,16 @@ class Trial:
     result: Result
     perplexity: PerplexityRecord
     seconds: float
+    profile: SensitivityProfile | None = None
 
 
 @checked
-def try_out(session: Session, windows: TokenWindows, report: ImportanceReport | None = None) -> Trial:
+def try_out(
+    session: Session, windows: TokenWindows, source: ImportanceReport | SensitivityProfile | None = None
+) -> Trial:
     """Compress a copy of the session's model and evaluate it on `windows`.
 
-    With a `report` of that model nothing is measured again.
+    With a report of that model as `source`, or a profile where damage is read, nothing is measured again.
 
     Raises:
         RequestError: what the request is refused for.
@@ -52,11 +59,15 @@ def try_out(session: Session, windows: TokenWindows, report: ImportanceReport | 
         )
     copy, request = session.on_a_copy(), session.request
     start = perf_counter()
-    if report is not None and request.allocator is not None and request.target is not None:
-        plan = divide(copy, report)
+    if source is not None and request.allocator is not None and request.target is not None:
+        if isinstance(source, SensitivityProfile) and request.reads_damage:
+            check_given(copy, source)
+        plan = divide(copy, source)
     else:
-        report, plan = make_plan(copy)
-    result = compress_(copy, plan)
+        source, plan = make_plan(copy)
+    judged = judge(copy, source, plan, compress_)
+    plan = judged.plan
+    result = judged.told(compress_(copy, plan), copy)
     seconds = perf_counter() - start
     found = perplexity(
         copy.loaded.model,
@@ -65,4 +76,6 @@ def try_out(session: Session, windows: TokenWindows, report: ImportanceReport | 
         device=request.device,
         progress=session.progress,
     )
-    return Trial(copy, report, plan, result, found, seconds)
+    report = source if isinstance(source, ImportanceReport) else None
+    profile = source if isinstance(source, SensitivityProfile) else None
+    return Trial(copy, report, plan, result, found, seconds, profile)

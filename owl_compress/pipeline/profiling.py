@@ -1,0 +1,296 @@
+"""Sensitivity profiles of models that are loaded: for the command of that name, and on the way to a plan."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from owl_compress.allocators import Target
+from owl_compress.allocators.groups import partition
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.compression.contract import Backend, CheckpointBackend
+from owl_compress.consent import NO_CONSENT, Consent
+from owl_compress.data.apart import windows_apart
+from owl_compress.data.text import Chats, Text
+from owl_compress.data.windows import TokenWindows, resolve_bos
+from owl_compress.device import resolve_device
+from owl_compress.documents.coverage import check_covered
+from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.recipe import DEFAULT_SAMPLES, Recipe
+from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.importance.estimator import outline
+from owl_compress.importance.parts import find_parts
+from owl_compress.importance.profile import (
+    ProfileCost,
+    ProfileOptions,
+    ProfileRun,
+    forward_tokens,
+    profile,
+)
+from owl_compress.memory import memory_errors
+from owl_compress.models.coverage import coverage_of
+from owl_compress.models.limits import check_vocabulary, resolve_seq_len
+from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.pipeline.methods import DEFAULT_BACKEND
+from owl_compress.pipeline.profile_checks import by_block, check_model, check_profile
+from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, ProfileSettings, extending
+from owl_compress.pipeline.request import backend_of, check_options
+from owl_compress.pipeline.session import (
+    DEFAULT_MEASURE_SAMPLES,
+    Session,
+    calibration_options,
+    read_damage_text,
+    read_text,
+)
+from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of, load
+from owl_compress.progress import SILENT, Progress, shown
+
+Told = Callable[[str], None]
+"""Who is told in a line what is about to be done."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is profiled, on what text and where: everything is loaded, read and found.
+
+    Attributes:
+        loaded, structure, identity: the model.
+        backend: who compresses.
+        statistics: windows that the backend sees.
+        text: that windows of damage are drawn from.
+        names: of the linears that are in parts.
+        recipe: for the seed, the place of the BOS token, and the batch size.
+        progress: who is told how far it is.
+    """
+
+    loaded: LoadedModel
+    structure: ModelStructure
+    identity: ModelIdentity
+    backend: Backend
+    statistics: TokenWindows
+    text: Text | Chats
+    names: frozenset[str]
+    recipe: Recipe
+    progress: Progress = SILENT
+
+    def profiled(
+        self, settings: ProfileSettings, known: SensitivityProfile | None = None, told: Told = lambda _: None
+    ) -> SensitivityProfile:
+        """Measure the profile, or what `known` lacks of it.
+
+        Raises:
+            RequestError: see `owl_compress.importance.profile.profile`; or it costs more than it may.
+        """
+        length = resolve_seq_len(
+            settings.damage_len, self.loaded.model.config, DEFAULT_DAMAGE_LEN, "--damage-len"
+        )
+        longest = resolve_seq_len(None, self.loaded.model.config)
+        cost = partial(self._cost, settings, known, length)
+        settings = settings.affordable(cost, DEFAULT_SAMPLES * longest)
+        damage = self.windows_apart(settings.damage_samples or 0, length, (self.statistics,))
+        return profile(
+            self.loaded.model,
+            self.backend,
+            self.statistics,
+            damage,
+            ProfileOptions(
+                part=settings.part,
+                levels=settings.levels,
+                grid=settings.grid,
+                measure=settings.measure,
+                positions=settings.positions,
+                names=self.names,
+                is_optional=settings.are_levels_open,
+            ),
+            ProfileRun(
+                device=resolve_device(self.recipe.device),
+                batch_size=self.recipe.batch_size,
+                progress=self.progress,
+                announce=lambda cost: told(cost_in_words(cost)),
+            ),
+            known=known,
+            structure=self.structure,
+            identity=self.identity,
+        )
+
+    def windows_apart(
+        self, samples: int, length: int, taken: tuple[TokenWindows, ...], further_seed: int = 0
+    ) -> TokenWindows:
+        """Windows to measure damage on, which share nothing with those `taken`."""
+        windows = windows_apart(
+            self.loaded.tokenizer,
+            self.text,
+            taken,
+            samples=samples,
+            seq_len=length,
+            seed=self.recipe.seed + further_seed,
+            bos=resolve_bos(self.recipe.bos, self.structure.bos),
+            progress=self.progress,
+        )
+        check_vocabulary(self.loaded.model, windows.ids)
+        return windows
+
+    def _cost(
+        self,
+        settings: ProfileSettings,
+        known: SensitivityProfile | None,
+        length: int,
+        n_windows: int,
+        levels: tuple[float, ...],
+    ) -> float:
+        """Forward tokens of the trials that are still to be made."""
+        there = {part.name: set(part.levels) for part in known.parts} if known else {}
+        places = {site.name: index for index, site in enumerate(self.structure.blocks)}
+        trials = [
+            places[part.block]
+            for part in find_parts(self.structure, settings.part, self.names)
+            for level in levels
+            if level not in there.get(part.name, set())
+        ]
+        n_seen = self.statistics.ids.numel() if self.backend.statistic else 0
+        return forward_tokens(trials, len(places), n_windows * length, n_seen, settings.measure)
+
+
+def cost_in_words(cost: ProfileCost) -> str:
+    """What a profile is going to take, in a line."""
+    return (
+        f"{cost.trials:,} trials, as much as {cost.forward_tokens:,.0f} tokens through the model: about "
+        f"{cost.seconds:,.0f} s and what the backend takes"
+    )
+
+
+def profile_of(session: Session) -> SensitivityProfile:
+    """The profile that the request names, or one that is measured as it says.
+
+    Raises:
+        RequestError: it is of another model; or see `Subject.profiled`.
+    """
+    request = session.request
+    if request.profile is not None:
+        check_given(session, request.profile)
+        return request.profile
+    if request.profiling is None:
+        raise TypeError("a request whose allocator reads damage has a profile, or says how to measure it")
+    return subject_of(session).profiled(request.profiling, told=session.announce)
+
+
+def check_given(session: Session, profile: SensitivityProfile) -> None:
+    """Refuse a profile of something else than the session is about to compress.
+
+    Raises:
+        RequestError: naming what differs.
+    """
+    target = session.request.target
+    if target is not None:
+        grid = target.grid if isinstance(target.grid, KeptOfGrid) else None
+        check_profile(profile, session.request.backend, target.unit, grid)
+    check_model(profile, session.identity, session.structure)
+
+
+def subject_of(session: Session) -> Subject:
+    """What the session would profile, on the first of its calibration windows: linears that budgets are for.
+
+    Raises:
+        RequestError: a skip or pin that names nothing.
+    """
+    target, backend, statistics = session.request.target, session.request.backend, session.profiled_windows
+    if target is None or statistics is None or isinstance(backend, CheckpointBackend):
+        raise TypeError("a profile is measured for a target, by a backend that compresses single blocks")
+    model = outline(session.loaded.model, session.identity, session.structure)
+    split = partition(model, target)
+    return Subject(
+        loaded=session.loaded,
+        structure=session.structure,
+        identity=session.identity,
+        backend=backend,
+        statistics=statistics,
+        text=session.text_of_damage,
+        names=frozenset(session.structure.linear_sizes) - split.skipped - split.pinned.keys(),
+        recipe=session.recipe,
+        progress=session.progress,
+    )
+
+
+@dataclass(frozen=True)
+class Profiling:
+    """A profile that is asked for by itself, checked before the model is loaded."""
+
+    recipe: Recipe
+    backend: Backend
+    settings: ProfileSettings
+    known: SensitivityProfile | None
+    consent: Consent
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        given: Mapping[str, object],
+        known: SensitivityProfile | None = None,
+        consent: Consent = NO_CONSENT,
+    ) -> "Profiling":
+        """The profile that options ask for, under their names in a recipe.
+
+        Raises:
+            RequestError: a backend that cannot compress a part alone, or options that cannot be meant.
+        """
+        # A recipe whose plan is still to be made: it says nothing of the budget.
+        fixed = {"model": model, "plan": "open", "backend": DEFAULT_BACKEND}
+        recipe = Recipe.from_options(fixed | dict(given), "options")
+        if known is not None:
+            recipe = extending(recipe, known)
+        if "samples" not in recipe.model_fields_set:
+            recipe = recipe.with_options({"samples": DEFAULT_MEASURE_SAMPLES})
+        check_options(recipe)
+        backend = by_block(backend_of(recipe))
+        resolve_device(recipe.device)
+        return cls(recipe, backend, ProfileSettings.of(recipe, backend.unit), known, consent)
+
+    def run(self, progress: Progress = SILENT, told: Told = lambda _: None) -> SensitivityProfile:
+        """Load the model and measure.
+
+        Raises:
+            RequestError: see `owl_compress.load`, `calibrate` and `Subject.profiled`.
+        """
+        recipe = self.recipe
+        with memory_errors("measuring damage"):
+            check_there(recipe.model, dtype=recipe.dtype, allow_pickle=self.consent.allow_pickle)
+            options = calibration_options(recipe)
+            text = read_text(options)
+            damage_text = text if recipe.damage_data is None else read_damage_text(recipe)
+            loading = partial(
+                load,
+                recipe.model,
+                dtype=recipe.dtype,
+                device=resolve_device(recipe.device),
+                revision=recipe.revision,
+                **self.consent.as_options,
+            )
+            loaded = shown(progress, "loading", loading)
+            structure = find_structure(loaded.model)
+            check_covered(coverage_of(structure), partial=recipe.partial)
+            subject = Subject(
+                loaded=loaded,
+                structure=structure,
+                identity=identity_of(loaded, structure),
+                backend=self.backend,
+                statistics=calibration_windows(loaded, structure, options, text, progress),
+                text=damage_text,
+                names=_not_skipped(loaded, structure, recipe),
+                recipe=recipe,
+                progress=progress,
+            )
+            return subject.profiled(self.settings, self.known, told)
+
+
+def _not_skipped(loaded: LoadedModel, structure: ModelStructure, recipe: Recipe) -> frozenset[str]:
+    everything_kept = Target(
+        Unit.DENSITY,
+        1.0,
+        skips=recipe.skip,
+        parts=recipe.parts,
+        protect_first=recipe.protect_first,
+        protect_last=recipe.protect_last,
+    )
+    skipped = partition(outline(loaded.model, structure=structure), everything_kept).skipped
+    return frozenset(linear.name for linear in structure.linears) - skipped

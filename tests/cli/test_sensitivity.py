@@ -1,0 +1,184 @@
+"""`sensitivity`: the profile that is written, added to, allocated from, and refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from owl_compress.documents.sensitivity import SensitivityProfile
+
+TEXT = ("--calib", "text.txt", "--samples", "2", "--seq-len", "32")
+SHORT = (*TEXT, "--damage-samples", "2", "--damage-len", "32")
+"""Little text, so that there is room beside it."""
+
+
+@pytest.fixture
+def measure(done: Callable[..., Any], here: Path) -> Callable[..., SensitivityProfile]:
+    """A function that writes a profile of the tiny model and reads it again."""
+
+    def run(out: str, *options: str) -> SensitivityProfile:
+        done("sensitivity", "model", *SHORT, *options, "-o", out, "--quiet")
+        return SensitivityProfile.read(here / out)
+
+    return run
+
+
+class TestWhatIsWritten:
+    def test_shares_are_kept_and_come_in_order(self, measure: Callable[..., SensitivityProfile]) -> None:
+        profile = measure("s.json", "--levels", "0.5,0.25")
+        assert [part.name for part in profile.parts] == [f"model.layers.{index}" for index in range(3)]
+        for part in profile.parts:
+            assert part.levels == (0.25, 0.5, 1.0)
+            assert part.damage[0] > part.damage[1] > part.damage[2] == 0
+        assert (profile.backend.name, profile.measure, profile.grid) == ("wanda", "kl", None)
+
+    def test_n_of_m_sets_the_grid(self, measure: Callable[..., SensitivityProfile]) -> None:
+        profile = measure("s.json", "--levels", "2:8,6:8")
+        assert profile.grid is not None
+        assert profile.grid.kept_of == 8
+        assert {part.levels for part in profile.parts} == {(0.25, 0.75, 1.0)}
+
+    def test_parts_are_those_asked_for(self, measure: Callable[..., SensitivityProfile]) -> None:
+        options = ("--backend", "rtn", "--group-size", "16", "--levels", "2,4")
+        profile = measure("s.json", *options, "--skip", "model.layers.[12]", "--measure", "output-error")
+        assert [part.kind for part in profile.parts] == ["tied"] * 4
+        assert {part.block for part in profile.parts} == {"model.layers.0"}
+        assert {part.levels for part in profile.parts} == {(2.0, 4.0)}
+        assert profile.positions is None
+
+    def test_the_same_command_gives_the_same_bytes(
+        self, measure: Callable[..., SensitivityProfile], here: Path
+    ) -> None:
+        for out in ("one.json", "two.json"):
+            measure(out, "--levels", "0.25,0.5")
+        assert Path("one.json").read_bytes() == Path("two.json").read_bytes()
+
+    def test_cost_is_told_first_and_the_table_last(self, done: Callable[..., Any], here: Path) -> None:
+        told = done("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json")
+        assert "6 trials, as much as 448 tokens through the model" in told.err
+        title, heading, *rows = told.out.splitlines()
+        assert title == "Damage (kl) of model by wanda, block by block"
+        assert heading.split() == ["part", "weights", "0.25", "0.5"]
+        assert len([row for row in rows if row.split()[1:2] == ["9,216"]]) == 3
+
+    def test_json_is_the_file(self, done: Callable[..., Any], here: Path) -> None:
+        found = done("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json", "--json").json
+        assert found == json.loads(Path("s.json").read_text())
+
+
+class TestExtending:
+    def test_only_what_is_missing_is_measured(
+        self, measure: Callable[..., SensitivityProfile], done: Callable[..., Any], here: Path
+    ) -> None:
+        before = measure("s.json", "--levels", "0.25,0.5")
+        told = done(
+            "sensitivity", "model", "--calib", "text.txt", "--extend", "s.json", "--levels", "0.25,0.75",
+            "-o", "s.json",
+        )  # fmt: skip
+        assert "3 trials" in told.err
+        whole = measure("whole.json", "--levels", "0.25,0.5,0.75")
+        extended = SensitivityProfile.read("s.json")
+        assert extended.parts == whole.parts
+        assert extended.forward_tokens > before.forward_tokens
+
+    def test_parts_are_added_where_they_belong(self, measure: Callable[..., SensitivityProfile]) -> None:
+        measure("s.json", "--levels", "0.25,0.5", "--skip", "model.layers.0")
+        extended = measure("s.json", "--levels", "0.25,0.5", "--extend", "s.json")
+        assert [part.name for part in extended.parts] == [f"model.layers.{index}" for index in range(3)]
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (
+                ("--backend", "magnitude"),
+                "another backend or its options (wanda {'scope': 'row'}, now magnit",
+            ),
+            (("--scope", "linear"), "another backend or its options"),
+            (("--measure", "loss"), "another measure (kl, now loss)"),
+            (("--positions", "7"), "another number of positions (512, now 7)"),
+            (("--levels", "2:8,3:8"), "another N:M grid"),
+            (("--part", "sublayer"), "is by block, not by sublayer"),
+            (("--seed", "1"), "another calibration windows"),
+        ],
+    )
+    def test_of_something_else_is_refused(
+        self, measure: Callable[..., SensitivityProfile], refused: Callable[..., str],
+        options: tuple[str, ...], named: str,
+    ) -> None:  # fmt: skip
+        measure("s.json", "--levels", "0.25,0.5")
+        words = ("sensitivity", "model", "--calib", "text.txt", "--extend", "s.json", "-o", "t.json")
+        assert named in refused(*words, *options)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (("--levels", "0.3"), "1 level to try: give at least 2"),
+            (("--levels", "1.5,0.2"), "level 1.5 is outside (0, 1]"),
+            (("--levels", "30%,0.2"), "level '30%' is no level"),
+            (("--levels", "2:8,2:4"), "levels 2:8,2:4 are of another M than each other"),
+            (("--levels", "2:8,0.5"), "levels 2:8,0.5 are N:M in part"),
+            (("--levels", "1:7,2:7"), "N:7 is not supported"),
+            (("--levels", "9:8,2:8"), "level 1.125 is outside (0, 1]"),
+            (
+                ("--levels", "1,9", "--backend", "rtn"),
+                "is no number of bits: give a whole number from 2 to 8",
+            ),
+            (("--levels", "2:8,3:8", "--backend", "rtn"), "are N:M, and the backend counts bits"),
+            (("--part", "tied", "--backend", "structured"), "--part tied: attention and feed-forward lose"),
+            (("--part", "layer"), "part: "),
+            (("--measure", "mse"), "measure: "),
+            (("--max-cost", "few"), "max-cost: is a number of forward tokens above 0"),
+            (("--max-cost", "10"), "max-cost 10 is below 448 forward tokens, the least"),
+            (("--damage-len", "4096"), "set --damage-len 128 or less"),
+            (("--backend", "gptqmodel"), "measure a profile with 'gptq' or 'rtn'"),
+            (("--skip", "nothing.*"), "nothing.*"),
+            (("--sparsity", "0.5"), "unknown option --sparsity"),
+        ],
+    )
+    def test_what_cannot_be_meant(
+        self, refused: Callable[..., str], here: Path, options: tuple[str, ...], named: str
+    ) -> None:
+        base = SHORT if "--damage-len" not in options else TEXT
+        assert named in refused("sensitivity", "model", *base, *options, "-o", "s.json")
+
+    def test_too_little_text_beside_the_statistics(self, refused: Callable[..., str], here: Path) -> None:
+        words = ("--calib", "text.txt", "--samples", "30", "--seq-len", "128", "-o", "s.json")
+        assert "too little text beside" in refused("sensitivity", "model", *words)
+
+    def test_an_output_that_is_something_else(self, refused: Callable[..., str], report: Path) -> None:
+        assert "holds a report" in refused("sensitivity", "model", *SHORT, "-o", report)
+
+
+def test_max_cost_takes_windows_first_and_then_levels(
+    measure: Callable[..., SensitivityProfile], done: Callable[..., Any], here: Path
+) -> None:
+    def run(cost: str) -> SensitivityProfile:
+        done(
+            "sensitivity", "model", *TEXT, "--damage-len", "32", "--max-cost", cost, "-o", "s.json", "--quiet"
+        )
+        return SensitivityProfile.read("s.json")
+
+    full, fewer, least = run("1M"), run("1.5k"), run("700")
+    assert [one.damage_text.sequences for one in (full, fewer, least)] == [4, 2, 2]
+    assert len(full.parts[0].levels) == len(fewer.parts[0].levels) == 8
+    assert len(least.parts[0].levels) < 8
+    assert least.parts[0].levels[0] == full.parts[0].levels[0]
+    assert full.forward_tokens > 1_500 >= fewer.forward_tokens > 700 >= least.forward_tokens
+
+
+def test_plans_of_every_budget_come_from_one_profile(
+    measure: Callable[..., SensitivityProfile], done: Callable[..., Any], here: Path
+) -> None:
+    profile = measure("s.json", "--levels", "0.1,0.3,0.5,0.7")
+    for sparsity in ("0.4", "0.8"):
+        done("allocate", "s.json", "--sparsity", sparsity, "-o", "plan.json", "--quiet")
+        plan = json.loads(Path("plan.json").read_text())
+        assert plan["report"] == profile.fingerprint
+        done("compress", "model", "--plan", "plan.json", *TEXT, "-o", "OUT", "--overwrite", "--quiet")
+        found = json.loads(Path("OUT/result.json").read_text())
+        assert found["totals"]["achieved"] == pytest.approx(1 - float(sparsity), abs=1e-3)
+        assert "sensitivity" not in found
