@@ -61,6 +61,13 @@ def test_reading_and_writing_changes_no_byte(tmp_path: Path) -> None:
     assert (tmp_path / "again.json").read_bytes() == GOLDEN.read_bytes()
 
 
+def test_a_plan_may_come_from_no_document(tmp_path: Path) -> None:
+    plan = Plan.read(written(tmp_path, lambda content: content.pop("report")))
+    assert plan.report is None
+    assert "report" not in json.loads(plan.to_json())
+    assert plan.budgets == example().budgets
+
+
 def test_the_mean_is_weighted_and_computed() -> None:
     assert example().achieved == 0.34375
     assert weighted_mean(example().budgets) == 0.34375
