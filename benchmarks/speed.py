@@ -4,6 +4,7 @@
 
 - measure: against the plain forward pass of the same model on the same tokens.
 - run_owl: measuring on the default number of sequences, allocating and pruning, against pruning alone.
+- dense_statistics: owl, measured on all sequences, on the dense model's statistics, against sequential ones.
 - sparsegpt: against wanda.
 - gptq: three bits in groups of 64, against sparsegpt.
 - against_gptqmodel: gptq against the backend gptqmodel, where that package is installed.
@@ -66,9 +67,14 @@ def _pairs(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> dict[s
     bits = {"bits": 3, "bit_choices": (2, 3, 4), "group_size": 64}
     sparsegpt = recipe.with_options({"backend": "sparsegpt"})
     gptq = recipe.with_options({"backend": "gptq", **bits})
+    owl = recipe.with_options({"allocator": "owl", "measure_samples": len(windows)})
     pairs: dict[str, Pair] = {
         "measure": (lambda: _forward(loaded, windows), lambda: measure(loaded.model, windows)),
         "run_owl": _owl_pair(loaded, recipe, windows),
+        "dense_statistics": (
+            lambda: _compress(loaded, owl, windows),
+            lambda: _compress(loaded, owl.with_options({"statistics": "dense"}), windows),
+        ),
         "sparsegpt": (
             lambda: _compress(loaded, recipe, windows),
             lambda: _compress(loaded, sparsegpt, windows),

@@ -27,7 +27,17 @@ _INTRODUCTION = (
 def main() -> None:
     """Print the page."""
     introduction = f"# Measured\n\n{fill(_INTRODUCTION, _WIDTH)}\n"
-    measured = [_unstructured(), _nm(), _bits(), _structured(), _latency(), _memory(), _stability(), _speed()]
+    measured = [
+        _unstructured(),
+        _nm(),
+        _bits(),
+        _structured(),
+        _latency(),
+        _memory(),
+        _stability(),
+        _dense_statistics(),
+        _speed(),
+    ]
     print("\n".join(section for section in [introduction, *measured] if section).rstrip())
 
 
@@ -254,6 +264,53 @@ def _stability() -> str:
     return _section("How many sequences fix a plan", text, _table(header, cells))
 
 
+_SEQUENTIAL = {
+    "wanda uniform 2:8": ("grids", "wanda 2:8 uniform"),
+    "structured 0.4 uniform, no repair": ("structured", "structured 0.4 uniform importance=wanda"),
+}
+"""Where the same protocol was run on sequential statistics before there were others: file, and name there."""
+
+
+def _dense_statistics() -> str:
+    rows = _rows("dense_statistics")
+    if not rows:
+        return ""
+    cells = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        draws = {
+            source: [row for row in rows if (row["name"], row["statistics"]) == (name, source)]
+            for source in ("sequential", "dense")
+        }
+        measured = {row["perturb"] for row in draws["sequential"]}
+        earlier, its_name = _SEQUENTIAL.get(name, ("perplexity", name))
+        draws["sequential"] += [
+            row for row in _rows(earlier) if row["name"] == its_name and row.get("perturb", 0) not in measured
+        ]
+        figures = (_several([row["perplexity"] for row in drawn]) for drawn in draws.values())
+        cells.append((name, *figures, _ratios_of_time(rows, name)))
+    text = (
+        "Perplexity where the backend is told of the inputs of each block behind the compressed ones before "
+        "it (sequential), and of the dense model's (dense): mean and range over runs in which every weight "
+        "was first changed by a millionth of itself, or not at all; differences within the range say "
+        "nothing. *Time* is dense over sequential, CPU seconds from the dense model to the compressed one, "
+        "measuring included where the allocator wants it. (`dense_statistics.py`; most of the sequential "
+        "rows are those of the tables above)"
+    )
+    header = ("method", "sequential", "dense", "time")
+    return _section("Statistics of the dense model", text, _table(header, cells))
+
+
+def _ratios_of_time(rows: Iterable[Row], name: str) -> str:
+    """CPU seconds on dense statistics over those on sequential ones, of the same draw."""
+    seconds = {(row["statistics"], row["perturb"]): row["cpu_seconds"] for row in rows if row["name"] == name}
+    ratios = [
+        f"{spent / seconds['sequential', perturb]:.2f}"
+        for (source, perturb), spent in seconds.items()
+        if source == "dense" and ("sequential", perturb) in seconds
+    ]
+    return ", ".join(ratios)
+
+
 def _speed() -> str:
     cells = [
         (
@@ -267,8 +324,10 @@ def _speed() -> str:
     ]
     text = (
         "Ratios of pairs timed in one process: *measure* over the plain forward pass; *run_owl*, a run that "
-        "measures and allocates first, over one with uniform budgets; *sparsegpt* over wanda; *gptq* over "
-        "sparsegpt; *against_gptqmodel*, gptq over the package GPTQModel. (`speed.py`)"
+        "measures and allocates first, over one with uniform budgets; *dense_statistics*, a run that "
+        "measures on all sequences and prunes on the dense model's statistics, over the same on sequential "
+        "ones; *sparsegpt* over wanda; *gptq* over sparsegpt; *against_gptqmodel*, gptq over the package "
+        "GPTQModel. (`speed.py`)"
     )
     return _section("What the steps cost", text, _table(("", "tokens", "threads", "median", "ratios"), cells))
 
