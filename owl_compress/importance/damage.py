@@ -16,7 +16,7 @@ Measures, each a mean over positions:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Protocol
 
@@ -153,6 +153,7 @@ class Bench:
         grid: of the budgets, or None.
         measure: what damage is.
         salience: of linears by name, for a backend that reads gradients.
+        refusals: why optional trials were passed over, by their names; the last of each name.
     """
 
     seen: BlockWalk
@@ -162,6 +163,7 @@ class Bench:
     grid: Grid | None
     measure: DamageMeasure
     salience: Mapping[str, Salience]
+    refusals: dict[str, RequestError] = field(default_factory=dict, init=False, repr=False)
 
     def tried(
         self, trials: Sequence[Trial], progress: Progress = SILENT, what: str = "trying blocks"
@@ -225,23 +227,27 @@ class Bench:
         behind: States,
     ) -> Iterator[Tried]:
         """Compress a copy for each of the trials, and measure what their outputs lead to."""
-        made: list[tuple[Trial, Mapping[str, float]]] = []
+        made: list[tuple[Trial, Mapping[str, float], int]] = []
         variants: list[list[Tensor]] = []
+        known: dict[frozenset[tuple[str, float]], int] = {}  # whole numbers make the same of several budgets
         with self.damaged.visit(index, trying.site):
             for trial in trials:
                 try:
                     copy = trying.compressed(trial.budgets)
-                except RequestError:
-                    if trial.is_optional:
-                        continue
-                    raise
-                made.append((trial, copy.budgets))
-                variants.append(self._outputs(index, copy.site.module, incoming))
+                except RequestError as error:
+                    if not trial.is_optional:
+                        raise
+                    self.refusals[trial.name] = error
+                    continue
+                variant = known.setdefault(frozenset(copy.budgets.items()), len(variants))
+                if variant == len(variants):
+                    variants.append(self._outputs(index, copy.site.module, incoming))
+                made.append((trial, copy.budgets, variant))
         if self.measure.runs_to_the_end:
             self._run_to_the_end(index, variants)
         damages = self.measure.damages(index, behind, variants) if variants else []
-        for (trial, done), damage in zip(made, damages, strict=True):
-            if not isfinite(damage):
+        for trial, done, variant in made:
+            if not isfinite(damage := damages[variant]):
                 raise RequestError(
                     f"the damage of {trial.name} at {trial.level:g} is {damage}: the model or its data type "
                     "overflows there; try --dtype float32, or a level that keeps more"

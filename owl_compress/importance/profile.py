@@ -267,7 +267,12 @@ class _Profiler:
             ),
         )
         with closing(bench.tried(trials, self.run.progress)) as tried:
-            return list(tried)
+            found = list(tried)
+        done = {one.trial.name for one in found}
+        missing = [trial.name for trial in trials if trial.name not in done]
+        if missing:
+            raise bench.refusals[missing[0]]  # not one of its levels can be carried out
+        return found
 
     def _forward_tokens(self, trials: Sequence[Trial]) -> float:
         n_seen = self.statistics.ids.numel() if self.statistics and self.backend.statistic else 0

@@ -322,6 +322,13 @@ def test_a_level_below_the_least_is_passed_over_unless_it_was_asked_for(
         profile(model, backend, seen, judged, ProfileOptions(levels=(0.1, 0.5)))
 
 
+def test_a_part_none_of_whose_usual_levels_can_be_carried_out_says_why(
+    make_model: Callable[[str], Any], judged: TokenWindows
+) -> None:
+    with pytest.raises(RequestError, match="which groups of 64 do not divide"):
+        profile(make_model("llama"), BACKENDS.create("rtn", {}), None, judged)
+
+
 def test_forward_tokens_count_a_trial_by_the_blocks_that_it_runs() -> None:
     assert forward_tokens([0], 4, 100, 0, Measure.KL) == 300
     assert forward_tokens([3], 4, 100, 0, Measure.KL) == 225
