@@ -276,4 +276,4 @@ def _speedup(first: LatencyRecord, other: LatencyRecord) -> Speedup:
 
 def device_name(device: torch.device) -> str:
     """What records call the device."""
-    return torch.cuda.getdevice_name(device) if device.type == "cuda" else device.type
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

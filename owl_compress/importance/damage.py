@@ -14,7 +14,7 @@ Measures, each a mean over positions:
   token; costs one pass back and no later block.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isfinite
@@ -167,7 +167,7 @@ class Bench:
 
     def tried(
         self, trials: Sequence[Trial], progress: Progress = SILENT, what: str = "trying blocks"
-    ) -> Iterator[Tried]:
+    ) -> Generator[Tried, None, None]:
         """Make the trials, block after block; those of one block in the order in which they are given.
 
         Close the generator where it may be left early: that puts the model's modes back.

@@ -70,8 +70,9 @@ def reach_of(source: Source, allocator: Allocator | str, target: Target) -> Reac
     lowest, highest = target.solver_bounds
     step = 1 / n_all
     if target.grid is not None:
-        is_fine = is_profile or isinstance(allocator, str)  # parts of a profile may be single linears
-        granularity: Granularity = "linear" if is_fine else allocator.granularity
+        granularity: Granularity = "linear"  # parts of a profile may be single linears
+        if not is_profile and not isinstance(allocator, str):
+            granularity = allocator.granularity
         groups = build_groups(model, split, target.granularity or granularity, target)
         spacing = min((after - before for before, after in pairwise(target.levels)), default=1.0)
         step *= spacing * gcd(*(group.n_weights for group in groups))
