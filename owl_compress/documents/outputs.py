@@ -13,6 +13,10 @@ _HEAD_BYTES = 4096
 
 PICTURE, PICTURE_SOFTWARE = "picture", "owl-compress"
 """The kind of file that charts are, and what a PNG of ours names as its software."""
+
+DAMAGE_PICTURE = "damage.png"
+"""The picture of a sensitivity profile in the folder of what was compressed by it."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 # A fresh disk is not quite empty where it is mounted.

@@ -1,6 +1,6 @@
 """The model card: README.md of an output folder. States what was done and what was measured, nothing else."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import fsum
 from typing import Any
 
@@ -10,8 +10,11 @@ from owl_compress.documents.coverage import percent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import Origin
 from owl_compress.documents.result import LinearResult, Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.pages.damage_card import damage_section
+from owl_compress.pages.markdown import code, table
 from owl_compress.pages.words import NOT_KNOWN, Given, as_asked, asked_name, options_in_words
 from owl_compress.plain_text import plain
 
@@ -42,11 +45,13 @@ def model_card(
     stored: StoredFormat,
     credit: str | None = None,
     given: Given = NOT_KNOWN,
+    profile: SensitivityProfile | None = None,
 ) -> str:
     """README.md for an output folder: the same result, plan and recipe give the same text.
 
     `stored` says how the weights lie in the folder, `credit` what the allocator follows, `given` with which
-    options its methods are called; else these go by the names that the files have for them.
+    options its methods are called; else these go by the names that the files have for them. `profile` is the
+    one that the plan was made from, with its picture in the folder.
     Durations and peak memory differ from run to run and stay in result.json.
     """
     origin = origin or Origin()
@@ -59,6 +64,7 @@ def model_card(
         *_footprint(result),
         *_quantization(result, plan, stored),
         *_evaluation(result),
+        *damage_section(profile, result.sensitivity),
         *_remarks(result),
         _how_to_load(plan, stored),
         _blocks(result, plan),
@@ -89,14 +95,14 @@ def _what_was_done(result: Result, plan: Plan, given: Given) -> str:
     divided = options_in_words(given.allocator, plan.allocator.parameters)
     carried_out = options_in_words(given.backend, result.backend.parameters)
     text = (
-        f"{_code(identity.id)}{revision}, family {identity.family}, in {identity.dtype}, with "
+        f"{code(identity.id)}{revision}, family {identity.family}, in {identity.dtype}, with "
         f"{budget}. The allocator **{plan.allocator.name}** "
         f"({divided}) gave every block its budget, and the backend "
         f"**{result.backend.name}** ({carried_out}) carried it out, "
         f"with seed {result.seed}. "
     )
     if result.coverage and result.coverage.left_out:
-        text += f"No budget reaches {_code(result.coverage.named)}, which stayed as they were. "
+        text += f"No budget reaches {code(result.coverage.named)}, which stayed as they were. "
     if plan.skipped:
         text += f"Left as they were and not in the account: {len(plan.skipped)} linear(s). "
     calibration = result.calibration
@@ -104,7 +110,7 @@ def _what_was_done(result: Result, plan: Plan, given: Given) -> str:
         return text + "No calibration text was used."
     return text + (
         f"Calibration: {calibration.sequences} sequences of {calibration.seq_len} tokens from "
-        f"{_code(calibration.source)} (sampling {calibration.sampling}, seed {calibration.seed}, "
+        f"{code(calibration.source)} (sampling {calibration.sampling}, seed {calibration.seed}, "
         f"BOS {calibration.bos}; sha256 of the token ids `{calibration.token_ids_sha256[:16]}…`)"
         f"{_SOURCES[result.statistics]}."
     )
@@ -147,7 +153,7 @@ def _totals(result: Result, plan: Plan) -> str:
         ("bits per weight, whole model", f"{totals.bits_per_weight:.4f}"),
         ("weight files", f"{totals.bytes_on_disk:,} bytes"),
     ]
-    text = "## Size\n\n" + _table(("", "value"), rows)
+    text = "## Size\n\n" + table(("", "value"), rows)
     if plan.unit is Unit.DENSITY:
         text += "\n\nThe zeros are stored like any other weight: they make the files no smaller."
     return text
@@ -158,7 +164,7 @@ def _earlier(result: Result) -> list[str]:
         return []
     rows = [
         (
-            _code(step.model),
+            code(step.model),
             step.backend,
             f"{asked_name(step.unit)} {as_asked(step.unit, step.achieved):.6f}",
             f"{step.n_params_before:,}",
@@ -168,7 +174,7 @@ def _earlier(result: Result) -> list[str]:
     ]
     return [
         "## Compressed before\n\n"
-        + _table(("model", "backend", "achieved", "parameters before", "parameters after"), rows)
+        + table(("model", "backend", "achieved", "parameters before", "parameters after"), rows)
         + "\n\nOldest first. The budgets of this step are shares of what the last of them left."
     ]
 
@@ -202,7 +208,7 @@ def _footprint(result: Result) -> list[str]:
     ]
     return [
         "## What is smaller\n\n"
-        + _table(("", "before", "after", "removed"), rows)
+        + table(("", "before", "after", "removed"), rows)
         + "\n\nCounted from shapes: a multiplication and an addition are two operations. How much faster it "
         "runs is measured by `owl-compress eval FOLDER --latency`."
     ]
@@ -224,7 +230,7 @@ def _quantization(result: Result, plan: Plan, stored: StoredFormat) -> list[str]
     zero_point = "" if result.backend.parameters.get("symmetric", True) else " and zero point"
     return [
         "## Quantization\n\n"
-        + _table(("bits", "linears", "weights"), rows)
+        + table(("bits", "linears", "weights"), rows)
         + f"\n\nEach output has one scale{zero_point} for {groups}. {stored.description}. "
         "Embeddings, norms, biases and the output layer are as they were."
     ]
@@ -237,8 +243,8 @@ def _evaluation(result: Result) -> list[str]:
     rows = [(name, f"{row.perplexity:.3f}") for name, row in (("before", dense), ("after", compressed))]
     return [
         "## Quality\n\n"
-        + _table(("", "perplexity"), rows)
-        + f"\n\nOn {_code(dense.data)}: {dense.windows} windows of {dense.seq_len} tokens, "
+        + table(("", "perplexity"), rows)
+        + f"\n\nOn {code(dense.data)}: {dense.windows} windows of {dense.seq_len} tokens, "
         f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process. "
         "Nothing else was measured."
     ]
@@ -267,12 +273,12 @@ def _blocks(result: Result, plan: Plan) -> str:
         got = f"{as_asked(plan.unit, _mean(linears, 'achieved')):.4f}" if linears else "–"
         error = f"{_mean(linears, 'relative_error'):.4f}" if linears else "–"
         rows.append(
-            (_code(block.name), f"{block.n_weights:,}", f"{as_asked(plan.unit, block.value):.4f}", got, error)
+            (code(block.name), f"{block.n_weights:,}", f"{as_asked(plan.unit, block.value):.4f}", got, error)
         )
     header = ("block", "weights", f"{asked_name(plan.unit)}, asked", "achieved", "error")
     return (
         "## Budget of each block\n\n"
-        + _table(header, rows)
+        + table(header, rows)
         + f"\n\nMeans over the weights of a block. Error: {result.error_measure}. "
         "Every linear by itself is in `result.json`."
     )
@@ -300,19 +306,6 @@ def _versions(result: Result, credit: str | None) -> str:
 def _mean(rows: Sequence[LinearResult], field: str) -> float:
     """Mean of a field of the linears, weighted by their number of weights."""
     return fsum(row.n_weights * getattr(row, field) for row in rows) / sum(row.n_weights for row in rows)
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    header = tuple(header)
-    lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in cells] for cells in lines)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
-
-
-def _code(name: str) -> str:
-    """A name as it is, set off; backticks in it end nothing."""
-    shown = plain(name)
-    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
 
 
 def _short(model_id: str) -> str:

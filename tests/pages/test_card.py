@@ -10,11 +10,24 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import Origin, origin_of
 from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.documents.coverage import Coverage, LeftOut
-from owl_compress.documents.measurements import Evaluation, Footprint, FootprintChange, PerplexityRecord
+from owl_compress.documents.measurements import (
+    DamageRecord,
+    Evaluation,
+    Footprint,
+    FootprintChange,
+    PerplexityRecord,
+)
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.result import Fallback, LinearResult, MethodRecord, Result, Totals
+from owl_compress.documents.sensitivity import (
+    Measure,
+    PartDamage,
+    PartKind,
+    ProfiledLinear,
+    SensitivityProfile,
+)
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.pages.card import model_card
 
@@ -217,3 +230,42 @@ def test_bits_for_a_part_of_the_blocks_are_told_as_such() -> None:
     coverage = Coverage(n_weights=800, left_out=(LeftOut(name="gate", n_blocks=2, n_weights=400),))
     text = model_card(result_of(plan).model_copy(update={"coverage": coverage}), plan, stored=DENSE)
     assert "over the compressed linears, which hold 50 % of the weights in its transformer blocks. " in text
+
+
+def test_budgets_from_damages_say_how_these_were_measured_and_what_came_of_them() -> None:
+    plan = plan_of()
+    text = CalibrationRecord(
+        source="wiki`text`", token_ids_sha256="12" * 32, sequences=4, seq_len=128, sampling="random", seed=3,
+        bos="first",
+    )  # fmt: skip
+    parts = tuple(
+        PartDamage(
+            name=f"model.layers.{i}", kind=PartKind.BLOCK, block=f"model.layers.{i}", n_weights=200,
+            linears=tuple(name for name, block in LINEARS if block.endswith(str(i))), levels=(0.5, 1.0),
+            damage=(0.25, 0.0),
+        )
+        for i in (0, 1)
+    )  # fmt: skip
+    profile = SensitivityProfile(
+        model=result_of(plan).model, unit=plan.unit, backend=MethodRecord(name="wanda"), measure=Measure.KL,
+        linears=tuple(
+            ProfiledLinear(name=name, block=block, role="mlp.up", shape=(10, 10)) for name, block in LINEARS
+        ),
+        parts=parts, statistics=None, damage_text=text, forward_tokens=12345.6, versions={},
+    )  # fmt: skip
+    record = DamageRecord(
+        measure="kl", predicted=0.5, damage=0.4, ratio=1.25, trial_damage=0.41, uniform_damage=None,
+        carried_out="uniform", windows=text,
+    )  # fmt: skip
+    result = result_of(plan).model_copy(update={"sensitivity": record})
+    card = model_card(result, plan, stored=DENSE, profile=profile)
+    section = card[card.index("## Damage") : card.index("## Fallbacks")]
+    for said in (
+        "](damage.png)", "one block after the other (2 parts)", "**wanda**. Damage is KL(dense ‖ changed)",
+        "4 windows of 128 tokens from `` wiki`text` `` (seed 3", "as much as 12,346 tokens forward",
+        "| predicted: the sum over all parts (kl) | 0.5 |", "profile (KL) | 0.4 |", "is 1.25 of that",
+        "Equal shares had less damage",
+    ):  # fmt: skip
+        assert said in section
+    assert "equal shares (KL)" not in section  # nothing is said of what was not measured
+    assert "## Damage" not in model_card(result_of(plan), plan, stored=DENSE)
