@@ -25,9 +25,10 @@ _OF_FILE_SYSTEMS = {"lost+found"}
 _WRITTEN_BY_US = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
     "result.json", "result-*.json", "plan.json", "plan-*.json", "report.json", "recipe.yaml", "README.md",
-    "sensitivity.json", "budgets.png", "*.py", "*.jinja", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "tekken.json",
-    "preprocessor_config.json", "processor_config.json", "quantize_config.json", "quant_log.csv",
+    "sensitivity.json", "budgets.png", DAMAGE_PICTURE, "*.py", "*.jinja", "tokenizer*",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
+    "*.tiktoken", "tekken.json", "preprocessor_config.json", "processor_config.json",
+    "quantize_config.json", "quant_log.csv",
 )  # fmt: skip
 _FOLDERS_BY_US = ("additional_chat_templates", "uniform", "owl", "__pycache__")
 

@@ -13,6 +13,7 @@ from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import StoredForm, export_named, suiting
 from owl_compress.checkpoints.tensors import INDEX_NAME, bytes_on_disk
 from owl_compress.documents.disk import output_folder
+from owl_compress.documents.outputs import DAMAGE_PICTURE
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.quantities import parsed_bytes
@@ -139,9 +140,11 @@ def write_documents(
     recipe_yaml = recipe.to_yaml() if recipe else None
     result.write(folder / "result.json")
     plan.write(folder / "plan.json")
+    profile = report if isinstance(report, SensitivityProfile) else None
     if report:
-        name = "sensitivity.json" if isinstance(report, SensitivityProfile) else "report.json"
-        report.write(folder / name)
+        report.write(folder / ("sensitivity.json" if profile else "report.json"))
+    if profile:
+        _draw(profile, plan, folder / DAMAGE_PICTURE)
     if recipe_yaml:
         (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
     allocator, backend = plan.allocator, result.backend
@@ -156,8 +159,19 @@ def write_documents(
             ALLOCATORS.as_given(allocator.name, allocator.parameters),
             BACKENDS.as_given(backend.name, backend.parameters),
         ),
+        profile=profile,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _draw(profile: SensitivityProfile, plan: Plan, path: Path) -> None:
+    """The picture of a profile, with the levels of a plan that was made from it."""
+    # Most folders have no picture, and must not wait for matplotlib.
+    from owl_compress.pages.chart import Budgets  # noqa: PLC0415
+    from owl_compress.pages.damage_chart import draw_damage  # noqa: PLC0415
+
+    is_its_own = plan.report == profile.fingerprint
+    draw_damage(path, profile, [Budgets.of(plan)] if is_its_own else [])
 
 
 def _credit(allocator: str) -> str | None:

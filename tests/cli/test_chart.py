@@ -94,6 +94,24 @@ def test_a_folder_with_a_profile_is_that_and_its_plan(
     assert (documents / "folder.png").read_bytes() == (documents / "files.png").read_bytes()
 
 
+def test_a_run_that_measures_damage_leaves_its_picture_in_the_folder(
+    done: Callable[..., Any], here: Path
+) -> None:
+    text = ("--calib", "text.txt", "--samples", "2", "--seq-len", "32", "--damage-samples", "2")
+    shape = ("--allocator", "sensitivity", "--sparsity", "0.5", "--damage-len", "32", "--levels", "0.2,0.8")
+    run = ("run", "model", *text, *shape, "-o", "OUT", "--quiet")
+    done(*run)
+    picture = (here / "OUT" / "damage.png").read_bytes()
+    card = (here / "OUT" / "README.md").read_text()
+    assert "](damage.png)" in card
+    assert "| predicted: the sum over all parts (kl) |" in card
+    done("chart", "OUT", "-o", "again.png", "--quiet")
+    assert (here / "again.png").read_bytes() == picture
+    assert done("verify", "OUT", "--json").json["ok"]
+    done(*run, "--overwrite")
+    assert (here / "OUT" / "damage.png").read_bytes() == picture
+
+
 def test_a_document_of_a_kind_that_has_no_chart_is_refused(refused: Callable[..., str], here: Path) -> None:
     (here / "x.json").write_text('{"schema": "owl-compress/tokens/1"}')
     assert "its schema is owl-compress/tokens" in refused("chart", "x.json", "-o", "x.png")
