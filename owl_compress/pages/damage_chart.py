@@ -59,7 +59,7 @@ def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budge
     upper, lower = 0.5 + _PANEL_HEIGHT * n_rows, 0.7 + sum(map(_map_height, panels))
     figure = Figure(figsize=(width, upper + lower))
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.08, hspace=0.03)
-    above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(upper, lower))[:, 0]
     _draw_curves(above, shape, panels, scales, _levels(budgets[0]) if len(budgets) == 1 else {})
     _bar(above, ScalarMappable(scales.depth, scales.depth_colours), "block", upper)
     tick_depth(above.axes[-1], scales.blocks)
@@ -151,13 +151,14 @@ def _draw_panel(axes: Axes, panel: Panel, scales: Scales, levels: Mapping[str, L
         np.column_stack([curve.levels, scales.heights.heights(curve.damage)]) for curve in panel.curves
     ]  # each [levels, 2]
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=0.9, alpha=0.85))
-    points = np.concatenate(lines)
+    x, y = np.concatenate(lines).T
     of_point = np.repeat(np.array(colours), [len(line) for line in lines], axis=0)
     is_drawn = scales.heights.is_on_scale(np.concatenate([curve.damage for curve in panel.curves]))
-    axes.scatter(*points[is_drawn].T, s=7, color=of_point[is_drawn], linewidths=0, zorder=3)
+    axes.scatter(x[is_drawn], y[is_drawn], s=7, color=of_point[is_drawn], linewidths=0, zorder=3)
     axes.scatter(
-        *points[~is_drawn].T, s=14, facecolor="white", edgecolor=of_point[~is_drawn], linewidths=0.9, zorder=3
-    )
+        x[~is_drawn], y[~is_drawn], s=14, facecolor="white", edgecolor=of_point[~is_drawn], linewidths=0.9,
+        zorder=3,
+    )  # fmt: skip
     median = median_of(panel, scales.heights)
     if median is not None:
         axes.plot(
@@ -170,9 +171,8 @@ def _draw_panel(axes: Axes, panel: Panel, scales: Scales, levels: Mapping[str, L
         if curve.levels.size and (level := curve.level_in(levels)) is not None
     ]
     if marks:
-        axes.scatter(
-            *zip(*marks, strict=True), s=26, color=_MARKS[0], edgecolor="white", linewidths=0.7, zorder=5
-        )
+        at, marked = zip(*marks, strict=True)
+        axes.scatter(at, marked, s=26, color=_MARKS[0], edgecolor="white", linewidths=0.7, zorder=5)
 
 
 def _draw_maps(part: SubFigure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:
@@ -227,7 +227,7 @@ def _bar(part: SubFigure, colours: ScalarMappable, label: str, height: float) ->
     bar = part.colorbar(colours, ax=drawn, label=label, aspect=height / _BAR_WIDTH, pad=0.015)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, length=0, which="both")
     bar.ax.yaxis.label.set_color(INK)
-    bar.outline.set_visible(False)  # type: ignore[operator]  # typed as a spine's container
+    bar.outline.set_visible(False)
 
 
 def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:
@@ -235,9 +235,11 @@ def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: S
     entries: list[Artist] = []
     if any(median_of(panel, scales.heights) for panel in panels):
         entries.append(Line2D([], [], color=INK, linewidth=2.4, label="median"))
-    marker = {"marker": "o", "markersize": 5} if len(budgets) == 1 else {}
-    for one, colour in zip(budgets, _colours(budgets), strict=True):
-        entries.append(Line2D([], [], color=colour, linewidth=1.9, label=plain(one.label), **marker))
+    marker = "o" if len(budgets) == 1 else "none"
+    entries += [
+        Line2D([], [], color=colour, linewidth=1.9, marker=marker, markersize=5, label=plain(one.label))
+        for one, colour in zip(budgets, _colours(budgets), strict=True)
+    ]
     if scales.heights.foot < scales.heights.least or not scales.heights.is_logarithmic:
         entries.append(Patch(color=NO_DAMAGE, label="no damage, or below zero"))
     if entries:
