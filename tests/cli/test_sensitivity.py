@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
+from owl_compress.backends.wanda import Wanda
 from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.importance.damage import Divergence
 
 TEXT = ("--calib", "text.txt", "--samples", "2", "--seq-len", "32")
 SHORT = (*TEXT, "--damage-samples", "2", "--damage-len", "32")
@@ -182,3 +187,80 @@ def test_plans_of_every_budget_come_from_one_profile(
         found = json.loads(Path("OUT/result.json").read_text())
         assert found["totals"]["achieved"] == pytest.approx(1 - float(sparsity), abs=1e-3)
         assert "sensitivity" not in found
+
+
+def test_interrupted_nothing_is_left(
+    refused: Callable[..., str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress, blocks = Wanda.compress_block_, []
+
+    def fourth_is_interrupted(self: Wanda, task: Any) -> Any:
+        blocks.append(task)
+        if len(blocks) == 4:
+            raise KeyboardInterrupt
+        return compress(self, task)
+
+    monkeypatch.setattr(Wanda, "compress_block_", fourth_is_interrupted)
+    words = ("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json")
+    assert refused(*words).startswith("interrupted: nothing was written that looks finished")
+
+
+def test_a_damage_that_is_no_number_names_part_and_level(
+    refused: Callable[..., str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Divergence, "damages", lambda *given: [nan] * len(given[-1]))
+    words = ("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json")
+    assert "the damage of model.layers.0 at 0.25 is nan" in refused(*words)
+
+
+def test_a_part_that_no_level_changes_is_named(
+    refused: Callable[..., str], here: Path, tiny_llama: LlamaForCausalLM
+) -> None:
+    with torch.no_grad():
+        for weight in tiny_llama.model.layers[1].parameters():
+            weight.zero_()
+    tiny_llama.save_pretrained(here / "model")
+    words = ("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json")
+    assert "no level changes model.layers.1" in refused(*words)
+
+
+class TestRun:
+    ASKED = ("run", "model", *SHORT, "--nm", "3:8", "--levels", "1:8,3:8,5:8")
+
+    def test_a_dry_run_measures_and_shows_the_plan(self, done: Callable[..., Any], here: Path) -> None:
+        told = done(*self.ASKED, "--allocator", "sensitivity", "--dry-run")
+        assert told.out.startswith("Plan by sensitivity: 3:8 kept on average")
+        assert "9 trials, as much as" in told.err
+        assert not Path("OUT").exists()
+
+    def test_damage_is_in_the_table_and_the_profile_in_the_folder(
+        self, done: Callable[..., Any], here: Path
+    ) -> None:
+        told = done(*self.ASKED, "--allocator", "sensitivity", "-o", "OUT")
+        (line,) = [line for line in told.out.splitlines() if line.startswith("damage ")]
+        assert "nats, the parts alone sum to" in line
+        result = json.loads(Path("OUT/result.json").read_text())
+        assert result["sensitivity"]["carried_out"] in {"plan", "uniform"}
+        done(
+            "run", "model", *TEXT, "--nm", "3:8", "--profile", "OUT/sensitivity.json", "-o", "TWO", "--quiet"
+        )
+        assert Path("TWO/sensitivity.json").read_bytes() == Path("OUT/sensitivity.json").read_bytes()
+        assert Path("TWO/plan.json").read_bytes() == Path("OUT/plan.json").read_bytes()
+        done("compress", "model", "--plan", "OUT/plan.json", *TEXT, "-o", "THREE", "--quiet")
+        weights = [Path(out, "model.safetensors").read_bytes() for out in ("OUT", "TWO", "THREE")]
+        assert weights[0] == weights[1] == weights[2]
+        done(*self.ASKED, "--allocator", "sensitivity", "-o", "OUT", "--overwrite", "--quiet")
+
+    @pytest.mark.parametrize(
+        ("options", "named"),
+        [
+            (("--profile", "none.json"), "none.json"),
+            (("--profile", "text.txt"), "text.txt"),
+            (("--allocator", "owl", "--profile", "s.json"), "allocator 'owl' reads none"),
+            (("--allocator", "uniform", "--levels", "2:8,4:8"), "allocator 'uniform' reads none"),
+        ],
+    )
+    def test_refusals(
+        self, refused: Callable[..., str], here: Path, options: tuple[str, ...], named: str
+    ) -> None:
+        assert named in refused("run", "model", *TEXT, "--nm", "3:8", *options, "-o", "OUT")

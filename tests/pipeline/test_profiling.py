@@ -43,7 +43,8 @@ def divergence(dense: nn.Module, other: nn.Module, windows: TokenWindows) -> flo
     first = windows.record.seq_len // 8
     with torch.no_grad():
         ours, theirs = (
-            model(input_ids=windows.ids).logits[:, first:-1].double().log_softmax(-1) for model in (dense, other)
+            model(input_ids=windows.ids).logits[:, first:-1].double().log_softmax(-1)
+            for model in (dense, other)
         )
     return float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
