@@ -62,18 +62,29 @@ class BlockTrials:
             RequestError: what the backend refuses.
         """
         copy = self._copy()
-        sites = {linear.name: linear for linear in copy.linears}
-        decision: object = None
-        carried_out = budgets
-        if (survey := self.backend.survey) is not None:
-            survey.see(self._task(sites, budgets, copy))
-            surveyed = survey.redistribute(self._plan(budgets))
-            decision = surveyed.decisions.get(self.site.name)
-            carried_out = {budget.name: budget.value for budget in surveyed.plan.budgets}
-        task = replace(self._task(sites, carried_out, copy), decision=decision)
+        carried_out, decision = self._surveyed(copy, budgets)
+        task = replace(self._task(copy, carried_out), decision=decision)
         done = self.backend.compress_block_(task)
+        survey = self.backend.survey
         # What a survey asks of single linears is no level of the part: that is what they have together.
         return CompressedBlock(copy, budgets if survey and survey.restates else carried_out, done)
+
+    def settled(self, budgets: Mapping[str, float]) -> Mapping[str, float]:
+        """What is carried out where `budgets` are asked for: whole units, if the backend makes these.
+
+        Raises:
+            RequestError: what the backend refuses.
+        """
+        return self._surveyed(self.site, budgets)[0]
+
+    def _surveyed(self, site: BlockSite, budgets: Mapping[str, float]) -> tuple[Mapping[str, float], object]:
+        """What is carried out, and what a survey wants the backend to know of it."""
+        if (survey := self.backend.survey) is None:
+            return budgets, None
+        survey.see(self._task(site, budgets))
+        surveyed = survey.redistribute(self._plan(budgets))
+        carried_out = {budget.name: budget.value for budget in surveyed.plan.budgets}
+        return carried_out, surveyed.decisions.get(self.site.name)
 
     def _copy(self) -> BlockSite:
         module = deepcopy(self.site.module)
@@ -88,9 +99,8 @@ class BlockTrials:
             emptied=tuple(map(moved, self.site.emptied)),
         )
 
-    def _task(
-        self, sites: Mapping[str, LinearSite], budgets: Mapping[str, float], copy: BlockSite
-    ) -> BlockTask:
+    def _task(self, site: BlockSite, budgets: Mapping[str, float]) -> BlockTask:
+        sites = {linear.name: linear for linear in site.linears}
         groups = []
         for index, group in enumerate(self.groups):
             members = [name for name in group.linears if name in budgets]
@@ -98,7 +108,7 @@ class BlockTrials:
                 tasks = (LinearTask(sites[name], budgets[name], self.salience.get(name)) for name in members)
                 memo = self._memos.setdefault(index, {})
                 groups.append(GroupTask(tuple(tasks), group.statistic, memo))
-        return BlockTask(copy, tuple(groups), self.grid)
+        return BlockTask(site, tuple(groups), self.grid)
 
     def _plan(self, budgets: Mapping[str, float]) -> Plan:
         """The budgets of some linears of one block as a plan, for a survey to make whole numbers of."""

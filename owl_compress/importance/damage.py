@@ -146,7 +146,8 @@ class Bench:
 
     Attributes:
         seen: a walk over the calibration windows on the model as it is: what reaches each block there, and so
-            the backend's statistics; it runs nothing where the backend reads none.
+            the backend's statistics; it runs nothing where the backend reads none. Over the dense model, it
+            tells the dense model's statistics.
         damaged: a walk over the windows that damage is measured on, on the same model.
         dense: the blocks with their dense weights, in order; those of the model itself while it is dense.
         backend: who compresses, settled.
@@ -192,7 +193,7 @@ class Bench:
         with self.damaged.visit(index) as own:
             own.advance()
         behind = list(self.damaged.hidden)
-        is_dense = self.dense[index].module is self.damaged.structure.blocks[index].module
+        is_dense = self.dense[index].module is self.seen.structure.blocks[index].module
         if trials:
             trying = self._trials(index, trials, advance=is_dense)
             for start in range(0, len(trials), _VARIANTS_AT_ONCE):

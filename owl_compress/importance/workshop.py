@@ -1,0 +1,230 @@
+"""Plans carried out on copies of a model that stays dense, and judged by the damage that they do."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
+
+import torch
+from torch import nn
+
+from owl_compress.compression.contract import Backend, GradientReader, Surveyed
+from owl_compress.compression.driver import WalkOptions, compress_with_, salience_for
+from owl_compress.compression.gradient_memory import windows_of_gradients
+from owl_compress.compression.statistics import asked_statistics
+from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.provenance import StatisticsSource
+from owl_compress.errors import RequestError
+from owl_compress.importance.damage import Bench, Divergence, Trial, Tried
+from owl_compress.importance.reference import DenseReference
+from owl_compress.importance.spending import Passes, Spending
+from owl_compress.models.structure import ModelStructure, found_again
+from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
+from owl_compress.walk.gradients import Salience
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """How work is done: where, how many windows at a time, whose inputs the backend is told of, who is told.
+
+    Attributes:
+        device: where blocks are run; None for where the model is.
+        batch_size: windows of the statistics per forward pass.
+        statistics: see `owl_compress.compression.driver.compress_with_`.
+        progress: who is told how far a step is.
+        announce: called with the tokens that it may take, and the seconds that these are about.
+    """
+
+    device: torch.device | None = None
+    batch_size: int = 1
+    statistics: StatisticsSource = "sequential"
+    progress: Progress = SILENT
+    announce: Callable[[float, float], None] = field(default=lambda _tokens, _seconds: None)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A plan that was carried out on a copy of the model, and its damage on the windows of the gate.
+
+    `plan` is what was carried out: where whole units are removed, these.
+    """
+
+    plan: Plan
+    model: nn.Module
+    structure: ModelStructure
+    damage: float
+
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """Budget of each linear, by name."""
+        return {budget.name: budget.value for budget in self.plan.budgets}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A dense model and who compresses it; everything is settled.
+
+    Attributes:
+        model: stays dense.
+        structure: its blocks.
+        backend: who compresses.
+        calibration: what the backend sees; None if it reads no text.
+        judge: the dense predictions on the windows that plans are judged by.
+        options: how work is done.
+        device: where blocks are run.
+        spending: what is counted.
+    """
+
+    model: nn.Module
+    structure: ModelStructure
+    backend: Backend
+    calibration: TokenWindows | None
+    judge: DenseReference
+    options: WorkOptions
+    device: torch.device
+    spending: Spending
+
+    @cached_property
+    def passes(self) -> Passes:
+        """What goes through the model for the backend's statistics."""
+        asked, windows, backend = asked_statistics(self.backend), self.calibration, self.backend
+        n_tokens = windows.ids.numel() if asked and windows is not None else 0
+        reads_gradients = isinstance(backend, GradientReader) and backend.reads_gradients
+        n_gradient_tokens = (
+            windows_of_gradients(backend, windows).ids.numel()
+            if windows is not None and isinstance(backend, GradientReader) and reads_gradients
+            else 0
+        )
+        survey = self.backend.survey
+        surveys = survey is not None and survey.statistic is not None
+        return Passes(n_tokens, n_gradient_tokens, surveys, self.options.statistics == "dense")
+
+    @property
+    def cost_of_standing(self) -> float:
+        """Tokens that carrying a plan out and judging it takes."""
+        return self.passes.of_execution + self.judge.windows.ids.numel()
+
+    def standing(self, plan: Plan) -> Standing:
+        """Carry out `plan` on a copy, and judge it.
+
+        Raises:
+            RequestError: what the backend refuses; or a damage that is none.
+        """
+        model = deepcopy(self.model)
+        structure = found_again(model, self.structure)
+        surveyed: list[Surveyed] = []
+        compress_with_(
+            model,
+            plan,
+            self.backend,
+            self.calibration,
+            WalkOptions(
+                self.device,
+                self.options.batch_size,
+                progress=self.options.progress,
+                after_survey=surveyed.append,
+            ),
+            structure=structure,
+            partial=True,
+            statistics=self._dense_statistics(plan) or "sequential",
+        )
+        damage = self.judge.divergence_of(model, self.options.progress)
+        self.spending.add(self.cost_of_standing)
+        if not isfinite(damage):
+            raise RequestError(
+                f"the damage of the plan is {damage}: the model or its data type overflows once it is "
+                "compressed; try --dtype float32, or a plan that keeps more"
+            )
+        return Standing(_as_carried_out(plan, surveyed[-1].plan), model, structure, damage)
+
+    _gathered: list[DenseStatistics] = field(default_factory=list, init=False, repr=False)
+
+    def _dense_statistics(self, plan: Plan) -> DenseStatistics | None:
+        """What the linears of the dense model read, gathered once; None where nobody is told of that."""
+        if self.options.statistics != "dense" or not self.passes.n_tokens or self.calibration is None:
+            return None
+        if not self._gathered:
+            names = {budget.name for budget in plan.budgets}
+            walk = self.walk(self.calibration)
+            self._gathered.append(gather_dense(walk, self.calibration.record, names, self.options.progress))
+            self.spending.add(self.passes.n_tokens)
+        return self._gathered[0]
+
+    @cached_property
+    def salience(self) -> Mapping[str, Salience]:
+        """Gradients of the dense model, for a backend that reads them."""
+        self.spending.add(self.passes.of_gradients)
+        return salience_for(
+            self.backend,
+            self.model,
+            self.structure,
+            self.calibration,
+            set(self.structure.linear_sizes),
+            device=self.device,
+            batch_size=self.options.batch_size,
+            progress=self.options.progress,
+        )
+
+    def walk(self, windows: TokenWindows | None) -> BlockWalk:
+        """A walk over the dense model on windows of statistics; on none it runs nothing."""
+        batches = windows.batches(self.options.batch_size) if windows is not None else ()
+        return BlockWalk(self.model, self.structure, batches, device=self.device)
+
+    @property
+    def seen(self) -> TokenWindows | None:
+        """The windows that statistics of trials are taken on; None where the backend asks for none."""
+        return self.calibration if self.backend.statistic is not None else None
+
+    def tried(self, at: Standing, trials: Sequence[Trial], reference: DenseReference) -> list[Tried]:
+        """Damage, against the dense model, of budgets of one block after the other in the compressed model.
+
+        Raises:
+            RequestError: see `Bench.tried`.
+        """
+        batches = self.seen.batches(self.options.batch_size) if self.seen is not None else ()
+        if self.options.statistics == "dense":
+            seen = BlockWalk(self.model, self.structure, batches, device=self.device)
+        else:
+            seen = BlockWalk(at.model, at.structure, batches, device=self.device)
+        damaged = BlockWalk(
+            at.model, at.structure, reference.windows.batches(reference.batch_size), device=self.device
+        )
+        bench = Bench(
+            seen=seen,
+            damaged=damaged,
+            dense=self.structure.blocks,
+            backend=self.backend,
+            grid=at.plan.grid,
+            measure=Divergence(reference.distribution(at.model, at.structure)),
+            salience=self.salience,
+        )
+        self.spending.add(self.cost_of_trials(trials, reference))
+        return list(bench.tried(trials, self.options.progress, "trying moves"))
+
+    def cost_of_trials(self, trials: Sequence[Trial], reference: DenseReference) -> float:
+        """Tokens that these trials take: each runs its block and those after it."""
+        places = {site.name: index for index, site in enumerate(self.structure.blocks)}
+        n_blocks = len(places)
+        runs = sum(n_blocks - places[trial.block] for trial in trials) / n_blocks
+        n_seen = self.passes.of_trials if self.backend.statistic is not None else 0.0
+        return n_seen + reference.windows.ids.numel() * (1 + runs)
+
+
+def _as_carried_out(plan: Plan, surveyed: Plan) -> Plan:
+    """`plan` with the whole units that a survey made of it, if it did; its bounds give way to these."""
+    values = {budget.name: budget.value for budget in surveyed.budgets}
+    return with_values(plan, values)
+
+
+def with_values(plan: Plan, values: Mapping[str, float]) -> Plan:
+    """`plan` with other budgets for some linears; its bounds give way to whole units beyond them."""
+    budgets = [
+        {**budget.model_dump(), "value": values.get(budget.name, budget.value)} for budget in plan.budgets
+    ]
+    found = [budget["value"] for budget in budgets]
+    bounds = {"low": min(plan.low, *found), "high": max(plan.high, *found)}
+    return Plan.model_validate({**plan.model_dump(), **bounds, "budgets": budgets})
