@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from owl_compress.pipeline.feasibility import forecast
     from owl_compress.pipeline.folder import save
     from owl_compress.pipeline.original import original_of
+    from owl_compress.pipeline.refining import refine
     from owl_compress.pipeline.session import Session
     from owl_compress.pipeline.stages import (
         allocate,
@@ -65,6 +66,7 @@ _HOMES = {
     "original_of": "pipeline.original",
     "perplexity": "evaluation.perplexity",
     "profile": "pipeline.stages",
+    "refine": "pipeline.refining",
     "run": "pipeline.execution",
     "save": "pipeline.folder",
     "time_model": "pipeline.timing",
@@ -94,6 +96,7 @@ __all__ = [
     "original_of",
     "perplexity",
     "profile",
+    "refine",
     "run",
     "save",
     "time_model",

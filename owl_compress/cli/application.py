@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from owl_compress.cli import chart, demo, evaluate, listing, planning, run, sensitivity
+from owl_compress.cli import chart, demo, evaluate, listing, planning, refine, run, sensitivity
 from owl_compress.cli.latency import LatencyOptions
 from owl_compress.cli.options import (
     OWN,
@@ -90,6 +90,7 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
             lambda arguments: _with_methods(_of_sensitivity(), arguments),
         ),
         "allocate": (planning.allocate, _of_allocate),
+        "refine": (refine.refine, lambda arguments: _with_methods(_of_refine(), arguments)),
         "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
         "eval": (
             evaluate.evaluate,
@@ -114,6 +115,11 @@ def _of_sensitivity() -> list[Parameter]:
     return of_recipe(
         *sensitivity.SENSITIVITY_TOPICS, without=sensitivity.NOT_FOR_PROFILES, methods=_methods()
     )
+
+
+def _of_refine() -> list[Parameter]:
+    of_damage = of_recipe(*refine.REFINE_TOPICS, without=refine.NOT_FOR_REFINEMENT, methods=_methods())
+    return [*of_damage, *of_dataclass(refine.SearchOptions, "Refinement")]
 
 
 def _of_compress() -> list[Parameter]:

@@ -8,7 +8,7 @@ from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Trial
 from owl_compress.importance.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
 from owl_compress.importance.refined import DEFAULT_ROUNDS
-from owl_compress.importance.swaps import Ledger, Move, best_moves, move_between
+from owl_compress.importance.swaps import Ledger, Move, best_moves, mean_level, move_between
 from owl_compress.importance.workshop import Standing
 
 _AS_IT_IS = "the plan as it is"
@@ -46,19 +46,20 @@ class SwapRounds:
         Raises:
             RequestError: nothing can move.
         """
-        gate, found = self.gate, []
+        gate, found, sizes = self.gate, [], self.gate.workshop.structure.linear_sizes
         for part in gate.parts:
             for way in (1, -1):
                 if moved := gate.moved(at.values, part, way):
                     budgets = gate.of_block(at.values, part.block) | moved
-                    found.append(Trial(part.name, part.block, budgets))
+                    level = mean_level(sizes, {linear.name: budgets[linear.name] for linear in part.linears})
+                    found.append(Trial(part.name, part.block, level, budgets))
         if not found:
             raise RequestError(
                 "no part of the plan can move: every budget is at its bound or set by hand; allocate it with "
                 "wider --low and --high, or name a finer --part"
             )
-        last = found[-1].block
-        return [*found, Trial(_AS_IT_IS, last, gate.of_block(at.values, last))]
+        last = gate.of_block(at.values, found[-1].block)
+        return [*found, Trial(_AS_IT_IS, found[-1].block, mean_level(sizes, last), last)]
 
     def measured(self, at: Standing) -> tuple[float, list[Move]]:
         """Damage of the plan on the windows that moves are chosen on, and every move with its gain."""

@@ -1,0 +1,208 @@
+"""A plan that is there made better by measured damage, with the model, the backend and texts of a request."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from owl_compress.arguments import checked
+from owl_compress.compression.contract import Backend, CheckpointBackend
+from owl_compress.consent import NO_CONSENT, Consent
+from owl_compress.data.apart import windows_apart
+from owl_compress.data.text import Chats, Text
+from owl_compress.data.windows import CalibrationOptions, TokenWindows, resolve_bos
+from owl_compress.documents.plan import Plan
+from owl_compress.documents.recipe import Recipe, n_tokens
+from owl_compress.errors import RequestError
+from owl_compress.importance.refined import Refinement, RefinementOptions, RefinementWindows
+from owl_compress.importance.refinement import refine_plan
+from owl_compress.importance.workshop import WorkOptions
+from owl_compress.memory import memory_errors
+from owl_compress.models.limits import check_vocabulary, resolve_seq_len
+from owl_compress.pipeline.feasibility import check_plan
+from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
+from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
+from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session, read_text
+from owl_compress.progress import SILENT, Progress
+
+_OWN = ("part", "damage_samples", "damage_len", "damage_data", "positions", "max_cost")
+"""Options that say how damage is measured, under their names in a recipe."""
+
+_GATE_SEED = 1
+"""Added to the seed for the windows of the gate."""
+
+_GATE_SIZE = 2
+"""Windows of the gate for each that moves are chosen on: what it lets through is meant to last."""
+
+
+@dataclass(frozen=True)
+class DamageText:
+    """Where windows of damage come from: as many as `samples` to choose moves on, twice as many for the gate.
+
+    Attributes:
+        samples: windows that moves are chosen on.
+        length: tokens of each; None for 128, or the model's maximum if that is less.
+        text: that they are drawn from; None for that of the calibration.
+    """
+
+    samples: int = DEFAULT_DAMAGE_SAMPLES
+    length: int | None = None
+    text: Text | Chats | None = None
+
+
+@checked
+def refine(
+    session: Session,
+    options: RefinementOptions | None = None,
+    damage: DamageText | None = None,
+) -> Refinement:
+    """Make the plan of the session better by measured damage, at the same budget.
+
+    The session is of a recipe with a plan; its model is unchanged afterwards. The plan is replaced only by
+    one that, carried out on a copy, does less damage on windows that neither the backend saw nor the moves
+    were chosen on. See `owl_compress.importance.refinement.refine_plan`.
+
+    Raises:
+        RequestError: a request without a plan, a plan that cannot be carried out or in which nothing can
+            move, a backend that writes whole checkpoints, or too little text.
+    """
+    options, damage = options or RefinementOptions(), damage or DamageText()
+    plan, backend = _plan_of(session), by_block(session.request)
+    session.check_fresh()
+    plan.check_fits(session.structure.linear_sizes)
+    check_plan(session, plan)
+    with memory_errors("refining the plan"):
+        return refine_plan(
+            session.loaded.model,
+            plan,
+            backend,
+            _windows(session, damage),
+            replace(options, fixed=options.fixed | set_by_hand(plan)),
+            WorkOptions(
+                device=session.request.device,
+                batch_size=session.recipe.batch_size,
+                statistics=session.recipe.statistics or DEFAULT_STATISTICS,
+                progress=session.progress,
+                announce=lambda tokens, seconds: session.announce(_cost_in_words(tokens, seconds)),
+            ),
+            structure=session.structure,
+        )
+
+
+def _plan_of(session: Session) -> Plan:
+    plan = session.request.plan
+    if plan is None:
+        raise RequestError("the request has no plan to refine: name one, as plan in its recipe")
+    return plan
+
+
+def by_block(request: Request) -> Backend:
+    """The backend, if it compresses single blocks.
+
+    Raises:
+        RequestError: it writes whole checkpoints.
+    """
+    if isinstance(request.backend, CheckpointBackend):
+        raise RequestError(
+            f"backend {request.backend.name!r} writes whole checkpoints, so that no part can be tried alone: "
+            "refine the plan with another backend of the same unit, and carry it out with this one"
+        )
+    return request.backend
+
+
+def set_by_hand(plan: Plan) -> frozenset[str]:
+    """The linears whose budgets were pinned when the plan was made."""
+    pins = plan.allocator.parameters.get("set")
+    patterns = list(pins) if isinstance(pins, Mapping) else []
+    return frozenset(
+        budget.name
+        for budget in plan.budgets
+        for pattern in patterns
+        if fnmatchcase(budget.name, pattern) or fnmatchcase(budget.block, pattern)
+    )
+
+
+def _windows(session: Session, damage: DamageText) -> RefinementWindows:
+    """Statistics, windows to choose on, and windows of the gate: each apart from those before."""
+    length = resolve_seq_len(damage.length, session.loaded.model.config, DEFAULT_DAMAGE_LEN, "--damage-len")
+    seed = session.recipe.seed
+    statistics = session.calibration
+    taken = [statistics] if statistics is not None else []
+
+    def drawn(samples: int, further_seed: int) -> TokenWindows:
+        windows = windows_apart(
+            session.loaded.tokenizer,
+            damage.text or session.text_of_damage,
+            taken,
+            samples=samples,
+            seq_len=length,
+            seed=seed + further_seed,
+            bos=resolve_bos(session.recipe.bos, session.structure.bos),
+            progress=session.progress,
+        )
+        check_vocabulary(session.loaded.model, windows.ids)
+        taken.append(windows)
+        return windows
+
+    return RefinementWindows(
+        statistics, drawn(damage.samples, 0), drawn(_GATE_SIZE * damage.samples, _GATE_SEED)
+    )
+
+
+def _cost_in_words(tokens: float, seconds: float) -> str:
+    return (
+        f"at most {tokens:,.0f} tokens through the model (--max-cost): about {seconds:,.0f} s from here on, "
+        "and what the backend takes for the moves"
+    )
+
+
+@dataclass(frozen=True)
+class Refining:
+    """A refinement that options ask for, checked before the model is loaded."""
+
+    request: Request
+    options: RefinementOptions
+    damage: DamageText
+
+    @classmethod
+    def of(
+        cls, given: Mapping[str, Any], options: RefinementOptions, consent: Consent = NO_CONSENT
+    ) -> "Refining":
+        """What options ask for, under their names in a recipe; model, plan and backend are among them.
+
+        Raises:
+            RequestError: what `Request.of` refuses, or a text that cannot be read.
+        """
+        asked = Recipe.from_options(given, "options")  # refuses values that cannot be meant
+        plain = {name: value for name, value in given.items() if name not in _OWN}
+        recipe = Recipe.from_options({"samples": DEFAULT_MEASURE_SAMPLES} | plain, "options")
+        request = Request.of(recipe, consent=consent)
+        by_block(request)
+        text = None
+        if asked.damage_data is not None or request.backend.statistic is None:
+            text = read_text(
+                CalibrationOptions(
+                    asked.damage_data or recipe.calib,
+                    text_field=recipe.text_field,
+                    chat_template=recipe.chat_template,
+                )
+            )
+        options = replace(
+            options,
+            part=asked.part,
+            seed=asked.seed,
+            positions=asked.positions or options.positions,
+            max_cost=float(n_tokens(asked.max_cost)) if asked.max_cost else None,
+        )
+        damage = DamageText(asked.damage_samples or DEFAULT_DAMAGE_SAMPLES, asked.damage_len, text)
+        return cls(request, options, damage)
+
+    def run(self, progress: Progress = SILENT, told: Any = lambda _: None) -> Refinement:
+        """Load the model and refine the plan.
+
+        Raises:
+            RequestError: see `Session.open` and `refine`.
+        """
+        with memory_errors("refining the plan"):
+            session = Session.open(self.request, progress=progress, announce=told)
+            return refine(session, self.options, self.damage)
