@@ -16,7 +16,7 @@ from owl_compress.documents.units import KeptOfGrid
 from owl_compress.options import build, option, options_of
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
-    from owl_compress.importance.refined import Attempt, Refinement, RefinementOptions
+    from owl_compress.pipeline.refining import Attempt, Refinement, RefinementOptions
 
 REFINE_TOPICS = (Topic.BACKEND, Topic.SENSITIVITY, Topic.TEXT, Topic.SEED, Topic.MACHINE)
 NOT_FOR_REFINEMENT = ("profile", "levels", "measure", "strict")
@@ -54,7 +54,7 @@ class SearchOptions:
     @property
     def settled(self) -> "RefinementOptions":
         """The same for the refinement itself."""
-        from owl_compress.importance.refined import RefinementOptions
+        from owl_compress.pipeline.refining import RefinementOptions
 
         return RefinementOptions(**asdict(self))
 

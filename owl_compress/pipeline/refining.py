@@ -1,6 +1,6 @@
 """A plan that is there made better by measured damage, with the model, the backend and texts of a request."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -14,7 +14,7 @@ from owl_compress.data.windows import CalibrationOptions, TokenWindows, resolve_
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe, n_tokens
 from owl_compress.errors import RequestError
-from owl_compress.importance.refined import Refinement, RefinementOptions, RefinementWindows
+from owl_compress.importance.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
 from owl_compress.importance.refinement import refine_plan
 from owl_compress.importance.workshop import WorkOptions
 from owl_compress.memory import memory_errors
@@ -24,6 +24,8 @@ from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_D
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session, read_text
 from owl_compress.progress import SILENT, Progress
+
+__all__ = ["Attempt", "DamageText", "Refinement", "RefinementOptions", "Refining", "refine"]
 
 _OWN = ("part", "damage_samples", "damage_len", "damage_data", "positions", "max_cost")
 """Options that say how damage is measured, under their names in a recipe."""
@@ -197,7 +199,7 @@ class Refining:
         damage = DamageText(asked.damage_samples or DEFAULT_DAMAGE_SAMPLES, asked.damage_len, text)
         return cls(request, options, damage)
 
-    def run(self, progress: Progress = SILENT, told: Any = lambda _: None) -> Refinement:
+    def run(self, progress: Progress = SILENT, told: Callable[[str], None] = lambda _: None) -> Refinement:
         """Load the model and refine the plan.
 
         Raises:
