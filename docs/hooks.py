@@ -7,13 +7,21 @@ from mkdocs.structure.files import File, Files
 
 from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
+from owl_compress.documents.costs import CostTable
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
+from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.options import Option
 from owl_compress.registry import Registry
 
-_SCHEMAS = {"report": ImportanceReport, "plan": Plan, "result": Result}
+_SCHEMAS = {
+    "report": ImportanceReport,
+    "sensitivity": SensitivityProfile,
+    "plan": Plan,
+    "result": Result,
+    "costs": CostTable,
+}
 _TABLES = {"allocators": ALLOCATORS, "backends": BACKENDS}
 
 

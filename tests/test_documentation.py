@@ -17,6 +17,7 @@ from owl_compress.cli.options import typed_options
 from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.importance.metrics import METRICS
 from owl_compress.options import options_of
+from owl_compress.pipeline.limits import asks_for_limit, everything_kept
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,7 @@ def test_command_can_be_meant(words: list[str]) -> None:
     if words[1] in {"run", "allocate"} and not is_recipe(words[2]):
         defaults = {"model": "MODEL", "allocator": "owl", "backend": "wanda"}
         recipe = Recipe.from_options(defaults | typed_options(context))
-        target = target_of(recipe)
+        target = everything_kept(recipe, {}) if asks_for_limit(recipe) else target_of(recipe)
         allocator_of(recipe).settled(target)
         backend_of(recipe)
         if words[1] == "run":
