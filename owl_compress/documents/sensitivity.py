@@ -18,7 +18,14 @@ from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
 from owl_compress.documents.report import Metric
 from owl_compress.documents.result import MethodRecord
-from owl_compress.documents.units import KeptOfGrid, PositiveCount, Unit, WeightCount
+from owl_compress.documents.units import (
+    BIT_WIDTHS_SHOWN,
+    KeptOfGrid,
+    PositiveCount,
+    Unit,
+    WeightCount,
+    is_bit_width,
+)
 
 
 class PartKind(StrEnum):
@@ -129,6 +136,30 @@ class SensitivityProfile(Document):
             if part.n_weights != sum(known[name].n_weights for name in part.linears):
                 raise ValueError(f"n_weights of part {part.name} is not the sum over its linears")
         return self
+
+    @model_validator(mode="after")
+    def _parts_have_names_and_levels_of_their_own(self) -> Self:
+        names = [part.name for part in self.parts]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two parts have the name {twice!r}")
+        for part in self.parts:
+            off = next((level for level in part.levels if not self._is_level(level)), None)
+            if off is not None:
+                raise ValueError(f"{part.name} has level {off:g}, which is not {self._level_shown}")
+        return self
+
+    def _is_level(self, level: float) -> bool:
+        """Whether a part can be brought to it, in the unit of the profile."""
+        if self.unit is Unit.BITS:
+            return is_bit_width(level)
+        return level in self.grid.values() if self.grid is not None else 0 <= level <= 1
+
+    @property
+    def _level_shown(self) -> str:
+        if self.unit is Unit.BITS:
+            return f"{BIT_WIDTHS_SHOWN} bits"
+        return f"of N:{self.grid.kept_of}" if self.grid is not None else "within 0 and 1"
 
     @property
     def blocks(self) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """A profile extended by further parts or levels of the same measurement."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from owl_compress.documents.sensitivity import PartDamage, PartKind, SensitivityProfile
 from owl_compress.errors import RequestError
+from owl_compress.importance.parts import Part
 
 _SAME = {
     "model": "model",
@@ -37,6 +38,25 @@ def check_extends(known: SensitivityProfile, header: Mapping[str, Any], kind: Pa
         raise RequestError(
             f"the profile to extend is by {other.kind}, not by {kind}: give --part {other.kind}"
         )
+
+
+def check_same_parts(known: SensitivityProfile, parts: Sequence[Part]) -> None:
+    """Refuse parts that share a linear with a known part and are not the same: they have no curve in common.
+
+    Raises:
+        RequestError: naming the part, and a linear that one of them lacks.
+    """
+    part_of = {name: part for part in known.parts for name in part.linears}
+    for part in parts:
+        own = {linear.name for linear in part.linears}
+        for before in (part_of[name] for name in own if name in part_of):
+            if lacking := own.symmetric_difference(before.linears):
+                name = min(lacking)
+                there, here = ("without", "with") if name in own else ("with", "without")
+                raise RequestError(
+                    f"part {before.name} of the profile to extend was measured {there} {name}, and would be "
+                    f"{here} it now: give the same --skip and --parts, or measure a profile of its own"
+                )
 
 
 def _shown(value: Any) -> str:

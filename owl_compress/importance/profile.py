@@ -1,6 +1,6 @@
 """The sensitivity profile: one part after the other compressed at several levels, and the damage measured."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from math import fsum
@@ -39,7 +39,7 @@ from owl_compress.importance.damage import (
     Trial,
     Tried,
 )
-from owl_compress.importance.extension import check_extends, extended
+from owl_compress.importance.extension import check_extends, check_same_parts, extended
 from owl_compress.importance.levels import checked_levels
 from owl_compress.importance.parts import Part, check_kind, find_parts, usual_kind
 from owl_compress.importance.reference import DEFAULT_POSITIONS, DenseReference
@@ -177,6 +177,8 @@ class _Profiler:
         if known is not None:
             check_extends(known, header, kind)
         parts = find_parts(self.structure, kind, self.options.names)
+        if known is not None:
+            check_same_parts(known, parts)
         is_optional = self.options.is_optional or self.options.levels is None
         trials = _trials(parts, levels, known, is_optional=is_optional)
         if not trials and known is not None:
@@ -332,8 +334,7 @@ def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
     sizes = {linear.name: linear.n_weights for linear in part.linears}
     curve = {} if unit is Unit.BITS else {1.0: 0.0}
     for one in tried:
-        level = fsum(one.budgets[name] * size for name, size in sizes.items()) / part.n_weights
-        curve[level] = one.damage
+        curve[_level(one.budgets, sizes)] = one.damage
     if all(damage == 0.0 for damage in curve.values()):
         lowest = min(curve)
         raise RequestError(
@@ -350,3 +351,11 @@ def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
         levels=levels,
         damage=tuple(curve[level] for level in levels),
     )
+
+
+def _level(budgets: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    """The mean over the weights; the very number where all linears share one, which a mean may round off."""
+    found = {budgets[name] for name in sizes}
+    if len(found) == 1:
+        return found.pop()
+    return fsum(budgets[name] * size for name, size in sizes.items()) / sum(sizes.values())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.backends import BACKENDS
 from owl_compress.compression.driver import compress_with_
@@ -267,6 +268,33 @@ def test_a_profile_of_something_else_is_not_extended(
     known = profile(model, BACKENDS.create("wanda", {}), seen, judged, ProfileOptions(levels=(0.2, 0.6)))
     with pytest.raises(RequestError, match=words):
         profile(model, BACKENDS.create(name, given), seen, judged, options, known=known)
+
+
+@pytest.mark.parametrize("kind", [PartKind.BLOCK, PartKind.TIED])
+def test_a_part_is_not_extended_by_one_with_other_linears(
+    kind: PartKind, make_model: Callable[[str], Any], seen: TokenWindows, judged: TokenWindows
+) -> None:
+    model, backend = make_model("llama"), BACKENDS.create("wanda", {})
+    names = {name for name in find_structure(model).linear_sizes if not name.endswith("q_proj")}
+    some = ProfileOptions(levels=(0.2, 0.6), part=kind, names=names)
+    known = profile(model, backend, seen, judged, some)
+    told: list[ProfileCost] = []
+    run, further = ProfileRun(announce=told.append), replace(some, levels=(0.4, 0.5), names=None)
+    with pytest.raises(RequestError, match="without model.layers.0.self_attn.q_proj, and would be with it"):
+        profile(model, backend, seen, judged, further, run, known=known)
+    assert not told
+
+
+def test_a_level_on_a_grid_is_that_of_the_grid_to_the_last_bit(
+    make_model: Callable[[str], Any], seen: TokenWindows, judged: TokenWindows
+) -> None:
+    grid = KeptOfGrid(kept_of=20)  # the mean of 0.55 over linears of unequal sizes is rounded
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=40, intermediate_size=80, num_hidden_layers=1, num_attention_heads=4
+    )
+    model, backend = LlamaForCausalLM(config).eval(), BACKENDS.create("magnitude", {})
+    found = profile(model, backend, None, judged, ProfileOptions(levels=(0.25, 0.55), grid=grid))
+    assert found.parts[0].levels == (0.25, 0.55, 1.0)
 
 
 def test_windows_that_overlap_are_refused(
