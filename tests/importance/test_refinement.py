@@ -115,7 +115,7 @@ def test_a_bad_plan_gets_better_and_stays_on_budget(
 ) -> None:
     model = make_model("llama")
     dense = {key: value.clone() for key, value in model.state_dict().items()}
-    more = {"generations": 4, "offspring": 6, "seed": 1} if method == "evo" else {}
+    more: dict[str, Any] = {"generations": 4, "offspring": 6, "seed": 1} if method == "evo" else {}
     plan, found = refined(case, model, windows, method=method, **more)
     assert all(torch.equal(value, dense[key]) for key, value in model.state_dict().items())
     check_lawful(plan, found.plan)
@@ -183,7 +183,8 @@ def test_at_most_the_pairs_that_were_asked_for_move(
 
 
 def test_the_same_request_gives_the_same_plan(make_model: MakeModel, windows: RefinementWindows) -> None:
-    for options in ({}, {"method": "evo", "generations": 2, "offspring": 4, "seed": 5}):
+    evo: dict[str, Any] = {"method": "evo", "generations": 2, "offspring": 4, "seed": 5}
+    for options in ({}, evo):
         first, second = (refined("N:M", make_model("llama"), windows, **options)[1] for _ in range(2))
         assert first == second
 
@@ -211,18 +212,22 @@ def test_the_gate_refuses_a_plan_that_does_more_damage(
     assert method == "evo" or sizes[-1] <= 2 < sizes[0]
 
 
-def test_the_cost_is_counted_and_kept(make_model: MakeModel, windows: RefinementWindows) -> None:
-    for method in ("swaps", "evo"):
-        told: list[float] = []
-        work = WorkOptions(announce=lambda tokens, _, told=told: told.append(tokens))
-        for limit in (None, 3000.0):
-            with counted() as tokens:
-                _, found = refined("N:M", make_model("llama"), windows, work, method=method, max_cost=limit)
-            (announced,) = told
-            assert found.forward_tokens <= announced
-            assert limit is None or announced == limit
-            assert tokens[0] / 3 == pytest.approx(found.forward_tokens, rel=0.1)
-            told.clear()
+@pytest.mark.parametrize("limit", [None, 3000.0])
+@pytest.mark.parametrize("method", ["swaps", "evo"])
+def test_the_cost_is_counted_and_kept(
+    method: str, limit: float | None, make_model: MakeModel, windows: RefinementWindows
+) -> None:
+    told: list[float] = []
+    work = WorkOptions(announce=lambda tokens, _seconds: told.append(tokens))
+    with counted() as tokens:
+        _, found = refined("N:M", make_model("llama"), windows, work, method=method, max_cost=limit)
+    (announced,) = told
+    assert found.forward_tokens <= announced
+    assert limit is None or announced == limit
+    assert tokens[0] / 3 == pytest.approx(found.forward_tokens, rel=0.1)
+
+
+def test_a_cost_that_pays_for_no_round_is_refused(make_model: MakeModel, windows: RefinementWindows) -> None:
     with pytest.raises(RequestError, match=r"max-cost 100 pays for no round: .* take [0-9,]+ forward tokens"):
         refined("N:M", make_model("llama"), windows, max_cost=100.0)
 
