@@ -60,7 +60,7 @@ def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budge
     figure = Figure(figsize=(width, upper + lower))
     figure.set_layout_engine("constrained", h_pad=0.06, w_pad=0.08, hspace=0.03)
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(upper, lower))[:, 0]
-    _draw_curves(above, shape, panels, scales, _levels(budgets[0]) if len(budgets) == 1 else {})
+    _draw_curves(above, shape, panels, scales, budgets)
     _bar(above, ScalarMappable(scales.depth, scales.depth_colours), "block", upper)
     tick_depth(above.axes[-1], scales.blocks)
     _headline(
@@ -120,15 +120,17 @@ def _draw_curves(
     shape: tuple[int, int],
     panels: Sequence[Panel],
     scales: Scales,
-    levels: Mapping[str, LinearBudget],
+    budgets: Sequence[Budgets],
 ) -> None:
-    """A panel for each kind of part, all to one scale."""
+    """A panel for each kind of part, all to one scale; marks of the budgets where these are of one plan."""
     grid = list(part.subplots(*shape, sharex=True, sharey=True, squeeze=False).flat)
     for spare in grid[len(panels) :]:
         spare.remove()
     for index, (axes, panel) in enumerate(zip(grid, panels, strict=False)):
         tidy(axes)
-        _draw_panel(axes, panel, scales, levels)
+        _draw_panel(axes, panel, scales)
+        if len(budgets) == 1:
+            _mark_levels(axes, panel, scales, budgets[0])
         if len(panels) > 1:
             _name_panel(axes, panel)
         if index + shape[1] >= len(panels):  # nothing is below it
@@ -144,8 +146,8 @@ def _draw_curves(
     tick_damage(grid[0].yaxis, heights, most=8)
 
 
-def _draw_panel(axes: Axes, panel: Panel, scales: Scales, levels: Mapping[str, LinearBudget]) -> None:
-    """Thin lines by depth, a point where damage was measured, the median on top, then marks of a plan."""
+def _draw_panel(axes: Axes, panel: Panel, scales: Scales) -> None:
+    """Thin lines by depth, a point where damage was measured, and the median on top."""
     colours = [scales.depth_colours(scales.depth(curve.block)) for curve in panel.curves]
     lines = [
         np.column_stack([curve.levels, scales.heights.heights(curve.damage)]) for curve in panel.curves
@@ -165,14 +167,20 @@ def _draw_panel(axes: Axes, panel: Panel, scales: Scales, levels: Mapping[str, L
             *median, color=INK, linewidth=2.4, zorder=4,
             path_effects=[Stroke(linewidth=4, foreground="white"), Normal()],
         )  # fmt: skip
+
+
+def _mark_levels(axes: Axes, panel: Panel, scales: Scales, budgets: Budgets) -> None:
+    """A point on each line at the level that the part gets, where that is within what was measured."""
+    levels = _levels(budgets)
     marks = [
         (level, float(scales.heights.between(curve, [level])[0]))
         for curve in panel.curves
         if curve.levels.size and (level := curve.level_in(levels)) is not None
     ]
     if marks:
-        at, marked = zip(*marks, strict=True)
-        axes.scatter(at, marked, s=26, color=_MARKS[0], edgecolor="white", linewidths=0.7, zorder=5)
+        x, y = zip(*marks, strict=True)
+        colour = _colours([budgets])[0]
+        axes.scatter(x, y, s=26, color=colour, edgecolor="white", linewidths=0.7, zorder=5)
 
 
 def _draw_maps(part: SubFigure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:
