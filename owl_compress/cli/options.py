@@ -133,8 +133,9 @@ def of_recipe(
 ) -> list[inspect.Parameter]:
     """Parameters for the fields of a recipe that are about these topics.
 
-    `methods` holds, by the name of a field, the names that it may have. `panels` are the headings that help
-    shows topics under, where those are not their own names.
+    `without` are left out, by the names that users type. `methods` holds, by the name of a field, the names
+    that it may have. `panels` are the headings that help shows topics under, where those are not their own
+    names.
     """
     methods = methods or {}
     return [
@@ -143,7 +144,7 @@ def of_recipe(
         )
         for topic in topics
         for name, field in Recipe.model_fields.items()
-        if name not in without and _topic(field) == topic.value
+        if (field.alias or name) not in without and _topic(field) == topic.value
     ]
 
 

@@ -142,6 +142,7 @@ class TestRefusals:
             (("--backend", "gptqmodel"), "measure a profile with 'gptq' or 'rtn'"),
             (("--skip", "nothing.*"), "nothing.*"),
             (("--sparsity", "0.5"), "unknown option --sparsity"),
+            (("--set", "*=0.5"), "unknown option --set"),
         ],
     )
     def test_what_cannot_be_meant(
