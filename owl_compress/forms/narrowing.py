@@ -195,7 +195,10 @@ def _head_counts(site: BlockSite, path: str, attention: Attention, kept: KeptUni
     counted = attention.counted or _counted(site, path)
     if counted.attributes:
         counts["attributes"] = {
-            f"{path}.{name}": attention.count(what, *sizes) for name, what in counted.attributes.items()
+            ".".join(filter(None, (path, name))): attention.count(
+                what, *sizes
+            )  # the block itself has no path
+            for name, what in counted.attributes.items()
         }
     if counted.config:
         counts["config"] = {

@@ -34,6 +34,7 @@ _LLAMA = _SMALL | {"intermediate_size": 48, "num_attention_heads": 8}
 _PHI3 = _LLAMA | {"num_key_value_heads": 2, "max_position_embeddings": 128}
 _PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 _FALCON = _SMALL | {"num_attention_heads": 8, "new_decoder_architecture": True, "num_kv_heads": 4}
+_MIXTRAL = _LLAMA | {"num_key_value_heads": 4, "num_local_experts": 4, "max_position_embeddings": 128}
 # Layouts that the tiny models of the families leave out.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_multi_head": ("LlamaConfig", _LLAMA | {"num_key_value_heads": 8}),
@@ -187,6 +188,17 @@ def test_the_cut_model_is_the_masked_model(strong: Make, ids: Tensor, name: str,
     torch.testing.assert_close(logits(model, ids), masked, rtol=2e-5, atol=2e-5)
     if has_narrowed_blocks(model):
         assert (masked - dense).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("choose", [groups, queries])
+def test_heads_go_from_a_block_that_is_recognised_as_a_whole(
+    strong: Make, ids: Tensor, monkeypatch: pytest.MonkeyPatch, choose: Choose
+) -> None:
+    monkeypatch.setitem(VARIANTS, "mixtral", ("MixtralConfig", _MIXTRAL))
+    dense, masked = logits(strong("mixtral"), ids), logits(mask_(strong("mixtral"), choose), ids)
+    cut = logits(narrow_(strong("mixtral"), choose), ids)
+    torch.testing.assert_close(cut, masked, rtol=2e-5, atol=2e-5)
+    assert (masked - dense).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "opt", "gpt2", "gpt_neox", *ALIBI])
