@@ -24,8 +24,8 @@ from rows import print_row
 from owl_compress import Recipe, Session, make_plan, measure
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES
 from owl_compress.pipeline.execution import compress_
-from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES
 
 _PUBLISHED_SAMPLES = 128
 

@@ -19,7 +19,10 @@ from owl_compress.cli.options import (
     of_recipe,
     with_options,
 )
-from owl_compress.documents.recipe import plain_name
+from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, plain_name
+
+_OF_DAMAGE = {"samples": DEFAULT_MEASURE_SAMPLES}
+"""What commands that measure damage take of the calibration text where nobody says."""
 
 _HELP = ("-h", "--help")
 _TOLD = ("owl-compress", "torch", "transformers")
@@ -113,12 +116,20 @@ def _of_allocate(_: Sequence[str]) -> list[Parameter]:
 
 def _of_sensitivity() -> list[Parameter]:
     return of_recipe(
-        *sensitivity.SENSITIVITY_TOPICS, without=sensitivity.NOT_FOR_PROFILES, methods=_methods()
+        *sensitivity.SENSITIVITY_TOPICS,
+        without=sensitivity.NOT_FOR_PROFILES,
+        methods=_methods(),
+        defaults=_OF_DAMAGE,
     )
 
 
 def _of_refine() -> list[Parameter]:
-    of_damage = of_recipe(*refine.REFINE_TOPICS, without=refine.NOT_FOR_REFINEMENT, methods=_methods())
+    of_damage = of_recipe(
+        *refine.REFINE_TOPICS,
+        without=refine.NOT_FOR_REFINEMENT,
+        methods=_methods(),
+        defaults=_OF_DAMAGE,
+    )
     return [*of_damage, *of_dataclass(refine.SearchOptions, "Refinement")]
 
 

@@ -59,7 +59,7 @@ def chart(
     else:
         from owl_compress.pages.chart import draw
 
-        report = measured[0] if measured else None
+        report = next((one for one in measured if isinstance(one, ImportanceReport)), None)
         draw(out, report, budgets, _metric(report, metric, [document for _, document in budgeted]))
     output = Output(as_json=as_json, quiet=quiet)
     output.answer({"chart": str(out)})

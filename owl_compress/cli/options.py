@@ -130,17 +130,22 @@ def of_recipe(
     without: Sequence[str] = (),
     methods: Mapping[str, Methods] | None = None,
     panels: Mapping[Topic, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> list[inspect.Parameter]:
     """Parameters for the fields of a recipe that are about these topics.
 
     `without` are left out, by the names that users type. `methods` holds, by the name of a field, the names
     that it may have. `panels` are the headings that help shows topics under, where those are not their own
-    names.
+    names; `defaults` what help shows for a field of which the command has a default of its own.
     """
-    methods = methods or {}
+    methods, defaults = methods or {}, defaults or {}
     return [
         _parameter_of_field(
-            field.alias or name, field, (panels or {}).get(topic, topic.value), methods.get(name)
+            field.alias or name,
+            field,
+            (panels or {}).get(topic, topic.value),
+            methods.get(name),
+            defaults.get(name, field.get_default(call_default_factory=True)),
         )
         for topic in topics
         for name, field in Recipe.model_fields.items()
@@ -154,13 +159,13 @@ def _topic(field: FieldInfo) -> object:
 
 
 def _parameter_of_field(
-    name: str, field: FieldInfo, panel: str, methods: Methods | None
+    name: str, field: FieldInfo, panel: str, methods: Methods | None, default: Any
 ) -> inspect.Parameter:
     text = field.description or ""
     if methods:
         text = f"{text.removesuffix('.')}: {', '.join(methods.names)}."
         return _parameter(name, str, methods.default, text, panel, words=methods.names)
-    kind, default = _simple_type(field.annotation), field.get_default(call_default_factory=True)
+    kind = _simple_type(field.annotation)
     if kind == list[str] or field.is_required():
         default = None
     elif kind == (str | None) and isinstance(default, tuple):

@@ -46,6 +46,9 @@ _OF_TIME = ("cost_table", "phase")
 DEFAULT_SAMPLES = 128
 """Calibration sequences, as in the published tables."""
 
+DEFAULT_MEASURE_SAMPLES = 16
+"""Sequences that fix an OWL plan well enough (benchmarks/plan_stability.py), and statistics for trials."""
+
 _ALWAYS_WRITTEN = {
     "model", "allocator", "plan", "backend", "dtype",
     "calib", "samples", "seq_len", "sampling", "seed", "bos",

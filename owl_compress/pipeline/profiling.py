@@ -15,7 +15,7 @@ from owl_compress.data.windows import TokenWindows, resolve_bos
 from owl_compress.device import resolve_device
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
-from owl_compress.documents.recipe import DEFAULT_SAMPLES, Recipe
+from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, DEFAULT_SAMPLES, Recipe
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.importance.estimator import outline
@@ -36,7 +36,6 @@ from owl_compress.pipeline.profile_checks import by_block, check_model, check_pr
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, ProfileSettings, extending
 from owl_compress.pipeline.request import backend_of, check_options
 from owl_compress.pipeline.session import (
-    DEFAULT_MEASURE_SAMPLES,
     Session,
     calibration_options,
     read_damage_text,

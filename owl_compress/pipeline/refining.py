@@ -12,7 +12,7 @@ from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, TokenWindows, resolve_bos
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import Recipe, n_tokens
+from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe, n_tokens
 from owl_compress.errors import RequestError
 from owl_compress.importance.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
 from owl_compress.importance.refinement import refine_plan
@@ -22,7 +22,7 @@ from owl_compress.models.limits import check_vocabulary, resolve_seq_len
 from owl_compress.pipeline.feasibility import check_plan
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
-from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session, read_text
+from owl_compress.pipeline.session import Session, read_text
 from owl_compress.progress import SILENT, Progress
 
 __all__ = ["Attempt", "DamageText", "Refinement", "RefinementOptions", "Refining", "refine"]

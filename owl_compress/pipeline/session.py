@@ -16,7 +16,7 @@ from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows, read_texts
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
-from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.models.coverage import coverage_of
@@ -26,9 +26,6 @@ from owl_compress.pipeline.stages import calibration_windows, check_there, held_
 from owl_compress.progress import SILENT, Progress, shown
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.dense_statistics import DenseStatistics
-
-DEFAULT_MEASURE_SAMPLES = 16
-"""Sequences that fix an OWL plan well enough; see benchmarks/plan_stability.py for the measurement."""
 
 
 @dataclass(frozen=True)

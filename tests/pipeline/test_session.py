@@ -10,12 +10,12 @@ import torch
 from owl_compress.consent import Consent
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device
-from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_, make_plan, run
 from owl_compress.pipeline.request import Request
-from owl_compress.pipeline.session import DEFAULT_MEASURE_SAMPLES, Session
+from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.stages import calibration_windows, load
 
 MakeRecipe = Callable[..., Recipe]
