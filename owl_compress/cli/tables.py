@@ -18,7 +18,7 @@ from owl_compress.documents.measurements import (
 from owl_compress.documents.plan import PREDICTED_DAMAGE, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
-from owl_compress.documents.sensitivity import PartDamage, SensitivityProfile
+from owl_compress.documents.sensitivity import PartDamage, PartKind, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.pages.words import as_asked, asked_name, block_numbers, coverage_in_words, target_in_words
 
@@ -52,11 +52,15 @@ _MOST_PARTS = 64
 """From here on parts are added up by block."""
 
 
+_KINDS = {PartKind.TIED: "tied group"}
+"""What a part is called where its kind is no noun."""
+
+
 def sensitivity_table(profile: SensitivityProfile) -> Sheet:
     """Damage of each part at each level; of each block, added up, where there are many parts."""
     curves = {part.name: _damage_by_level(profile, part) for part in profile.parts}
     sizes = {part.name: part.n_weights for part in profile.parts}
-    kinds = "+".join(dict.fromkeys(part.kind for part in profile.parts))
+    kinds = "+".join(dict.fromkeys(_KINDS.get(part.kind, part.kind) for part in profile.parts))
     is_by_block, notes = len(curves) > _MOST_PARTS, list[str]()
     if is_by_block:
         notes.append(f"sums over the {len(curves):,} parts, each compressed alone; the file has them singly")
@@ -67,12 +71,20 @@ def sensitivity_table(profile: SensitivityProfile) -> Sheet:
         replace(first, heading="block" if is_by_block else "part"),
         Column("weights", _counts(sizes.values()), is_optional=True),
     ]
-    form = number_format([damage for curve in curves.values() for _, damage in curve.values()])
     for label in sorted(by_place, key=by_place.__getitem__):
+        # A level at a time: from the lowest to the highest, damages fall by orders of magnitude.
+        form = _damage_format([curve[label][1] for curve in curves.values() if label in curve])
         cells = (format(curve[label][1], form) if label in curve else "" for curve in curves.values())
         columns.append(Column(label, tuple(cells)))
     title = f"Damage ({profile.measure}) of {profile.model.id} by {profile.backend.name}, {kinds} by {kinds}"
     return Sheet(title, tuple(columns), (*more, *notes, _what_levels_are(profile)))
+
+
+def _damage_format(damages: Sequence[float]) -> str:
+    """The format of one column, in which only what is zero looks like it."""
+    form = number_format(damages)
+    is_lost = any(damage and not float(format(damage, form).replace(",", "")) for damage in damages)
+    return ".2e" if is_lost else form
 
 
 _Curve = dict[str, tuple[float, float]]

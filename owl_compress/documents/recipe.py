@@ -102,18 +102,20 @@ class Recipe(Frozen):
     nm: str | None = _on(Topic.BUDGET, None, "N:M, N weights KEPT on average of every M: 3:8, 2.5:8.")
     prune_ratio: float | None = _on(Topic.BUDGET, None, "Share of block parameters removed (structured).")
     bits: float | None = _on(Topic.BUDGET, None, "Average bits per weight.")
-    bit_choices: tuple[int, ...] | None = _on(Topic.BUDGET, None, "Widths to mix, for --bits: 2,3,4.")
+    bit_choices: tuple[int, ...] | None = _on(
+        Topic.BUDGET, None, "Widths to mix, for --bits or --size: 2,3,4."
+    )
 
     size: str | None = _on(
         Topic.BUDGET,
         None,
-        "Most bytes of all weight files, for bits and widths: 300MB, 0.3GB, 250MiB, or plain bytes.",
+        "With `run`, for bits and widths: most bytes of all weight files: 300MB, 0.3GB, 250MiB, or bytes.",
     )
     speedup: float | None = _on(
-        Topic.BUDGET, None, "For widths: how many times as fast as dense, predicted from --cost-table."
+        Topic.BUDGET, None, "With `run`, for widths: how many times as fast as dense, by --cost-table."
     )
     latency: str | None = _on(
-        Topic.BUDGET, None, "For widths: at most so much time by --cost-table: 0.120 (seconds) or 120ms."
+        Topic.BUDGET, None, "With `run`, for widths: most time, by --cost-table: 0.120 (seconds) or 120ms."
     )
     cost_table: Name | None = _on(
         Topic.BUDGET, None, "With --speedup or --latency: what `eval --latency --cost-table FILE` wrote."

@@ -18,6 +18,7 @@ from owl_compress.cli.tables import (
     prediction_table,
     report_table,
     result_table,
+    sensitivity_table,
     size_in_words,
     verification_table,
 )
@@ -31,9 +32,16 @@ from owl_compress.documents.measurements import (
     Violation,
 )
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
-from owl_compress.documents.provenance import ModelIdentity, Provenance
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, Provenance
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.result import LinearResult, MethodRecord, Result, Totals
+from owl_compress.documents.sensitivity import (
+    Measure,
+    PartDamage,
+    PartKind,
+    ProfiledLinear,
+    SensitivityProfile,
+)
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 
 METRICS = ("lod@3", "lod@5", "lod@7", "lod@10", "score_mean", "score_median", "weight_l1", "weight_l2")
@@ -107,6 +115,41 @@ def test_a_report_fits_eighty_columns_and_says_whole_names(n_blocks: int) -> Non
     assert cells(shown, "block") == tuple(map(str, range(n_blocks)))
     assert f"block {n_blocks - 1} is model.layers.{n_blocks - 1}" in shown.notes
     assert all(heading in sheet.head()[1] for heading in METRICS)
+
+
+def bits_profile(damages: tuple[tuple[float, ...], ...]) -> SensitivityProfile:
+    """One part in each block, at 2 and more bits."""
+
+    def part(number: int, damage: tuple[float, ...]) -> PartDamage:
+        name, block = f"model.layers.{number}.x", f"model.layers.{number}"
+        levels = tuple(2.0 + place for place in range(len(damage)))
+        return PartDamage(
+            name=name, kind=PartKind.TIED, block=block, linears=(name,), n_weights=4, levels=levels,
+            damage=damage,
+        )  # fmt: skip
+
+    parts = tuple(part(number, damage) for number, damage in enumerate(damages))
+    text = CalibrationRecord(
+        source="text.txt", token_ids_sha256="0", sequences=1, seq_len=8, sampling="first", seed=0, bos="never"
+    )
+    return SensitivityProfile(
+        model=MODEL, unit=Unit.BITS, backend=MethodRecord(name="rtn"), measure=Measure.KL, statistics=None,
+        linears=tuple(
+            ProfiledLinear(name=one.name, block=one.block, role="x", shape=(1, 4)) for one in parts
+        ),
+        parts=parts, damage_text=text, forward_tokens=0, versions={},
+    )  # fmt: skip
+
+
+def test_damages_of_other_orders_of_magnitude_do_not_look_like_none() -> None:
+    shown = sensitivity_table(bits_profile(((0.25, 0.01, 0.0), (0.002, 0.003, 1.5e-8))))
+    cells = {column.heading: column.cells for column in shown.columns}
+    assert cells["2"] == ("0.2500", "0.0020")
+    assert cells["3"] == ("0.01000", "0.00300")
+    assert cells["4"] == ("0.000e+00", "1.500e-08")
+    shown = sensitivity_table(bits_profile(((1.25,), (2e-6,), (0.0,))))
+    assert shown.columns[-1].cells == ("1.25e+00", "2.00e-06", "0.00e+00")
+    assert shown.title == "Damage (kl) of owner/model by rtn, tied group by tied group"
 
 
 def test_sizes_of_blocks_are_a_column_only_where_they_differ() -> None:
