@@ -18,12 +18,15 @@ from owl_compress.documents.units import Sublayer, WeightCount
 Phase = Literal["prefill", "decode"]
 """All prompts at once, or each token after them."""
 
+_MOST_SECONDS = 1e9
+"""More than anybody waits; sums of such times are finite."""
+
 
 class PartSeconds(Frozen):
     """Seconds of a part: in the prefill, and in each decoded token."""
 
-    prefill: float = Field(ge=0)
-    decode: float = Field(ge=0)
+    prefill: float = Field(ge=0, le=_MOST_SECONDS)
+    decode: float = Field(ge=0, le=_MOST_SECONDS)
 
     def of(self, phase: Phase) -> float:
         """Those of one phase."""

@@ -1,8 +1,10 @@
 """A profile extended by further parts or levels of the same measurement."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity
 from owl_compress.documents.sensitivity import PartDamage, PartKind, SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.importance.parts import Part
@@ -28,7 +30,8 @@ def check_extends(known: SensitivityProfile, header: Mapping[str, Any], kind: Pa
         RequestError: naming what differs.
     """
     for field, words in _SAME.items():
-        if (before := getattr(known, field)) != header[field]:
+        before = getattr(known, field)
+        if _essence(before) != _essence(header[field]):
             raise RequestError(
                 f"the profile to extend has another {words} ({_shown(before)}, now {_shown(header[field])}): "
                 "measure a profile of its own"
@@ -57,6 +60,16 @@ def check_same_parts(known: SensitivityProfile, parts: Sequence[Part]) -> None:
                     f"part {before.name} of the profile to extend was measured {there} {name}, and would be "
                     f"{here} it now: give the same --skip and --parts, or measure a profile of its own"
                 )
+
+
+def _essence(value: Any) -> Any:
+    """What has to agree of a value: a folder or file may be named from elsewhere."""
+    match value:
+        case ModelIdentity():
+            return value.model_copy(update={"id": PurePath(value.id).name})
+        case CalibrationRecord():
+            return value.model_copy(update={"source": PurePath(value.source).name})
+    return value
 
 
 def _shown(value: Any) -> str:

@@ -88,6 +88,14 @@ class TestExtending:
         assert extended.parts == whole.parts
         assert extended.forward_tokens > before.forward_tokens
 
+    def test_model_and_text_may_be_named_from_elsewhere(
+        self, measure: Callable[..., SensitivityProfile], done: Callable[..., Any], here: Path
+    ) -> None:
+        measure("s.json", "--levels", "0.25,0.5")
+        options = ("--calib", str(here / "text.txt"), "--extend", "s.json", "--levels", "0.25,0.75")
+        told = done("sensitivity", str(here / "model"), *options, "-o", "s.json")
+        assert "3 trials" in told.err
+
     def test_parts_are_added_where_they_belong(self, measure: Callable[..., SensitivityProfile]) -> None:
         measure("s.json", "--levels", "0.25,0.5", "--skip", "model.layers.0")
         extended = measure("s.json", "--levels", "0.25,0.5", "--extend", "s.json")

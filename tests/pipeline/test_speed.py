@@ -147,6 +147,7 @@ def test_a_part_narrower_than_the_table_knows_is_refused_with_the_width_to_add(
         (lambda it: it["parts"].append(it["parts"][0]), "is listed twice"),
         (lambda it: it["rest"].update(prefill=float("nan")), "costs.json"),
         (lambda it: it["rest"].update(prefill=-1), "rest.prefill: has to be 0"),
+        (lambda it: it["rest"].update(prefill=1e308), "rest.prefill: has to be 1000000000.0 or less"),
         (lambda it: it.pop("shape"), "shape"),
         (lambda it: it.update(schema="owl-compress/plan/1"), "costs.json"),
     ],
