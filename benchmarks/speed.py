@@ -7,6 +7,8 @@
 - dense_statistics: owl, measured on all sequences, on the dense model's statistics, against sequential ones.
 - sparsegpt: against wanda.
 - gptq: three bits in groups of 64, against sparsegpt.
+- profile: 150 trials of a sensitivity profile (30 blocks at five densities, Wanda) on 200 tokens, compressing
+  included, against as many plain forward passes over these tokens.
 - against_gptqmodel: gptq against the backend gptqmodel, where that package is installed.
 """
 
@@ -22,12 +24,17 @@ import torch
 from rows import print_row
 
 from owl_compress import Recipe, Session, make_plan, measure
+from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.data.apart import windows_apart
+from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES
+from owl_compress.importance.profile import ProfileOptions, profile
 from owl_compress.pipeline.execution import compress_
 
 _PUBLISHED_SAMPLES = 128
+_TRIALS = 150
 
 Pair = tuple[Callable[[], None], Callable[[], None]]
 """What is compared with, and what is measured."""
@@ -81,6 +88,12 @@ def _pairs(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> dict[s
         ),
         "gptq": (lambda: _compress(loaded, sparsegpt, windows), lambda: _compress(loaded, gptq, windows)),
     }
+    damage = _held_apart(loaded, recipe, windows)
+    options = ProfileOptions(levels=(0.2, 0.3, 0.4, 0.5, 0.6), positions=100)
+    pairs["profile"] = (
+        lambda: _forwards(loaded, damage, _TRIALS),
+        lambda: _profile(loaded, windows.first(1), damage, options),
+    )
     if find_spec("gptqmodel"):
         other = recipe.with_options({"backend": "gptqmodel", **bits})
         pairs["against_gptqmodel"] = (
@@ -88,6 +101,23 @@ def _pairs(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> dict[s
             lambda: _compress(loaded, gptq, windows),
         )
     return pairs
+
+
+def _held_apart(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> TokenWindows:
+    text = load_text(recipe.calib)
+    return windows_apart(loaded.tokenizer, text, [windows], samples=2, seq_len=100, seed=0, bos="first")
+
+
+def _forwards(loaded: LoadedModel, windows: TokenWindows, times: int) -> None:
+    with torch.no_grad():
+        for _ in range(times):
+            loaded.model(input_ids=windows.ids, use_cache=False)
+
+
+def _profile(
+    loaded: LoadedModel, windows: TokenWindows, damage: TokenWindows, options: ProfileOptions
+) -> None:
+    profile(loaded.model, BACKENDS.create("wanda"), windows, damage, options)
 
 
 def _pair(name: str, base: Callable[[], None], ours: Callable[[], None], repeats: int, **facts: int) -> None:

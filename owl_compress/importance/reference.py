@@ -15,7 +15,7 @@ TOKENS_AT_ONCE = 2048
 """Tokens that go through a block together: enough for matrix products to be fast."""
 
 DEFAULT_POSITIONS = 256
-"""Positions whose predictions are compared, over all windows."""
+"""Positions whose predictions are compared, over all windows: a head costs as much as some blocks."""
 
 
 @dataclass(frozen=True)
