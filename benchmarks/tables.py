@@ -62,6 +62,62 @@ def _section(title: str, text: str, table: str) -> str:
     return f"## {title}\n\n{fill(text, _WIDTH)}\n\n{table}"
 
 
+# The rows of other benchmarks that the same target has with other allocators, OWL tuned or at its best lam.
+_BESIDE = {
+    "wanda 0.5": ("wanda S=0.5 uniform", "wanda S=0.5 owl lod@10 lam=0.08", ""),
+    "wanda 0.6": ("wanda S=0.6 uniform", "wanda S=0.6 owl lod@10 lam=0.08", ""),
+    "wanda 0.7": ("wanda S=0.7 uniform", "wanda S=0.7 owl lod@10 lam=0.08", ""),
+    "sparsegpt 0.6": ("sparsegpt S=0.6 uniform", "sparsegpt S=0.6 owl lod@10 lam=0.08", ""),
+    "sparsegpt 0.7": ("sparsegpt S=0.7 uniform", "sparsegpt S=0.7 owl lod@10 lam=0.08", ""),
+    **{
+        f"wanda N:M {nm}": (f"wanda {nm} uniform", f"wanda {nm} owl", f"wanda {nm} linear-depth")
+        for nm in ("4:8", "3:8", "2:8")
+    },
+    "gptq 3.0, 2,3,4": ("gptq 3.0, 2,3,4 uniform group_size=64", "gptq 3.0, 2,3,4 owl group_size=64", ""),
+    "gptq 3.5, 3,4": ("", "gptq 3.5, 3,4 owl group_size=64", ""),
+    "rtn 3.5, 3,4": ("", "rtn 3.5, 3,4 owl group_size=64", ""),
+    **{
+        f"structured {ratio}": (
+            f"structured {ratio} uniform importance=wanda repair=True",
+            f"structured {ratio} owl importance=wanda repair=True high=1.0",
+            f"structured {ratio} linear-depth importance=wanda repair=True",
+        )
+        for ratio in (0.2, 0.4, 0.6)
+    },
+}
+
+
+def _sensitivity() -> str:
+    rows = [row for row in _rows("sensitivity") if row.get("perplexity")]
+    if not rows:
+        return ""
+    known: dict[str, float] = {}
+    for name in ("perplexity", "grids", "structured"):
+        for row in _rows(name):
+            known.setdefault(row["name"], row["perplexity"])
+    measured: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        target, _, method = row["name"].rpartition(" ")
+        measured.setdefault(target, {}).setdefault(method, []).append(row)
+    cells = []
+    for target, methods in measured.items():
+        beside = [_number(known.get(name)) or "–" for name in _BESIDE.get(target, ("", "", ""))]
+        found = methods.get("sensitivity", [])
+        first = next((row for row in found if row["seed"] == 0), None)
+        sums = f"{first['predicted_damage']:.3g} / {first['damage']:.3g}" if first else "–"
+        refined = _several([row["perplexity"] for row in methods.get("refine", [])])
+        cells.append((target, *beside, _several([row["perplexity"] for row in found]), refined, sums))
+    text = (
+        "Perplexity of budgets from measured damage (KL on 4 windows of 128 tokens held apart from the "
+        "calibration windows; blocks for densities and N:M, tied linears for bits, sublayers for widths, "
+        "which are repaired) beside those of the other allocators, from the rows of the sections below. "
+        "Several calibration seeds: mean and range. *Damages* is the sum of the single damages over the "
+        "damage measured of the whole plan. (`sensitivity.py`)"
+    )
+    header = ("target", "uniform", "owl", "linear-depth", "sensitivity", "refined", "damages")
+    return _section("Budgets from measured damage", text, _table(header, cells))
+
+
 def _unstructured() -> str:
     by_name: dict[str, dict[int, Row]] = {}
     for row in _rows("perplexity"):
