@@ -28,6 +28,7 @@ def main() -> None:
     """Print the page."""
     introduction = f"# Measured\n\n{fill(_INTRODUCTION, _WIDTH)}\n"
     measured = [
+        _sensitivity(),
         _unstructured(),
         _nm(),
         _bits(),
