@@ -52,7 +52,7 @@ class Subject:
 
 
 _NM = KeptOfGrid(kept_of=8)
-_SUBJECTS = (
+SUBJECTS = (
     Subject("wanda", "wanda", tuple({"sparsity": s} for s in (0.5, 0.6, 0.7))),
     Subject("wanda N:M", "wanda", tuple({"nm": nm} for nm in ("4:8", "3:8", "2:8")), grid=_NM),
     Subject("sparsegpt", "sparsegpt", tuple({"sparsity": s} for s in (0.6, 0.7))),
@@ -121,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = load("builtin")
     texts = Texts.of(loaded, arguments)
-    for subject in _SUBJECTS:
+    for subject in SUBJECTS:
         if arguments.only in {"", subject.name}:
             for row in _rows(loaded, texts, subject, arguments):
                 print_row("sensitivity", seed=arguments.seed, **row)
@@ -167,11 +167,18 @@ def _try(
     }
 
 
+def profile_path(arguments: argparse.Namespace, subject: Subject) -> Path:
+    """Where the profile of a subject is kept."""
+    name = subject.name.replace(" ", "-").replace(":", "")
+    found: Path = arguments.profiles / f"{name}-{arguments.seed}.json"
+    return found
+
+
 def _profile(
     loaded: LoadedModel, texts: Texts, subject: Subject, arguments: argparse.Namespace
 ) -> SensitivityProfile:
     """The profile in the folder, or one that is measured now, for a row of its own."""
-    path = arguments.profiles / f"{subject.name.replace(' ', '-').replace(':', '')}-{arguments.seed}.json"
+    path = profile_path(arguments, subject)
     if path.is_file():
         return SensitivityProfile.read(path)
     start = perf_counter()
