@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -20,22 +21,26 @@ import torch
 from cases import SEQ_LEN
 from rows import print_row
 
-from owl_compress import Recipe, Session, load, make_plan, perplexity
+from owl_compress import Recipe, Session, load, make_plan, perplexity, refine
 from owl_compress.allocators import allocate
 from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Text, load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, sample_windows
+from owl_compress.documents.plan import Plan
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.importance.profile import ProfileOptions, ProfileRun, profile
 from owl_compress.importance.reference import DenseReference
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_
+from owl_compress.pipeline.refining import DamageText, RefinementOptions
 
 _CALIBRATION, _EVALUATION = 12, 20
 _DAMAGE_LEN = 128
+_FROM_DAMAGE = ("sensitivity", "refine")
+_COST_OF_REFINEMENT = 20_000.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Texts:
     damage: TokenWindows
     evaluation: TokenWindows
     dense: DenseReference
+    calibration_text: Text
 
     @classmethod
     def of(cls, loaded: LoadedModel, arguments: argparse.Namespace) -> "Texts":
@@ -104,7 +110,7 @@ class Texts:
         )
         structure = find_structure(loaded.model)
         dense = DenseReference.of(loaded.model, structure, damage, torch.device("cpu"))
-        return cls(calibration, damage, evaluation, dense)
+        return cls(calibration, damage, evaluation, dense, calib)
 
 
 def main() -> None:
@@ -117,7 +123,7 @@ def main() -> None:
     parser.add_argument("--target", default="", help="only targets that contain this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damage-samples", type=int, default=4)
-    parser.add_argument("--methods", default="sensitivity", help="allocators, by comma")
+    parser.add_argument("--methods", default="sensitivity", help="allocators or refine, by comma")
     arguments = parser.parse_args()
     loaded = load("builtin")
     texts = Texts.of(loaded, arguments)
@@ -131,7 +137,8 @@ def _rows(
     loaded: LoadedModel, texts: Texts, subject: Subject, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     methods = arguments.methods.split(",")
-    found = _profile(loaded, texts, subject, arguments) if "sensitivity" in methods else None
+    is_profiled = not {*methods}.isdisjoint(_FROM_DAMAGE)
+    found = _profile(loaded, texts, subject, arguments) if is_profiled else None
     for target in subject.targets:
         amount = ", ".join(map(str, target.values()))
         for method in methods:
@@ -148,12 +155,14 @@ def _try(
     method: str,
     found: SensitivityProfile | None,
 ) -> dict[str, Any]:
-    is_profiled = method == "sensitivity" and found is not None
+    is_profiled = method in _FROM_DAMAGE and found is not None
     given = {"model": "builtin", "calib": "builtin", "backend": subject.backend, **subject.options}
     allocator = "uniform" if is_profiled else method
     recipe = Recipe.from_options({**given, **target, "allocator": allocator})
     copy = Session.open(recipe, loaded, texts.calibration).on_a_copy()
     plan = allocate(found, "sensitivity", copy.request.target) if is_profiled else make_plan(copy)[1]
+    if method == "refine":
+        plan = _refined(loaded, texts, {**given, **subject.options}, plan)
     result = compress_(copy, plan)
     damage = texts.dense.divergence_of(copy.loaded.model)
     return {
@@ -165,6 +174,17 @@ def _try(
         "predicted_damage": plan.allocator.parameters.get("predicted_damage"),
         "profile": found.fingerprint[:16] if is_profiled else None,
     }
+
+
+def _refined(loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan) -> Plan:
+    """The plan after swaps for about the cost of a quarter of its profile, each gated."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "plan.json"
+        plan.write(path)
+        session = Session.open(Recipe.from_options({**given, "plan": str(path)}), loaded, texts.calibration)
+        options = RefinementOptions(max_cost=_COST_OF_REFINEMENT)
+        found = refine(session, options, DamageText(text=texts.calibration_text))
+    return found.plan
 
 
 def profile_path(arguments: argparse.Namespace, subject: Subject) -> Path:
