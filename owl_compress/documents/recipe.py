@@ -205,7 +205,7 @@ class Recipe(Frozen):
         Topic.SENSITIVITY, None, "Text that they are drawn from; default that of --calib."
     )
     positions: PositiveCount | None = _on(
-        Topic.SENSITIVITY, None, "Positions in them whose predictions are compared; default 512."
+        Topic.SENSITIVITY, None, "Positions in them whose predictions are compared; default 256."
     )
     max_cost: str | None = _on(
         Topic.SENSITIVITY,

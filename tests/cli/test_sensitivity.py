@@ -110,7 +110,7 @@ class TestExtending:
             ),
             (("--scope", "linear"), "another backend or its options"),
             (("--measure", "loss"), "another measure (kl, now loss)"),
-            (("--positions", "7"), "another number of positions (512, now 7)"),
+            (("--positions", "7"), "another number of positions (256, now 7)"),
             (("--levels", "2:8,3:8"), "another N:M grid"),
             (("--part", "sublayer"), "is by block, not by sublayer"),
             (("--seed", "1"), "another calibration windows"),
