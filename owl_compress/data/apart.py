@@ -8,7 +8,7 @@ from torch import Tensor
 
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.tokens import Bos
-from owl_compress.data.windows import TokenWindows, sample_windows, token_ids_sha256
+from owl_compress.data.windows import TokenWindows, TooShortError, sample_windows, token_ids_sha256
 from owl_compress.errors import RequestError
 from owl_compress.progress import SILENT, Progress
 
@@ -46,10 +46,12 @@ def windows_apart(
                 tokenizer, text, samples=drawn, seq_len=seq_len, seed=seed, bos=bos, progress=progress
             )
         except RequestError:
-            if not apart:  # not even one draw: the text itself is too short, and the message says so
-                found = sample_windows(tokenizer, text, samples=samples, seq_len=seq_len, seed=seed, bos=bos)
-            else:
+            if apart:
                 break
+            try:
+                found = sample_windows(tokenizer, text, samples=samples, seq_len=seq_len, seed=seed, bos=bos)
+            except TooShortError as short:  # not even one draw: the text itself
+                raise short.with_options("damage-samples", "damage-len") from None
         apart = [window for window in found.ids if known.isdisjoint(_runs([window]))]
         if len(apart) >= samples:
             ids = torch.stack(apart[:samples])

@@ -226,6 +226,21 @@ def resolve_bos(requested: str, family_default: Bos) -> Bos:
     return chosen
 
 
+class TooShortError(RequestError):
+    """A text that holds no more than `largest` windows: `with_options` says so of options by other names."""
+
+    def __init__(
+        self, problem: str, largest: int, samples: str = "samples", seq_len: str = "seq-len"
+    ) -> None:
+        remedy = f"--{samples} {largest} at most" if largest else f"a smaller --{seq_len}"
+        super().__init__(f"{problem}: give more text, or {remedy}")
+        self._problem, self._largest = problem, largest
+
+    def with_options(self, samples: str, seq_len: str) -> "TooShortError":
+        """The same, with the remedy in the options that set the windows."""
+        return TooShortError(self._problem, self._largest, samples, seq_len)
+
+
 def token_ids_sha256(ids: Tensor) -> str:
     """sha256 of the ids as int64, little-endian, row by row."""
     return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
@@ -273,11 +288,9 @@ def _check_enough(text: Text, n_tokens: int, samples: int, seq_len: int, payload
     if n_tokens >= needed:
         return
     windows = "one window" if samples == 1 else f"{samples} windows"
-    largest = n_tokens // payload
-    remedy = f"--samples {largest} at most" if largest else "a smaller --seq-len"
-    raise RequestError(
-        f"{text.source} is too short: it has {n_tokens} tokens and {windows} of {seq_len} need {needed}: "
-        f"give more text, or {remedy}"
+    raise TooShortError(
+        f"{text.source} is too short: it has {n_tokens} tokens and {windows} of {seq_len} need {needed}",
+        n_tokens // payload,
     )
 
 

@@ -67,9 +67,15 @@ def test_a_text_of_which_nothing_is_left_is_refused(
         apart(tokenizer_without_bos, text, [taken], 4)
 
 
-def test_a_text_too_short_for_any_window_says_so(tokenizer_without_bos: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(RequestError, match="too short"):
-        apart(tokenizer_without_bos, Text("short", ("some words",)), [], 4)
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [("some words", "a smaller --damage-len"), ("word " * 30, "--damage-samples 2 at most")],
+)
+def test_a_text_too_short_for_the_windows_names_their_own_options(
+    words: str, remedy: str, tokenizer_without_bos: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(RequestError, match=f"too short: .* give more text, or {remedy}"):
+        apart(tokenizer_without_bos, Text("short", (words,)), [], 4)
 
 
 def test_windows_that_overlap_are_told_by_number(
