@@ -68,6 +68,8 @@ def evaluate(
         output.show(latency_table(found.latency))
     if table is not None and found.costs is not None:
         found.costs.write(table)
+        for note in found.costs.notes:
+            output.say(note)
         output.say(f"wrote {table}")
     if quiet and not as_json:
         sys.stdout.write(f"{found.perplexity.perplexity:.4f}\n")

@@ -94,6 +94,16 @@ def budget_chart(
     draw(path, report, [own, *(Budgets.of(one).called(name) for name, one in others.items())], metric)
 
 
+_MOST_ASKED = 3
+"""With more a title only tells how many targets there are."""
+
+
+def all_asked(budgets: Sequence[Budgets]) -> str:
+    """What was asked for, once where several asked for the same: "sparsity 0.5, sparsity 0.6"."""
+    asked = dict.fromkeys(one.asked for one in budgets)
+    return ", ".join(asked) if len(asked) <= _MOST_ASKED else f"{len(asked)} targets"
+
+
 def draw(path: Path, report: ImportanceReport | None, budgets: Sequence[Budgets], metric: str) -> None:
     """Write a PNG to `path`: importance `metric` of each block, what each keeps, or one below the other.
 
@@ -171,10 +181,10 @@ def _draw_budgets(axes: Axes, names: list[str], budgets: Sequence[Budgets]) -> N
             zorder=3 if is_flat else 4,
         )  # fmt: skip
         drawn += [np.nanmin(least), np.nanmax(most)]
-    _mark_target(axes, scale * first.target, drawn)
+    _mark_targets(axes, sorted({round(scale * one.target, 6) for one in budgets}), drawn)
     whose = "" if len(budgets) > 1 else f" by {first.label}"
     band = "; band: linears" if has_band else ""
-    title(axes, f"Budget{whose} at {first.asked}: {KEPT_WORDS[first.unit]}{band}")
+    title(axes, f"Budget{whose} at {all_asked(budgets)}: {KEPT_WORDS[first.unit]}{band}")
     _tick_budgets(axes, first.grid, scale)
 
 
@@ -187,16 +197,17 @@ def _tick_budgets(axes: Axes, grid: Grid | None, scale: float) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _mark_target(axes: Axes, target: float, drawn: list[float]) -> None:
-    """Dash the target and zoom on the budgets: differences of a few percent are what the picture is about."""
-    axes.axhline(target, color=QUIET, linewidth=1.0, linestyle=(0, (5, 4)), zorder=2)
-    low, high = min([*drawn, target]), max([*drawn, target])
-    room = 0.12 * (high - low) if high > low else 0.1 * abs(target) or 1.0
+def _mark_targets(axes: Axes, targets: list[float], drawn: list[float]) -> None:
+    """Dash targets and zoom on the budgets: differences of a few percent are what the picture is about."""
+    low, high = min([*drawn, *targets]), max([*drawn, *targets])
+    room = 0.12 * (high - low) if high > low else 0.1 * abs(low) or 1.0
     axes.set_ylim(low - room, high + room)
-    axes.annotate(
-        f"target {target:.4g}", (1, target), xycoords=("axes fraction", "data"), xytext=(4, 0),
-        textcoords="offset points", va="center", color=QUIET, fontsize=9, annotation_clip=False,
-    )  # fmt: skip
+    for target in targets:
+        axes.axhline(target, color=QUIET, linewidth=1.0, linestyle=(0, (5, 4)), zorder=2)
+        axes.annotate(
+            f"target {target:.4g}", (1, target), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", va="center", color=QUIET, fontsize=9, annotation_clip=False,
+        )  # fmt: skip
 
 
 def _per_block(budgets: Budgets, names: list[str]) -> tuple[Array, Array, Array]:

@@ -18,7 +18,7 @@ from owl_compress.documents.plan import LinearBudget
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.pages.chart import Budgets
+from owl_compress.pages.chart import Budgets, all_asked
 from owl_compress.pages.curves import MEASURES_IN_WORDS, Panel, cells_of, median_of, panels_of
 from owl_compress.pages.drawing import (
     INK,
@@ -97,7 +97,7 @@ def _asked(budgets: Sequence[Budgets]) -> str:
     if not budgets:
         return ""
     who = f", and budget by {budgets[0].label}" if len(budgets) == 1 else ", and budgets"
-    return f"{who} at {budgets[0].asked}"
+    return f"{who} at {all_asked(budgets)}"
 
 
 def _colours(budgets: Sequence[Budgets]) -> list[str]:

@@ -15,7 +15,7 @@ from owl_compress.documents.report import BlockReport, ImportanceReport, LinearR
 from owl_compress.documents.result import LinearResult, MethodRecord, Result, Totals
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.pages.chart import Budgets, budget_chart, draw
+from owl_compress.pages.chart import Budgets, all_asked, budget_chart, draw
 
 
 def report_of(n_blocks: int) -> ImportanceReport:
@@ -50,6 +50,15 @@ def plan_of(
             for j, sign in enumerate((1, -1))
         ),
     )  # fmt: skip
+
+
+def test_a_title_says_every_target_and_of_many_their_number() -> None:
+    def told(*keeps: float) -> str:
+        return all_asked([Budgets.of(plan_of([keep, keep])) for keep in keeps])
+
+    assert told(0.25) == told(0.25, 0.25) == "sparsity 0.75"
+    assert told(0.25, 0.5, 0.25) == "sparsity 0.75, sparsity 0.5"
+    assert told(0.25, 0.5, 0.75, 0.875) == "4 targets"
 
 
 def size_of(png: Path) -> tuple[int, int]:
