@@ -146,6 +146,7 @@ def plan_table(plan: Plan, result: Result | None = None) -> Sheet:
     else:  # the result says the same
         notes += coverage_in_words(plan.coverage, sum(sizes))
         notes += _predicted_damage(plan)
+    notes += _predicted_time(plan)
     return Sheet(_plan_title(plan), tuple(columns), tuple(notes))
 
 
@@ -163,6 +164,18 @@ def _predicted_damage(plan: Plan) -> list[str]:
         return []
     without = f", without {n_unknown} parts at levels that were not measured" if n_unknown else ""
     return [f"predicted damage ({told.get('measure')}, the sum over all parts): {damage:.4g}{without}"]
+
+
+def _predicted_time(plan: Plan) -> list[str]:
+    """What a plan within a speedup or a latency says of its time, which no result measures."""
+    told = plan.allocator.parameters
+    seconds, speedup = told.get("predicted_seconds"), told.get("predicted_speedup")
+    if not isinstance(seconds, int | float) or not isinstance(speedup, int | float):
+        return []
+    return [
+        f"{told.get('phase')} predicted by the cost table: {1000 * seconds:,.4g} ms, {speedup:.3g} times as "
+        "fast as dense"
+    ]
 
 
 def _columns_of_result(result: Result, blocks: Sequence[str]) -> list[Column]:

@@ -174,6 +174,15 @@ def test_a_plan_is_told_as_it_was_asked_for(plan: Plan, title: str, heading: str
     assert sheet.width <= 80
 
 
+def test_a_plan_within_a_time_says_what_is_predicted() -> None:
+    told = {"phase": "decode", "predicted_seconds": 0.012346, "predicted_speedup": 1.3051}
+    plain = plan_of(Unit.WIDTH, [0.9, 0.7])
+    plan = plain.model_copy(update={"allocator": AllocatorRecord(name="owl", parameters=told)})
+    line = "decode predicted by the cost table: 12.35 ms, 1.31 times as fast as dense"
+    assert line in plan_table(plan).notes
+    assert not any("predicted" in note for note in plan_table(plain).notes)
+
+
 def test_what_was_got_stands_beside_what_was_asked() -> None:
     plan = plan_of(Unit.WIDTH, [0.9, 0.7])
     sheet = plan_table(plan, result_of(plan, 0.75))
