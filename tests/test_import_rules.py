@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoints": {"forms", "models", "documents"},
     "compression": COMPRESSION,
     "importance": {"compression", *COMPRESSION},
+    "refinement": {"importance", "compression", *COMPRESSION},
     "evaluation": COMPRESSION,
     "recovery": COMPRESSION,
     "backends": {"compression", *COMPRESSION, "checkpoints", "exports"},

@@ -14,9 +14,6 @@ from owl_compress.data.windows import CalibrationOptions, TokenWindows, resolve_
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe, n_tokens
 from owl_compress.errors import RequestError
-from owl_compress.importance.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
-from owl_compress.importance.refinement import refine_plan
-from owl_compress.importance.workshop import WorkOptions
 from owl_compress.memory import memory_errors
 from owl_compress.models.limits import check_vocabulary, resolve_seq_len
 from owl_compress.pipeline.feasibility import check_plan
@@ -24,6 +21,9 @@ from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_D
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.session import Session, read_text
 from owl_compress.progress import SILENT, Progress
+from owl_compress.refinement.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
+from owl_compress.refinement.refinement import refine_plan
+from owl_compress.refinement.workshop import WorkOptions
 
 __all__ = ["Attempt", "DamageText", "Refinement", "RefinementOptions", "Refining", "refine"]
 
@@ -62,7 +62,7 @@ def refine(
 
     The session is of a recipe with a plan; its model is unchanged afterwards. The plan is replaced only by
     one that, carried out on a copy, does less damage on windows that neither the backend saw nor the moves
-    were chosen on. See `owl_compress.importance.refinement.refine_plan`.
+    were chosen on. See `owl_compress.refinement.refinement.refine_plan`.
 
     Raises:
         RequestError: a request without a plan, a plan that cannot be carried out or in which nothing can

@@ -10,8 +10,8 @@ import pytest
 import owl_compress
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
-from owl_compress.importance.refined import RefinementOptions
 from owl_compress.pipeline.refining import DamageText
+from owl_compress.refinement.refined import RefinementOptions
 
 DAMAGE = ("--damage-samples", "2", "--damage-len", "16")
 
@@ -76,7 +76,7 @@ def test_python_gives_the_same_plan(
 def test_a_plan_that_cannot_get_better_is_written_as_it_came(
     here: Path, done: Command, bad: Path, refine: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl_compress.importance.swap_rounds.best_moves", lambda *_: ())
+    monkeypatch.setattr("owl_compress.refinement.swap_rounds.best_moves", lambda *_: ())
     outcome = done(*refine, "-o", "same.json")
     assert "nothing was gained, no moves that keep the budget gain anything" in outcome.err
     assert Plan.read("same.json") == Plan.read("bad.json")

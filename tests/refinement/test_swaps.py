@@ -9,8 +9,8 @@ import pytest
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.units import BitsGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.importance.steps import Steps
-from owl_compress.importance.swaps import Ledger, Move, best_moves, mean_level, move_between
+from owl_compress.refinement.steps import Steps
+from owl_compress.refinement.swaps import Ledger, Move, best_moves, mean_level, move_between
 
 MOST = 4
 

@@ -19,9 +19,9 @@ from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Bench, Divergence, Trial, Tried
 from owl_compress.importance.reference import DenseReference
-from owl_compress.importance.spending import Passes, Spending
 from owl_compress.models.structure import ModelStructure, found_again
 from owl_compress.progress import SILENT, Progress
+from owl_compress.refinement.spending import Passes, Spending
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 from owl_compress.walk.gradients import Salience

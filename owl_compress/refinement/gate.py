@@ -7,13 +7,13 @@ from functools import cached_property
 from owl_compress.documents.sensitivity import PartKind
 from owl_compress.documents.units import Grid
 from owl_compress.errors import RequestError
-from owl_compress.importance.block_copies import BlockCopies
 from owl_compress.importance.parts import Part, find_parts
 from owl_compress.importance.reference import DenseReference
-from owl_compress.importance.refined import Attempt, RefinementOptions
-from owl_compress.importance.steps import Steps
-from owl_compress.importance.swaps import Move
-from owl_compress.importance.workshop import Standing, Workshop, with_values
+from owl_compress.refinement.block_copies import BlockCopies
+from owl_compress.refinement.refined import Attempt, RefinementOptions
+from owl_compress.refinement.steps import Steps
+from owl_compress.refinement.swaps import Move
+from owl_compress.refinement.workshop import Standing, Workshop, with_values
 
 _ROUNDING = 1e-9
 

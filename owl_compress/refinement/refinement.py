@@ -21,17 +21,17 @@ from owl_compress.compression.statistics import check_statistics
 from owl_compress.device import given_device
 from owl_compress.documents.plan import ASKED_TARGET, AllocatorRecord, Plan
 from owl_compress.errors import RequestError
-from owl_compress.importance.evolution import Evolution
-from owl_compress.importance.gate import Gate
 from owl_compress.importance.parts import check_kind, usual_kind
 from owl_compress.importance.reference import DenseReference
-from owl_compress.importance.refined import Refinement, RefinementOptions, RefinementWindows
-from owl_compress.importance.spending import Spending
-from owl_compress.importance.steps import Steps
-from owl_compress.importance.swap_rounds import SwapRounds
-from owl_compress.importance.workshop import Standing, WorkOptions, Workshop
 from owl_compress.models.state import check_finite, evaluation_mode, parameter_device
 from owl_compress.models.structure import ModelStructure, check_compressible, find_structure
+from owl_compress.refinement.evolution import Evolution
+from owl_compress.refinement.gate import Gate
+from owl_compress.refinement.refined import Refinement, RefinementOptions, RefinementWindows
+from owl_compress.refinement.spending import Spending
+from owl_compress.refinement.steps import Steps
+from owl_compress.refinement.swap_rounds import SwapRounds
+from owl_compress.refinement.workshop import Standing, WorkOptions, Workshop
 from owl_compress.walk.agreement import settled_structure
 
 _CARRIED_ON = (ASKED_TARGET, "drift", "set", "skip")

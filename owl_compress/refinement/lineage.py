@@ -18,12 +18,12 @@ from random import Random
 from torch import Tensor
 
 from owl_compress.documents.plan import Plan
-from owl_compress.importance.block_copies import cost_of_copies
-from owl_compress.importance.gate import Gate
 from owl_compress.importance.parts import Part
 from owl_compress.importance.reference import DenseReference
-from owl_compress.importance.swaps import Ledger, Move, move_between
 from owl_compress.models.state import on_device
+from owl_compress.refinement.block_copies import cost_of_copies
+from owl_compress.refinement.gate import Gate
+from owl_compress.refinement.swaps import Ledger, Move, move_between
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.outputs import OutputDistribution
 

@@ -9,7 +9,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.sensitivity import PartKind
 from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DEFAULT_POSITIONS
-from owl_compress.importance.swaps import Move
+from owl_compress.refinement.swaps import Move
 
 Method = Literal["swaps", "evo"]
 
@@ -22,7 +22,7 @@ class RefinementOptions:
     """How a plan is refined.
 
     Attributes:
-        method: "swaps", or "evo", see `owl_compress.importance.evolution`.
+        method: "swaps", or "evo", see `owl_compress.refinement.evolution`.
         part: what moves at a time; None for what is usual in the unit, see `usual_kind`.
         step: off a grid, how far a part moves at a time; None for the usual.
         pairs: of moves that are made together in a round, at most.

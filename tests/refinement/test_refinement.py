@@ -18,11 +18,11 @@ from owl_compress.documents.plan import ASKED_TARGET, AllocatorRecord, LinearBud
 from owl_compress.documents.sensitivity import PartKind
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.importance.refined import Refinement, RefinementOptions, RefinementWindows
-from owl_compress.importance.refinement import refine_plan
-from owl_compress.importance.swap_rounds import SwapRounds
-from owl_compress.importance.workshop import WorkOptions, Workshop
 from owl_compress.models.structure import find_structure
+from owl_compress.refinement.refined import Refinement, RefinementOptions, RefinementWindows
+from owl_compress.refinement.refinement import refine_plan
+from owl_compress.refinement.swap_rounds import SwapRounds
+from owl_compress.refinement.workshop import WorkOptions, Workshop
 from owl_compress.walk.outputs import spread_positions
 
 MakeWindows = Callable[..., TokenWindows]

@@ -10,8 +10,8 @@ from torch import nn
 from owl_compress.compression.block_trials import BlockTrials, SharedInput
 from owl_compress.documents.units import Grid
 from owl_compress.errors import RequestError
-from owl_compress.importance.workshop import Workshop
 from owl_compress.models.state import on_device, parameter_device
+from owl_compress.refinement.workshop import Workshop
 
 _MODELS_KEPT = 3
 """Copies of blocks are kept up to this multiple of the bytes that all dense blocks have."""

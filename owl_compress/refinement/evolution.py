@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from random import Random
 
-from owl_compress.importance.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
-from owl_compress.importance.lineage import Lineage
-from owl_compress.importance.refined import DEFAULT_ROUNDS
-from owl_compress.importance.swap_rounds import SwapRounds
-from owl_compress.importance.swaps import Ledger, Move, move_between
-from owl_compress.importance.workshop import Standing
+from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
+from owl_compress.refinement.lineage import Lineage
+from owl_compress.refinement.refined import DEFAULT_ROUNDS
+from owl_compress.refinement.swap_rounds import SwapRounds
+from owl_compress.refinement.swaps import Ledger, Move, move_between
+from owl_compress.refinement.workshop import Standing
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from math import fsum
 
 from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Trial
-from owl_compress.importance.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
-from owl_compress.importance.refined import DEFAULT_ROUNDS
-from owl_compress.importance.swaps import Ledger, Move, best_moves, mean_level, move_between
-from owl_compress.importance.workshop import Standing
+from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
+from owl_compress.refinement.refined import DEFAULT_ROUNDS
+from owl_compress.refinement.swaps import Ledger, Move, best_moves, mean_level, move_between
+from owl_compress.refinement.workshop import Standing
 
 _AS_IT_IS = "the plan as it is"
 
