@@ -14,7 +14,7 @@ from owl_compress.walk.outputs import OutputDistribution, final_states, position
 TOKENS_AT_ONCE = 2048
 """Tokens that go through a block together: enough for matrix products to be fast."""
 
-DEFAULT_POSITIONS = 512
+DEFAULT_POSITIONS = 256
 """Positions whose predictions are compared, over all windows."""
 
 
