@@ -63,7 +63,3 @@ def test_a_broken_profile_is_one_line(refused: Callable[..., str], profile: Path
     assert "has 3 levels and 1 damages" in refused("allocate", profile, *SPARSITY, "-o", "plan.json")
     profile.write_text(json.dumps(content | {"schema": "owl-compress/sensitivity/2"}))
     assert "upgrade owl-compress" in refused("allocate", profile, *SPARSITY, "-o", "plan.json")
-
-
-def test_a_profile_is_no_picture_of_budgets(refused: Callable[..., str], profile: Path) -> None:
-    assert "is a sensitivity profile, which has no budgets" in refused("chart", profile, "-o", "x.png")

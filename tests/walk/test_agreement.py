@@ -348,7 +348,7 @@ def test_experts_that_no_token_reached_stay_and_may_be_spared(make_windows: Make
 
 def test_memory_that_runs_out_is_told_as_such(make_windows: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     model = odd(plainly, Block)
-    monkeypatch.setattr(BlockWalk, "run_block", lambda *_: (_ for _ in ()).throw(MemoryError))
+    monkeypatch.setattr(BlockWalk, "run_block", lambda *_, **__: (_ for _ in ()).throw(MemoryError))
     with pytest.raises(RequestError, match="out of memory while comparing"):
         settled_structure(model, find_structure(model), make_windows(1).ids)
 
