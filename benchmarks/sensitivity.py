@@ -40,7 +40,7 @@ from owl_compress.pipeline.refining import DamageText, RefinementOptions
 _CALIBRATION, _EVALUATION = 12, 20
 _DAMAGE_LEN = 128
 _FROM_DAMAGE = ("sensitivity", "refine")
-_COST_OF_REFINEMENT = 20_000.0
+_COST_OF_REFINEMENT = 60_000.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _try(
 
 
 def _refined(loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan) -> Plan:
-    """The plan after swaps for about the cost of a quarter of its profile, each gated."""
+    """The plan after swaps for about the cost of its profile: a round, carried out and gated."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         plan.write(path)
