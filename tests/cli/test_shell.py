@@ -87,7 +87,7 @@ def test_completing_an_option_loads_no_torch() -> None:
         (("run",), "missing argument MODEL: "),
         (("measure", "model"), "missing option --out / -o: File to write (see owl-compress measure --help)"),
         (("run", "m", "--sparsty", "0.3"), "unknown option --sparsty: did you mean '--sparsity'? (see "),
-        (("run", "m", "--jjj"), "unknown option --jjj: the help lists what there is (see owl-compress run"),
+        (("run", "m", "--yyyy"), "unknown option --yyyy: the help lists what there is (see owl-compress run"),
         (("run", "m", "--group-sze", "3"), "unknown option --group-sze: did you mean '--group-size'?"),
         (("--vers",), "unknown option --vers: did you mean '--version'?"),
         (("measure", "m", "--samples", "x", "-o", "r"), "--samples cannot be 'x': "),
