@@ -29,6 +29,7 @@ def main() -> None:
     introduction = f"# Measured\n\n{fill(_INTRODUCTION, _WIDTH)}\n"
     measured = [
         _sensitivity(),
+        _rank_correlation(),
         _unstructured(),
         _nm(),
         _bits(),
@@ -117,6 +118,21 @@ def _sensitivity() -> str:
     )
     header = ("target", "uniform", "owl", "linear-depth", "sensitivity", "refined", "damages")
     return _section("Budgets from measured damage", text, _table(header, cells))
+
+
+def _rank_correlation() -> str:
+    measures = ("fisher", "output-error", "lod@10", "lod@5")
+    cells = [
+        (row["name"], str(row["parts"]), *(f"{row[one]:.2f}" for one in measures))
+        for row in _rows("rank_correlation")
+    ]
+    text = (
+        "Spearman's rank correlation, over the parts of the model, of measures that cost less with the KL of "
+        "the profiles above; at each level by itself, and then the mean over the levels. (`rank_correlation.py`)"
+    )
+    return (
+        _section("Cheap measures of damage", text, _table(("", "parts", *measures), cells)) if cells else ""
+    )
 
 
 def _unstructured() -> str:
