@@ -128,7 +128,7 @@ def _rank_correlation() -> str:
     ]
     text = (
         "Spearman's rank correlation, over the parts of the model, of measures that cost less with the KL of "
-        "the profiles above; at each level by itself, and then the mean over the levels. (`rank_correlation.py`)"
+        "the profiles above; at each level by itself, and then the mean over levels. (`rank_correlation.py`)"
     )
     return (
         _section("Cheap measures of damage", text, _table(("", "parts", *measures), cells)) if cells else ""
