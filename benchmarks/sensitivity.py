@@ -31,11 +31,12 @@ from owl_compress.data.windows import TokenWindows, evaluation_windows, sample_w
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid
-from owl_compress.importance.profile import ProfileOptions, ProfileRun, profile
+from owl_compress.importance.profile import ProfileOptions, profile
 from owl_compress.importance.reference import DenseReference
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_
 from owl_compress.pipeline.refining import DamageText, RefinementOptions
+from owl_compress.pipeline.stages import identity_of
 
 _CALIBRATION, _EVALUATION = 12, 20
 _DAMAGE_LEN = 128
@@ -204,7 +205,9 @@ def _profile(
     start = perf_counter()
     options = ProfileOptions(part=subject.part, levels=subject.levels, grid=subject.grid, measure=Measure.KL)
     backend = BACKENDS.create(subject.backend, subject.options)
-    found = profile(loaded.model, backend, texts.calibration, texts.damage, options, ProfileRun())
+    found = profile(
+        loaded.model, backend, texts.calibration, texts.damage, options, identity=identity_of(loaded)
+    )
     found.write(path)
     print_row(
         "sensitivity",
