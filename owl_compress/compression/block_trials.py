@@ -1,6 +1,6 @@
 """One dense block compressed at several budgets, each on a copy of its own: the block itself stays dense."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import fsum
@@ -12,6 +12,7 @@ from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.units import Grid, Unit
 from owl_compress.models.anatomy import below
 from owl_compress.models.structure import BlockSite, LinearSite
+from owl_compress.walk.blocks import BlockVisit
 from owl_compress.walk.gradients import Salience
 from owl_compress.walk.input_statistics import Statistic
 
@@ -22,6 +23,22 @@ class SharedInput:
 
     linears: tuple[str, ...]
     statistic: Statistic | None
+
+
+def shared_inputs(
+    visit: BlockVisit, statistic: type[Statistic] | None, names: Collection[str], *, advance: bool
+) -> list[SharedInput]:
+    """What the linears of these `names` read in one block, gathered where there is a `statistic` to gather.
+
+    With `advance` the pass that gathers also feeds the next block. Without a statistic nothing is run, and
+    every linear is a group of its own.
+    """
+    if statistic is None:
+        return [SharedInput((linear.name,), None) for linear in visit.site.linears if linear.name in names]
+    gathered = visit.gather(statistic, names, advance=advance)
+    return [
+        SharedInput(tuple(linear.name for linear in group.linears), group.statistic) for group in gathered
+    ]
 
 
 @dataclass(frozen=True)

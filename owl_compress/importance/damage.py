@@ -22,7 +22,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from owl_compress.compression.block_trials import BlockTrials, SharedInput
+from owl_compress.compression.block_trials import BlockTrials, shared_inputs
 from owl_compress.compression.contract import Backend
 from owl_compress.documents.units import Grid
 from owl_compress.errors import RequestError
@@ -206,18 +206,10 @@ class Bench:
 
     def _trials(self, index: int, trials: Sequence[Trial], *, advance: bool) -> BlockTrials:
         """The dense block with what its linears read, for budgets to be tried on."""
-        site, statistic = self.dense[index], self.backend.statistic
         names = {name for trial in trials for name in trial.budgets}
-        if statistic is None:
-            groups = [SharedInput((linear.name,), None) for linear in site.linears if linear.name in names]
-        else:
-            with self.seen.visit(index, site) as visit:
-                gathered = visit.gather(statistic, names, advance=advance)
-            groups = [
-                SharedInput(tuple(linear.name for linear in group.linears), group.statistic)
-                for group in gathered
-            ]
-        return BlockTrials(self.backend, site, groups, self.grid, self.salience)
+        with self.seen.visit(index, self.dense[index]) as visit:
+            groups = shared_inputs(visit, self.backend.statistic, names, advance=advance)
+        return BlockTrials(self.backend, self.dense[index], groups, self.grid, self.salience)
 
     def _together(
         self,

@@ -313,13 +313,18 @@ def _trials(
     is_optional: bool,
 ) -> list[Trial]:
     """Every part at every level that is not known yet."""
-    there = {part.name: set(part.levels) for part in known.parts} if known else {}
     return [
         Trial(part.name, part.block, level, part.at(level), is_optional)
-        for part in parts
-        for level in levels
-        if level not in there.get(part.name, set())
+        for part, level in unmeasured(parts, levels, known)
     ]
+
+
+def unmeasured(
+    parts: Sequence[Part], levels: Sequence[float], known: SensitivityProfile | None
+) -> list[tuple[Part, float]]:
+    """Each part with each of the levels that `known` does not have of it."""
+    there = {part.name: set(part.levels) for part in known.parts} if known else {}
+    return [(part, level) for part in parts for level in levels if level not in there.get(part.name, set())]
 
 
 def _damages(parts: Sequence[Part], tried: Sequence[Tried], unit: Unit) -> tuple[PartDamage, ...]:

@@ -124,9 +124,7 @@ def _chosen(
         trial_damage=damage if isfinite(damage) else None,
         uniform_damage=equal if isfinite(equal) else None,
     )
-    if isfinite(damage) and not equal < damage:
-        return tried
-    if not isfinite(equal):
+    if not isfinite(equal) or (isfinite(damage) and damage <= equal):
         return tried
     told = (
         f"equal shares are carried out: on text held apart their damage is {equal:.4g} nats, that of "

@@ -26,6 +26,7 @@ from owl_compress.importance.profile import (
     ProfileRun,
     forward_tokens,
     profile,
+    unmeasured,
 )
 from owl_compress.memory import memory_errors
 from owl_compress.models.coverage import coverage_of
@@ -138,14 +139,9 @@ class Subject:
         levels: tuple[float, ...],
     ) -> float:
         """Forward tokens of the trials that are still to be made."""
-        there = {part.name: set(part.levels) for part in known.parts} if known else {}
+        parts = find_parts(self.structure, settings.part, self.names)
         places = {site.name: index for index, site in enumerate(self.structure.blocks)}
-        trials = [
-            places[part.block]
-            for part in find_parts(self.structure, settings.part, self.names)
-            for level in levels
-            if level not in there.get(part.name, set())
-        ]
+        trials = [places[part.block] for part, _ in unmeasured(parts, levels, known)]
         n_seen = self.statistics.ids.numel() if self.backend.statistic else 0
         return forward_tokens(trials, len(places), n_windows * length, n_seen, settings.measure)
 

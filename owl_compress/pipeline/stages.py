@@ -1,6 +1,6 @@
 """The stages one by one: what the Python interface offers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -289,9 +289,7 @@ def profile(  # noqa: PLR0913 - each is an option of the command line, too
     Raises:
         RequestError: see `owl_compress.importance.profile.profile`.
     """
-    if options and not isinstance(backend, str):
-        raise RequestError(f"options {sorted(options)} are for a backend given by name, not for {backend!r}")
-    method = by_block(BACKENDS.create(backend, options) if isinstance(backend, str) else backend)
+    method = by_block(_backend(backend, options))
     found, grid = (None, None) if levels is None else parsed_levels(levels, method.unit)
     chosen = ProfileOptions(
         part=None if part is None else _member(PartKind, part, "part"),
@@ -303,6 +301,20 @@ def profile(  # noqa: PLR0913 - each is an option of the command line, too
     )
     where = ProfileRun(device=given_device(device), batch_size=batch_size, progress=progress)
     return measured_profile(model, method, statistics, damage, chosen, where, known=known)
+
+
+def _backend(backend: str | AnyBackend, options: Mapping[str, Any]) -> AnyBackend:
+    """The backend that a user named, with `options` for it, or gave with its options.
+
+    Raises:
+        RequestError: unknown name or option, or options for one that has its own already.
+    """
+    if isinstance(backend, str):
+        created: AnyBackend = BACKENDS.create(backend, options)
+        return created
+    if options:
+        raise RequestError(f"options {sorted(options)} are for a backend given by name, not for {backend!r}")
+    return backend
 
 
 def _member(kind: type[_Enum], value: str, what: str) -> _Enum:
@@ -367,9 +379,7 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     Raises:
         RequestError: the request cannot be satisfied.
     """
-    if options and not isinstance(backend, str):
-        raise RequestError(f"options {sorted(options)} are for a backend given by name, not for {backend!r}")
-    method: AnyBackend = BACKENDS.create(backend, options) if isinstance(backend, str) else backend
+    method = _backend(backend, options)
     if isinstance(method, CheckpointBackend):
         raise RequestError(
             f"backend {method.name!r} writes a checkpoint of its own and compresses no model in memory: "

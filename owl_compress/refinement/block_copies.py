@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from owl_compress.compression.block_trials import BlockTrials, SharedInput
+from owl_compress.compression.block_trials import BlockTrials, shared_inputs
 from owl_compress.documents.units import Grid
 from owl_compress.errors import RequestError
 from owl_compress.models.state import on_device, parameter_device
@@ -41,16 +41,9 @@ class BlockCopies:
         trials = {}
         with closing(walk.visits(workshop.options.progress, "gathering statistics")) as visits:
             for visit in visits:
-                own = [linear.name for linear in visit.site.linears if linear.name in names]
-                if not own:
+                if all(linear.name not in names for linear in visit.site.linears):
                     continue
-                groups = [SharedInput((name,), None) for name in own]
-                if backend.statistic is not None:
-                    gathered = visit.gather(backend.statistic, set(own), advance=True)
-                    groups = [
-                        SharedInput(tuple(linear.name for linear in group.linears), group.statistic)
-                        for group in gathered
-                    ]
+                groups = shared_inputs(visit, backend.statistic, names, advance=True)
                 trials[visit.site.name] = BlockTrials(backend, visit.site, groups, grid, workshop.salience)
         workshop.spending.add(cost_of_copies(workshop))
         return cls(trials, _MODELS_KEPT * sum(_bytes(one.module) for one in workshop.structure.blocks))
