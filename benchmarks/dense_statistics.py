@@ -9,13 +9,12 @@ to the compressed one (measuring, allocating, compressing), in all threads. With
 is changed by a millionth of itself first: the spread over seeds is what a figure owes to chance.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter, process_time
 from typing import Any, get_args
 
-from perplexity import perturb_
+from perplexity import parser_for, perturb_, protocol
 from rows import print_row
 
 from owl_compress import Recipe, Session, load, make_plan, perplexity
@@ -53,25 +52,10 @@ def _cases() -> list[Case]:
 
 def main() -> None:
     """Load the model once, and give every method the same dense weights, twice."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--calib", required=True)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--only", default="", help="only methods whose name contains this")
+    parser = parser_for(__doc__)
     parser.add_argument("--source", choices=get_args(StatisticsSource), help="only this one")
-    parser.add_argument(
-        "--perturb", type=int, default=0, help="seed of a relative change of 1e-6; 0 for none"
-    )
     arguments = parser.parse_args()
-    shared = {
-        "model": "builtin",
-        "calib": arguments.calib,
-        "data": arguments.data,
-        "sampling": "first",
-        "samples": 12,
-        "measure_samples": 12,
-        "seq_len": 512,
-        "max_windows": 20,
-    }
+    shared = protocol(arguments)
     sources = [arguments.source] if arguments.source else get_args(StatisticsSource)
     loaded = load("builtin")
     if arguments.perturb:

@@ -90,17 +90,21 @@ def _cases() -> list[Case]:
     return cases
 
 
-def main() -> None:
-    """Load the model once, and give every method the same dense weights."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser_for(description: str | None) -> argparse.ArgumentParser:
+    """What the command line of a benchmark with this protocol takes."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--calib", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--only", default="", help="only methods whose name contains this")
     parser.add_argument(
         "--perturb", type=int, default=0, help="seed of a relative change of 1e-6; 0 for none"
     )
-    arguments = parser.parse_args()
-    shared = {
+    return parser
+
+
+def protocol(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the recipes of all methods share."""
+    return {
         "model": "builtin",
         "calib": arguments.calib,
         "data": arguments.data,
@@ -110,6 +114,12 @@ def main() -> None:
         "seq_len": 512,
         "max_windows": 20,
     }
+
+
+def main() -> None:
+    """Load the model once, and give every method the same dense weights."""
+    arguments = parser_for(__doc__).parse_args()
+    shared = protocol(arguments)
     cases = [case for case in _cases() if arguments.only in case.name]
     requests = [Request.of(Recipe.from_options({**shared, **case.options})) for case in cases]
     loaded = load("builtin")

@@ -127,7 +127,7 @@ def refinement_table(source: Plan, found: "Refinement") -> Sheet:
 
 def _level(plan: Plan, level: float) -> str:
     if isinstance(plan.grid, KeptOfGrid):
-        return f"{level * plan.grid.kept_of:.4g}:{plan.grid.kept_of}"
+        return plan.grid.shown(level)
     return f"{level:.4g}"
 
 

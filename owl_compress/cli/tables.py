@@ -94,7 +94,7 @@ _Curve = dict[str, tuple[float, float]]
 def _damage_by_level(profile: SensitivityProfile, part: PartDamage) -> _Curve:
     def words(level: float) -> str:
         if profile.grid is not None:
-            return f"{level * profile.grid.kept_of:.4g}:{profile.grid.kept_of}"
+            return profile.grid.shown(level)
         return f"{level:.3g}"
 
     pairs = zip(part.levels, part.damage, strict=True)

@@ -74,6 +74,10 @@ class KeptOfGrid(Frozen):
         """All densities on the grid, rising."""
         return tuple(kept / self.kept_of for kept in range(self.kept_of + 1))
 
+    def shown(self, density: float) -> str:
+        """A density, or a mean of several, as people write it: "3:8"."""
+        return f"{density * self.kept_of:.4g}:{self.kept_of}"
+
     def kept(self, density: float) -> int:
         """N of the N:M that a density on the grid stands for."""
         return round(density * self.kept_of)

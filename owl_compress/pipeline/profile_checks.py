@@ -14,8 +14,11 @@ from owl_compress.pipeline.methods import BACKENDS
 _AGAIN = "ask for a budget of that kind, or measure another profile"
 
 
-def by_block(backend: AnyBackend) -> Backend:
-    """The backend, if it can compress a part of a model alone.
+def by_block(
+    backend: AnyBackend,
+    remedy: str = "measure a profile with {able}, allocate from it, and use compress --plan",
+) -> Backend:
+    """The backend, if it can compress a part of a model alone; `remedy` is what to do with those that can.
 
     Raises:
         RequestError: it cannot; those of the same unit that can are named.
@@ -25,8 +28,8 @@ def by_block(backend: AnyBackend) -> Backend:
     others = [name for name in BACKENDS.names() if BACKENDS.load(name).unit is backend.unit]
     able = [name for name in others if hasattr(BACKENDS.load(name), Backend.compress_block_.__name__)]
     raise RequestError(
-        f"backend {backend.name!r} writes whole checkpoints, so it compresses no part alone: measure a "
-        f"profile with {' or '.join(map(repr, able))}, allocate from it, and use compress --plan"
+        f"backend {backend.name!r} writes whole checkpoints, so it compresses no part alone: "
+        f"{remedy.format(able=' or '.join(map(repr, able)))}"
     )
 
 

@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from owl_compress.arguments import checked
-from owl_compress.compression.contract import Backend, CheckpointBackend
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
@@ -17,6 +16,7 @@ from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.models.limits import check_vocabulary, resolve_seq_len
 from owl_compress.pipeline.feasibility import check_plan
+from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.session import Session, read_text
@@ -29,6 +29,8 @@ __all__ = ["Attempt", "DamageText", "Refinement", "RefinementOptions", "Refining
 
 _OWN = ("part", "damage_samples", "damage_len", "damage_data", "positions", "max_cost")
 """Options that say how damage is measured, under their names in a recipe."""
+
+_BY_OTHERS = "refine the plan with {able}, and carry it out with this one"
 
 _GATE_SEED = 1
 """Added to the seed for the windows of the gate."""
@@ -69,7 +71,7 @@ def refine(
             move, a backend that writes whole checkpoints, or too little text.
     """
     options, damage = options or RefinementOptions(), damage or DamageText()
-    plan, backend = _plan_of(session), by_block(session.request)
+    plan, backend = _plan_of(session), by_block(session.request.backend, _BY_OTHERS)
     session.check_fresh()
     plan.check_fits(session.structure.linear_sizes)
     check_plan(session, plan)
@@ -96,20 +98,6 @@ def _plan_of(session: Session) -> Plan:
     if plan is None:
         raise RequestError("the request has no plan to refine: name one, as plan in its recipe")
     return plan
-
-
-def by_block(request: Request) -> Backend:
-    """The backend, if it compresses single blocks.
-
-    Raises:
-        RequestError: it writes whole checkpoints.
-    """
-    if isinstance(request.backend, CheckpointBackend):
-        raise RequestError(
-            f"backend {request.backend.name!r} writes whole checkpoints, so that no part can be tried alone: "
-            "refine the plan with another backend of the same unit, and carry it out with this one"
-        )
-    return request.backend
 
 
 def set_by_hand(plan: Plan) -> frozenset[str]:
@@ -179,7 +167,7 @@ class Refining:
         plain = {name: value for name, value in given.items() if name not in _OWN}
         recipe = Recipe.from_options({"samples": DEFAULT_MEASURE_SAMPLES} | plain, "options")
         request = Request.of(recipe, consent=consent)
-        by_block(request)
+        by_block(request.backend, _BY_OTHERS)
         text = None
         if asked.damage_data is not None or request.backend.statistic is None:
             text = read_text(

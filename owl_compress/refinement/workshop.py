@@ -93,13 +93,10 @@ class Workshop:
         """What goes through the model for the backend's statistics."""
         asked, windows, backend = asked_statistics(self.backend), self.calibration, self.backend
         n_tokens = windows.ids.numel() if asked and windows is not None else 0
-        reads_gradients = isinstance(backend, GradientReader) and backend.reads_gradients
-        n_gradient_tokens = (
-            windows_of_gradients(backend, windows).ids.numel()
-            if windows is not None and isinstance(backend, GradientReader) and reads_gradients
-            else 0
-        )
-        survey = self.backend.survey
+        n_gradient_tokens = 0
+        if windows is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
+            n_gradient_tokens = windows_of_gradients(backend, windows).ids.numel()
+        survey = backend.survey
         surveys = survey is not None and survey.statistic is not None
         return Passes(n_tokens, n_gradient_tokens, surveys, self.options.statistics == "dense")
 
@@ -169,10 +166,11 @@ class Workshop:
             progress=self.options.progress,
         )
 
-    def walk(self, windows: TokenWindows | None) -> BlockWalk:
-        """A walk over the dense model on windows of statistics; on none it runs nothing."""
+    def walk(self, windows: TokenWindows | None, at: Standing | None = None) -> BlockWalk:
+        """A walk over the dense model, or that `at` a plan, on some windows; on none it runs nothing."""
         batches = windows.batches(self.options.batch_size) if windows is not None else ()
-        return BlockWalk(self.model, self.structure, batches, device=self.device)
+        of = at or self
+        return BlockWalk(of.model, of.structure, batches, device=self.device)
 
     @property
     def seen(self) -> TokenWindows | None:
@@ -185,16 +183,12 @@ class Workshop:
         Raises:
             RequestError: see `Bench.tried`.
         """
-        batches = self.seen.batches(self.options.batch_size) if self.seen is not None else ()
-        if self.options.statistics == "dense":
-            seen = BlockWalk(self.model, self.structure, batches, device=self.device)
-        else:
-            seen = BlockWalk(at.model, at.structure, batches, device=self.device)
+        is_dense = self.options.statistics == "dense"
         damaged = BlockWalk(
             at.model, at.structure, reference.windows.batches(reference.batch_size), device=self.device
         )
         bench = Bench(
-            seen=seen,
+            seen=self.walk(self.seen, None if is_dense else at),
             damaged=damaged,
             dense=self.structure.blocks,
             backend=self.backend,
