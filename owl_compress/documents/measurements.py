@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, computed_field
 
-from owl_compress.documents.document import Frozen
+from owl_compress.documents.document import Frozen, is_none
 from owl_compress.documents.provenance import CalibrationRecord
 
 Kernel = Literal["dense", "semi-structured"]
@@ -24,11 +24,32 @@ class PerplexityRecord(Frozen):
     n_params: int
 
 
+class AgreementRecord(Frozen):
+    """How nearly a model predicts what the dense model predicts, on the windows of one text.
+
+    Both see the same tokens; compared are their distributions of the next token at every scored position.
+    """
+
+    kl: float = Field(ge=0, description="KL(dense ‖ model) in nats, mean over the positions; 0 is the same")
+    top1: float = Field(
+        ge=0, le=1, description="share of positions where both find the same token the likeliest"
+    )
+    positions: PositiveInt = Field(description="that were compared: the tokens scored")
+    against: str = Field(description="the dense model: id, folder or file")
+    data: str
+    windows: PositiveInt
+    seq_len: PositiveInt
+    bos: str
+
+
 class Evaluation(Frozen):
     """The same text before and after."""
 
     dense: PerplexityRecord
     compressed: PerplexityRecord
+    agreement: AgreementRecord | None = Field(
+        default=None, exclude_if=is_none, description="of the compressed model with the dense one, if asked"
+    )
 
 
 class Footprint(Frozen):
