@@ -41,7 +41,8 @@ from owl_compress.pipeline.stages import identity_of
 _CALIBRATION, _EVALUATION = 12, 20
 _DAMAGE_LEN = 128
 _FROM_DAMAGE = ("sensitivity", "refine")
-_COST_OF_REFINEMENT = 60_000.0
+_COSTS = {"refine": 60_000.0, "evo": 600_000.0}
+"""Forward tokens: about those of a profile, and ten times as many."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--target", default="", help="only targets that contain this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damage-samples", type=int, default=4)
-    parser.add_argument("--methods", default="sensitivity", help="allocators or refine, by comma")
+    parser.add_argument("--methods", default="sensitivity", help="allocators, refine or evo, by comma")
     arguments = parser.parse_args()
     loaded = load("builtin")
     texts = Texts.of(loaded, arguments)
@@ -158,12 +159,12 @@ def _try(
 ) -> dict[str, Any]:
     is_profiled = method in _FROM_DAMAGE and found is not None
     given = {"model": "builtin", "calib": "builtin", "backend": subject.backend, **subject.options}
-    allocator = "uniform" if is_profiled else method
+    allocator = "uniform" if is_profiled or method in _COSTS else method
     recipe = Recipe.from_options({**given, **target, "allocator": allocator})
     copy = Session.open(recipe, loaded, texts.calibration).on_a_copy()
     plan = allocate(found, "sensitivity", copy.request.target) if is_profiled else make_plan(copy)[1]
-    if method == "refine":
-        plan = _refined(loaded, texts, {**given, **subject.options}, plan)
+    if method in _COSTS:
+        plan = _refined(loaded, texts, {**given, **subject.options}, plan, method)
     result = compress_(copy, plan)
     damage = texts.dense.divergence_of(copy.loaded.model)
     return {
@@ -177,13 +178,13 @@ def _try(
     }
 
 
-def _refined(loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan) -> Plan:
-    """The plan after swaps for about the cost of its profile: a round, carried out and gated."""
+def _refined(loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan, method: str) -> Plan:
+    """The plan after swaps for about the cost of its profile, or evolved for ten times as much."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         plan.write(path)
         session = Session.open(Recipe.from_options({**given, "plan": str(path)}), loaded, texts.calibration)
-        options = RefinementOptions(max_cost=_COST_OF_REFINEMENT)
+        options = RefinementOptions(method="evo" if method == "evo" else "swaps", max_cost=_COSTS[method])
         found = refine(session, options, DamageText(text=texts.calibration_text))
     return found.plan
 
