@@ -60,6 +60,24 @@ def load_plain(text: str) -> Any:
     return yaml.load(text, Loader=Loader)  # noqa: S506
 
 
+def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
+    """The line, counted from 1, of every key of a text that `load_plain` has read, by the way to it.
+
+    The way leads through keys and, in lists, through numbers counted from 0.
+    """
+    found: dict[tuple[str | int, ...], int] = {}
+    todo: list[tuple[tuple[str | int, ...], yaml.Node | None]] = [((), yaml.compose(text, Loader=Loader))]
+    while todo:
+        way, node = todo.pop()
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                found[(*way, key.value)] = key.start_mark.line + 1
+                todo.append(((*way, key.value), value))
+        elif isinstance(node, yaml.SequenceNode):
+            todo += [((*way, place), item) for place, item in enumerate(node.value)]
+    return found
+
+
 def _check_plain(text: str) -> None:
     """Look at the events, which do not nest, before anything is built of them."""
     depth = 0
