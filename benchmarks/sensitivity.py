@@ -32,7 +32,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.importance.profile import ProfileOptions, profile
-from owl_compress.importance.reference import DenseReference
+from owl_compress.importance.reference import DEFAULT_POSITIONS, DenseReference
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_
 from owl_compress.pipeline.refining import DamageText, RefinementOptions
@@ -111,7 +111,8 @@ class Texts:
             loaded.tokenizer, data, seq_len=SEQ_LEN, bos="first", max_windows=_EVALUATION
         )
         structure = find_structure(loaded.model)
-        dense = DenseReference.of(loaded.model, structure, damage, torch.device("cpu"))
+        cpu, positions = torch.device("cpu"), arguments.positions
+        dense = DenseReference.of(loaded.model, structure, damage, cpu, n_positions=positions)
         return cls(calibration, damage, evaluation, dense, calib)
 
 
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--target", default="", help="only targets that contain this")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--damage-samples", type=int, default=4)
+    parser.add_argument("--positions", type=int, default=DEFAULT_POSITIONS)
     parser.add_argument("--methods", default="sensitivity", help="allocators, refine or evo, by comma")
     arguments = parser.parse_args()
     loaded = load("builtin")
@@ -204,7 +206,13 @@ def _profile(
     if path.is_file():
         return SensitivityProfile.read(path)
     start = perf_counter()
-    options = ProfileOptions(part=subject.part, levels=subject.levels, grid=subject.grid, measure=Measure.KL)
+    options = ProfileOptions(
+        part=subject.part,
+        levels=subject.levels,
+        grid=subject.grid,
+        measure=Measure.KL,
+        positions=arguments.positions,
+    )
     backend = BACKENDS.create(subject.backend, subject.options)
     found = profile(
         loaded.model, backend, texts.calibration, texts.damage, options, identity=identity_of(loaded)
