@@ -86,7 +86,8 @@ class DamageRecord(Frozen):
     Damage is KL(dense ‖ compressed) in nats. `predicted`, the sum of the damages of single parts, is in the
     `measure` of the profile; `ratio` compares it with the damage on the windows of the profile, which tells
     how nearly damages add up. Before the plan was carried out, it was tried beside equal shares on windows of
-    neither profile nor statistics, on few windows of statistics: `trial_damage` and `uniform_damage`.
+    neither profile nor statistics, on few windows of statistics: `trial_damage` and `uniform_damage`. The
+    plan is carried out where it had less damage by at least the `standard_error` of the difference.
     """
 
     measure: str
@@ -95,7 +96,10 @@ class DamageRecord(Frozen):
     ratio: float | None = Field(description="predicted / damage; None for measures that are in no nats")
     trial_damage: float | None = Field(description="of the plan of the allocator; None if not tried")
     uniform_damage: float | None = Field(description="of equal shares, likewise")
-    carried_out: Literal["plan", "uniform"] = Field(description="which of the two had less damage")
+    standard_error: float | None = Field(
+        None, exclude_if=is_none, description="of the difference between the two, over these windows"
+    )
+    carried_out: Literal["plan", "uniform"] = Field(description="which of the two was chosen")
     windows: CalibrationRecord = Field(description="that `damage` was measured on")
 
 

@@ -62,8 +62,17 @@ class DenseReference:
 
     def divergence_of(self, model: nn.Module, progress: Progress = SILENT) -> float:
         """KL(dense ‖ `model`) in nats, mean over the positions; the same model, or a copy, compressed."""
-        structure = found_again(model, self.structure)
-        batches = self.windows.batches(self.batch_size)
-        states = final_states(model, structure, batches, self.device, progress)
+        structure, states = self._run(model, progress)
         (divergence,) = self.distribution(model, structure).divergences([states])
         return divergence
+
+    def divergence_by_window(self, model: nn.Module, progress: Progress = SILENT) -> list[float]:
+        """The same for each window, mean over its positions."""
+        structure, states = self._run(model, progress)
+        return self.distribution(model, structure).divergences_by_window(states)
+
+    def _run(self, model: nn.Module, progress: Progress) -> tuple[ModelStructure, list[Tensor]]:
+        """The blocks of `model`, and what leaves the last of them."""
+        structure = found_again(model, self.structure)
+        batches = self.windows.batches(self.batch_size)
+        return structure, final_states(model, structure, batches, self.device, progress)

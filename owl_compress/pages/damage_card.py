@@ -60,6 +60,7 @@ def _what_came_of_it(record: DamageRecord) -> str:
         ("the compressed model, on the windows of the profile (KL)", record.damage),
         ("tried before, on windows held apart: budgets from damages (KL)", record.trial_damage),
         ("tried before, on the same windows: equal shares (KL)", record.uniform_damage),
+        ("standard error of the difference between the two", record.standard_error),
     ]
     lines = [table(("", "damage"), ((what, f"{it:.4g}") for what, it in rows if it is not None))]
     if record.ratio is not None:
@@ -68,5 +69,8 @@ def _what_came_of_it(record: DamageRecord) -> str:
             "parts add up exactly at 1."
         )
     if record.carried_out == "uniform":
-        lines.append("Equal shares had less damage than the budgets from damages, and were carried out.")
+        lines.append(
+            "Equal shares were carried out: the budgets from damages did not have less damage than these by "
+            "more than chance."
+        )
     return "\n\n".join(lines)

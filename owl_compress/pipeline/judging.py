@@ -2,12 +2,14 @@
 
 Damages of single parts need not add up. So before such a plan is carried out, it is carried out on a copy of
 the model, on few windows of statistics, and so are equal shares; their own damage is measured on windows that
-neither statistics nor profile saw, and equal shares are taken where they have less.
+neither statistics nor profile saw. The plan is taken where it has less damage by more than chance, that is by
+at least the standard error of the difference over these windows, and equal shares otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from statistics import fmean, stdev
 
 from owl_compress.allocators import EQUAL_SHARES
 from owl_compress.data.windows import TokenWindows, sample_windows
@@ -28,6 +30,9 @@ CarryOut = Callable[[Session, Plan], Result]
 _OTHER_SEED = 1
 """Added to the seed for windows held apart: the next ones of the same draw would be no others."""
 
+_SIZE = 2
+"""Windows to judge on, for each of the profile, and positions likewise."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -38,6 +43,7 @@ class Judged:
         profile: that it was made from; None where it was made from none, and nothing is known.
         dense: what the dense model makes of the windows of the profile.
         trial_damage, uniform_damage: of the allocator's plan and of equal shares, on windows held apart.
+        standard_error: of their difference.
         is_uniform: whether equal shares were taken.
         notes: for the result.
     """
@@ -47,6 +53,7 @@ class Judged:
     dense: DenseReference | None = None
     trial_damage: float | None = None
     uniform_damage: float | None = None
+    standard_error: float | None = None
     is_uniform: bool = False
     notes: tuple[str, ...] = ()
 
@@ -69,6 +76,7 @@ class Judged:
             ratio=predicted / damage if is_alike and predicted is not None else None,
             trial_damage=self.trial_damage,
             uniform_damage=self.uniform_damage,
+            standard_error=self.standard_error,
             carried_out="uniform" if self.is_uniform else "plan",
             windows=self.dense.windows.record,
         )
@@ -91,7 +99,7 @@ def judge(
     own = drawn_again(subject, source, session)
     taken = tuple(windows for windows in (subject.statistics, own) if windows is not None)
     record = source.damage_text
-    apart = subject.windows_apart(record.sequences, record.seq_len, taken, _OTHER_SEED)
+    apart = subject.windows_apart(_SIZE * record.sequences, record.seq_len, taken, _OTHER_SEED)
     notes = () if own else (f"damage is measured on {apart.record.source}, not on the text of the profile",)
     dense = _reference(session, source, own or apart)
     judged = Judged(plan, source, dense, notes=notes)
@@ -101,45 +109,61 @@ def judge(
         return judged  # nothing to compare with
     if uniform.budgets == plan.budgets:
         return judged
-    return _chosen(session, judged, uniform, _reference(session, source, apart), carry_out)
+    return _chosen(session, judged, uniform, _reference(session, source, apart, _SIZE), carry_out)
 
 
 def _chosen(
     session: Session, judged: Judged, uniform: Plan, apart: DenseReference, carry_out: CarryOut
 ) -> Judged:
-    """The better of the plan and equal shares, by the damage that each does to a copy of the model."""
+    """The plan if it does a copy of the model less damage than equal shares do, by more than chance."""
 
-    def damage_of(plan: Plan) -> float:
+    def damages_of(plan: Plan) -> list[float]:
         copy = replace(session, calibration=session.profiled_windows).on_a_copy()
         carry_out(copy, plan)
-        return apart.divergence_of(copy.loaded.model, session.progress)
+        return apart.divergence_by_window(copy.loaded.model, session.progress)
 
-    damage = damage_of(judged.plan)
+    of_plan = damages_of(judged.plan)
     try:
-        equal = damage_of(uniform)
+        of_equal = damages_of(uniform)
     except RequestError as error:
         return replace(judged, notes=(*judged.notes, f"equal shares could not be tried: {error}"))
+    damage, equal = fmean(of_plan), fmean(of_equal)
+    error_of_gain = _standard_error_of_gain(of_plan, of_equal)
     tried = replace(
         judged,
         trial_damage=damage if isfinite(damage) else None,
         uniform_damage=equal if isfinite(equal) else None,
+        standard_error=error_of_gain,
     )
-    if not isfinite(equal) or (isfinite(damage) and damage <= equal):
+    if not isfinite(equal) or (isfinite(damage) and equal - damage >= (error_of_gain or 0.0)):
         return tried
     told = (
         f"equal shares are carried out: on text held apart their damage is {equal:.4g} nats, that of "
         f"the plan by {judged.plan.allocator.name} {damage:.4g}"
     )
+    if damage < equal and error_of_gain is not None:
+        told += f", which is less by no more than chance (standard error {error_of_gain:.2g})"
     return replace(tried, plan=uniform, is_uniform=True, notes=(*judged.notes, told))
 
 
-def _reference(session: Session, profile: SensitivityProfile, windows: TokenWindows) -> DenseReference:
+def _standard_error_of_gain(of_plan: Sequence[float], of_equal: Sequence[float]) -> float | None:
+    """Of the mean difference over windows; None where there is one window, or a damage is no number."""
+    gains = [equal - own for own, equal in zip(of_plan, of_equal, strict=True)]
+    if len(gains) < 2 or not all(map(isfinite, gains)):
+        return None
+    return float(stdev(gains) / len(gains) ** 0.5)
+
+
+def _reference(
+    session: Session, profile: SensitivityProfile, windows: TokenWindows, size: int = 1
+) -> DenseReference:
+    """The dense model on `windows`, at `size` times as many positions as damages are of."""
     return DenseReference.of(
         session.loaded.model,
         session.structure,
         windows,
         session.request.device,
-        n_positions=profile.positions or DEFAULT_POSITIONS,
+        n_positions=size * (profile.positions or DEFAULT_POSITIONS),
         batch_size=session.recipe.batch_size,
         progress=session.progress,
     )

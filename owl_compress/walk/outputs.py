@@ -18,7 +18,7 @@ States = Sequence[Tensor]
 """Hidden states behind the last block by batch, each of shape [batch, seq_len, hidden]."""
 
 _Comparison = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What is taken of two log-distributions [positions, vocabulary] and the next tokens [positions]."""
+"""What is taken of two log-distributions [positions, vocabulary] and the next tokens, [positions]."""
 
 _HOST = torch.device("cpu")
 _LOGITS_AT_ONCE = 2**23
@@ -102,24 +102,27 @@ class OutputDistribution:
 
     def divergences(self, others: Sequence[States]) -> list[float]:
         """KL(this ‖ other) in nats, mean over the positions, for each of the `others`."""
+        return self._means(others, _divergence)
 
-        def divergence(own: Tensor, other: Tensor, _targets: Tensor) -> Tensor:
-            # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
-            difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
-            return difference.mul_(own.exp()).sum(dim=1)
-
-        return self._means(others, divergence)
+    def divergences_by_window(self, other: States) -> list[float]:
+        """KL(this ‖ other) in nats, mean over the positions of each window."""
+        (compared,) = self._compared([other], _divergence)
+        return [float(one) for one in compared.reshape(-1, len(self._positions)).mean(dim=1)]
 
     def losses(self, others: Sequence[States]) -> list[float]:
         """Negative log-likelihood of the next token beyond this model's, mean over the positions."""
 
         def excess(own: Tensor, other: Tensor, targets: Tensor) -> Tensor:
-            return (own - other).gather(1, targets[:, None])
+            return (own - other).gather(1, targets[:, None])[:, 0]
 
         return self._means(others, excess)
 
     def _means(self, others: Sequence[States], of: _Comparison) -> list[float]:
-        sums = [0.0] * len(others)
+        return [float(compared.sum()) / self.n_positions for compared in self._compared(others, of)]
+
+    def _compared(self, others: Sequence[States], of: _Comparison) -> list[Tensor]:
+        """What is taken of this and each of the `others`, float64 [windows * positions]."""
+        found: list[list[Tensor]] = [[] for _ in others]
         selected = [self._at_positions(states) for states in others]
         size = self._chunk_size()
         with evaluation_mode(self._model), torch.no_grad():
@@ -127,10 +130,10 @@ class OutputDistribution:
                 chosen = slice(start, start + size)
                 own = self._log_probabilities(self._states[chosen])
                 targets = self._targets[chosen].to(own.device)
-                for index, states in enumerate(selected):
+                for pieces, states in zip(found, selected, strict=True):
                     compared = of(own, self._log_probabilities(states[chosen]), targets)
-                    sums[index] += float(compared.sum(dtype=torch.float64))
-        return [total / self.n_positions for total in sums]
+                    pieces.append(compared.to(_HOST, torch.float64))
+        return [torch.cat(pieces) for pieces in found]
 
     def _chunk_size(self) -> int:
         with torch.no_grad():
@@ -160,3 +163,9 @@ class OutputDistribution:
                 "what this model does behind its last block looks at more than one position at a time: "
                 "damage to its output cannot be measured; use --measure output-error"
             )
+
+
+def _divergence(own: Tensor, other: Tensor, _targets: Tensor) -> Tensor:
+    # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
+    difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
+    return difference.mul_(own.exp()).sum(dim=1)

@@ -1,6 +1,7 @@
 """Budgets from damages in one go: measured, tried beside equal shares, carried out and written down."""
 
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -123,24 +124,41 @@ class TestTheResult:
 
 
 class TestTheGate:
-    """Equal shares are carried out where they do less damage on text that neither side saw."""
+    """A plan is carried out where it does less damage, by more than chance, on text that neither side saw."""
 
-    @pytest.mark.parametrize(("of_plan", "of_uniform", "taken"), [(2.0, 1.0, "uniform"), (1.0, 1.0, "plan")])
+    # The standard error of three gains 0, .1 and .8 is .25: a mean of .3 is more than that; of 0, -.1, .4 it
+    # is .15, and a mean of .1 is not.
+    @pytest.mark.parametrize(
+        ("of_plan", "of_uniform", "taken"),
+        [
+            ([2.0, 2.0, 2.0], [1.0, 1.0, 1.0], "uniform"),
+            ([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], "plan"),
+            ([1.0, 1.0, 1.0], [1.0, 1.1, 1.8], "plan"),
+            ([1.0, 1.0, 1.0], [1.0, 0.9, 1.4], "uniform"),
+            ([2.0], [2.1], "plan"),
+            ([inf, 1.0, 1.0], [1.0, 1.0, 1.0], "uniform"),
+            ([1.0, 1.0, 1.0], [inf, 1.0, 1.0], "plan"),
+        ],
+    )
     def test_the_smaller_damage_wins(
-        self, here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, of_plan: float,
-        of_uniform: float, taken: str,
+        self, here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, of_plan: list[float],
+        of_uniform: list[float], taken: str,
     ) -> None:  # fmt: skip
-        damages = iter([of_plan, of_uniform, 0.5])
-        monkeypatch.setattr(DenseReference, "divergence_of", lambda *_: next(damages))
+        damages = iter([of_plan, of_uniform])
+        monkeypatch.setattr(DenseReference, "divergence_by_window", lambda *_: next(damages))
+        monkeypatch.setattr(DenseReference, "divergence_of", lambda *_: 0.5)
         outcome = run(recipe("wanda", **SHORT, nm="3:8"), None)
         record = outcome.result.sensitivity
         assert record is not None
-        assert (record.trial_damage, record.uniform_damage, record.damage) == (of_plan, of_uniform, 0.5)
+        assert record.damage == 0.5
+        for found, given in ((record.trial_damage, of_plan), (record.uniform_damage, of_uniform)):
+            assert found == (None if inf in given else pytest.approx(sum(given) / len(given)))
         assert record.carried_out == taken
         is_uniform = {row.value for row in outcome.plan.budgets} == {0.375}
         assert is_uniform == (taken == "uniform")
         noted = [note for note in outcome.result.notes if note.startswith("equal shares are carried out")]
         assert len(noted) == is_uniform
+        assert any("no more than chance" in note for note in noted) == (0.9 in of_uniform)
 
     def test_damages_are_those_of_both_plans_on_windows_held_apart(
         self, here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
