@@ -1,7 +1,7 @@
 """Token ids of long texts: piece by piece, as many as are needed, and the same as of the text in one go."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -23,6 +23,29 @@ _AGREEING = 16
 """Tokens on either side of a seam in which both pieces must agree."""
 
 
+@dataclass(frozen=True, eq=False)
+class PlacedTokens:
+    """Token ids [tokens], int64, and where each ends in the text.
+
+    `ends` [tokens] counts characters from the start of the text and never falls: a token stands for what lies
+    between the end of the one before it and its own. So every character belongs to one token: what a
+    tokenizer leaves out between two of them (a space, often) to the second, and a character that several
+    tokens spell byte by byte to the first of these. Special tokens stand for nothing. None where the
+    tokenizer does not tell.
+    """
+
+    ids: Tensor
+    ends: Tensor | None
+
+    def extents(self, text: str, runs: Iterable[tuple[int, int]]) -> Tensor | None:
+        """Characters and bytes of UTF-8 that runs of tokens [start, stop) of `text` stand for, [runs, 2]."""
+        if self.ends is None:
+            return None
+        begins = [0, *self.ends.tolist()]  # of each token, and the end of the last
+        pieces = [text[begins[start] : begins[stop]] for start, stop in runs]
+        return torch.tensor([(len(piece), len(piece.encode())) for piece in pieces], dtype=torch.int64)
+
+
 def read_tokens(
     tokenizer: Any, text: str, bos: Bos, n_needed: int | None = None, progress: Progress = SILENT
 ) -> Tensor:
@@ -31,6 +54,13 @@ def read_tokens(
     Special tokens only where `bos` is `first`. The ids are those that the tokenizer gives of the whole text:
     see `_runs`.
     """
+    return read_placed_tokens(tokenizer, text, bos, n_needed, progress).ids
+
+
+def read_placed_tokens(
+    tokenizer: Any, text: str, bos: Bos, n_needed: int | None = None, progress: Progress = SILENT
+) -> PlacedTokens:
+    """The same token ids, with the place of each in the text."""
     runs = _runs(tokenizer, text, bos)
     parts = [next(runs)]
     n_runs = math.ceil((len(text) - _OVERLAP) / PIECE) - 1
@@ -45,7 +75,11 @@ def read_tokens(
             break
         parts.append(run)
         n_read += len(run)
-    return torch.from_numpy(np.concatenate(parts))
+    ids = np.concatenate([part.ids for part in parts])
+    if not _tells_places(tokenizer):
+        return PlacedTokens(torch.from_numpy(ids), None)
+    ends = np.maximum.accumulate(np.concatenate([part.ends for part in parts]))
+    return PlacedTokens(torch.from_numpy(ids), torch.from_numpy(ends))
 
 
 def tokenise(tokenizer: Any, text: str, bos: Bos) -> Tensor:
@@ -55,18 +89,25 @@ def tokenise(tokenizer: Any, text: str, bos: Bos) -> Tensor:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """Token ids [tokens] of a piece of text, and where each begins in the whole text."""
+    """Token ids [tokens] of a piece of text, and where each begins and ends in the whole text."""
 
     ids: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, tokens: slice) -> "_Encoded":
+        return _Encoded(self.ids[tokens], self.starts[tokens], self.ends[tokens])
 
     def index_at(self, place: int) -> int:
         """Index of the first token that begins at `place` or behind it."""
         return int(np.searchsorted(self.starts, place))
 
 
-def _runs(tokenizer: Any, text: str, bos: Bos) -> Iterator[npt.NDArray[np.int64]]:
-    """Runs of token ids that, one after the other, are those of the whole `text`.
+def _runs(tokenizer: Any, text: str, bos: Bos) -> Iterator[_Encoded]:
+    """Runs of tokens that, one after the other, are those of the whole `text`.
 
     Pieces overlap, and are joined where both cut the text alike, token for token, for `_AGREEING` tokens on
     either side: what a tokenizer does there no longer depends on where a piece began or ends. If they never
@@ -74,7 +115,7 @@ def _runs(tokenizer: Any, text: str, bos: Bos) -> Iterator[npt.NDArray[np.int64]
     in one go.
     """
     if len(text) <= PIECE + _OVERLAP or not _tells_places(tokenizer):
-        yield tokenise(tokenizer, text, bos).numpy()
+        yield _encoded(tokenizer, text, bos, 0)
         return
     begin, done = 0, 0
     piece = _encoded(tokenizer, text[: PIECE + _OVERLAP], bos, 0)
@@ -84,11 +125,11 @@ def _runs(tokenizer: Any, text: str, bos: Bos) -> Iterator[npt.NDArray[np.int64]
         seam = _seam(piece, following, behind)
         if seam is None:
             rest = _encoded(tokenizer, text[begin:], bos, begin)
-            yield rest.ids[done:]
+            yield rest[done:]
             return
-        yield piece.ids[done : seam[0]]
+        yield piece[done : seam[0]]
         begin, piece, done = behind, following, seam[1]
-    yield piece.ids[done:]
+    yield piece[done:]
 
 
 def _tells_places(tokenizer: Any) -> bool:
@@ -136,7 +177,8 @@ def _encoded(tokenizer: Any, text: str, bos: Bos, begin: int) -> _Encoded:
     )
     ids = np.array(encoded["input_ids"], dtype=np.int64)
     if not tells_places:
-        return _Encoded(ids, np.zeros_like(ids))
+        return _Encoded(ids, np.zeros_like(ids), np.zeros_like(ids))
     # Special tokens lie nowhere, which is told as the very beginning: places never fall.
-    starts = np.array([start for start, _ in encoded["offset_mapping"]], dtype=np.int64)
-    return _Encoded(ids, np.maximum.accumulate(starts) + begin if len(starts) else starts)
+    places = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    starts, ends = np.maximum.accumulate(places, axis=0).T + begin
+    return _Encoded(ids, starts, ends)

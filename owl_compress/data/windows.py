@@ -10,8 +10,10 @@ from torch import Tensor
 
 from owl_compress.arguments import checked
 from owl_compress.data.drawing import Draw
+from owl_compress.data.scoring import Course, Scoring, check_stride
 from owl_compress.data.text import Chats, Purpose, Text, load_text
-from owl_compress.data.tokens import Bos, read_tokens
+from owl_compress.data.tokens import Bos, read_placed_tokens, read_tokens
+from owl_compress.documents.protocols import with_protocol
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.documents.recipe import DEFAULT_SAMPLES
 from owl_compress.errors import RequestError, nearest
@@ -48,7 +50,11 @@ class CalibrationOptions:
 @checked
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Which windows of which text to evaluate on: consecutive ones, the first `max_windows` of them."""
+    """Which windows of which text to evaluate on: consecutive ones, the first `max_windows` of them.
+
+    With a `stride` windows overlap, and only what is new in each is scored; a `protocol` decides what is left
+    open, and refuses what it does not allow (`owl_compress.documents.protocols`).
+    """
 
     source: str
     seq_len: int | None = None
@@ -56,11 +62,21 @@ class EvaluationOptions:
     max_windows: int | None = None
     text_field: str = "text"
     chat_template: bool = False
+    stride: int | None = None
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
         _check_max_windows(self.max_windows)
         _check_seq_len(self.seq_len)
+        _check_stride(self.stride)
+        given = {**vars(self), "data": self.source}
+        try:
+            settled = with_protocol({name: value for name, value in given.items() if name != "source"})
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        for name in ("seq_len", "bos"):
+            object.__setattr__(self, name, settled[name])
 
 
 def read_texts(
@@ -98,12 +114,18 @@ def _read(options: CalibrationOptions | EvaluationOptions | None, purpose: Purpo
 
 @dataclass(frozen=True, eq=False)
 class TokenWindows:
-    """Windows of token ids, int64 [windows, seq_len] on the host, and the record of where they come from."""
+    """Windows of token ids, int64 [windows, seq_len] on the host, and the record of where they come from.
+
+    `scoring` says which tokens are scored where these are evaluated on; by default all but the first of each.
+    """
 
     ids: Tensor
     record: CalibrationRecord
+    scoring: Scoring = None  # type: ignore[assignment]  # filled in below
 
     def __post_init__(self) -> None:
+        if self.scoring is None:
+            object.__setattr__(self, "scoring", Scoring.of_whole_windows(*self.ids.shape))
         recorded = [self.record.sequences, self.record.seq_len]
         if self.ids.dtype != torch.int64 or list(self.ids.shape) != recorded:
             raise ValueError(
@@ -124,7 +146,7 @@ class TokenWindows:
         record = self.record.model_copy(
             update={"sequences": len(ids), "token_ids_sha256": token_ids_sha256(ids)}
         )
-        return TokenWindows(ids, record)
+        return TokenWindows(ids, record, self.scoring.first(len(ids)))
 
 
 def sample_windows(
@@ -188,29 +210,40 @@ def evaluation_windows(
     seq_len: int,
     bos: Bos,
     max_windows: int | None = None,
+    stride: int | None = None,
+    protocol: str | None = None,
     progress: Progress = SILENT,
 ) -> TokenWindows:
     """Cut the whole text into consecutive windows that do not overlap; the incomplete last one is dropped.
 
+    With a `stride` of S tokens windows overlap: each begins S tokens behind the one before it, and only its
+    last S tokens are scored, of the first one all that can be. The last window is then cut short by the end
+    of the text, so that every token but the first is scored once (with a BOS in front, the first too), and
+    all but those of the first window with seq_len - S tokens before them at least: "strided windows" on the
+    page of Hugging Face's documentation on the perplexity of models of fixed length.
+
     `max_windows` keeps the first ones only, and no more is tokenised. BOS and conversations as in
-    `sample_windows`.
+    `sample_windows`; `protocol` is the name under which this is published.
 
     Raises:
         RequestError: the text is shorter than one window, no BOS token, or a number out of range.
     """
     _check_window(seq_len, bos)
     _check_max_windows(max_windows)
+    _check_stride(stride)
+    check_stride(stride, seq_len)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
     text = text.written_for(tokenizer, progress)
-    n_needed = None if max_windows is None else max_windows * payload
-    ids = read_tokens(tokenizer, text.joined, bos, n_needed, progress)
-    n_windows = len(ids) // payload
-    if max_windows is not None:
-        n_windows = min(n_windows, max_windows)
-    _check_enough(text, len(ids), max(n_windows, 1), seq_len, payload)
-    pieces = ids[: n_windows * payload].reshape(n_windows, payload)
-    return _token_windows(prefix, pieces, text, sampling="first", seed=0, bos=bos)
+    n_needed = None if max_windows is None else payload + (max_windows - 1) * (stride or payload)
+    placed = read_placed_tokens(tokenizer, text.joined, bos, n_needed, progress)
+    course = Course(len(placed.ids), payload, seq_len, stride)
+    n_windows = min(course.n_windows, max_windows or course.n_windows)
+    _check_enough(text, len(placed.ids), 1, seq_len, payload)
+    scoring = course.scoring(placed, text.joined, n_windows, protocol)
+    pieces = course.windows(placed.ids, n_windows)
+    found = _token_windows(prefix, pieces, text, sampling="first", seed=0, bos=bos)
+    return TokenWindows(found.ids, found.record, scoring)
 
 
 def resolve_bos(requested: str, family_default: Bos) -> Bos:
@@ -271,6 +304,11 @@ def _check_samples(samples: int, seed: int) -> None:
 def _check_max_windows(max_windows: int | None) -> None:
     if max_windows is not None and max_windows < 1:
         raise RequestError(f"{max_windows} windows are too few: set --max-windows to at least 1")
+
+
+def _check_stride(stride: int | None) -> None:
+    if stride is not None and stride < 1:
+        raise RequestError(f"a stride of {stride} tokens goes nowhere: set --stride to at least 1")
 
 
 def _check_window(seq_len: int, bos: str) -> None:

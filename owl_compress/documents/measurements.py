@@ -12,7 +12,12 @@ Kernel = Literal["dense", "semi-structured"]
 
 
 class PerplexityRecord(Frozen):
-    """Perplexity of one model on one text; `tokens` counts the predicted ones."""
+    """Perplexity of one model on one text; `tokens` counts the predicted ones.
+
+    `characters` and `bytes` (of UTF-8) count the text that exactly these stand for: neither a begin-of-text
+    token nor what is cut off behind the last window, nor a token that is context alone, as the first of each
+    window is. They are left out where the tokenizer does not tell which text a token stands for.
+    """
 
     perplexity: float
     tokens: int
@@ -22,6 +27,22 @@ class PerplexityRecord(Frozen):
     data: str
     bos: str
     n_params: int
+    stride: int | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="tokens from window to window, the last of each alone scored; None: no overlap",
+    )
+    protocol: str | None = Field(
+        default=None, exclude_if=is_none, description="what all of this is known as, if it was named so"
+    )
+    characters: PositiveInt | None = Field(default=None, exclude_if=is_none)
+    bytes: PositiveInt | None = Field(default=None, exclude_if=is_none)
+    bits_per_character: float | None = Field(
+        default=None, exclude_if=is_none, description="loss in bits / characters: compares across tokenizers"
+    )
+    bits_per_byte: float | None = Field(
+        default=None, exclude_if=is_none, description="loss in bits / bytes: compares across tokenizers"
+    )
 
 
 class AgreementRecord(Frozen):

@@ -3,9 +3,9 @@
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,25 @@ from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.state import evaluation_mode, n_parameters
+from owl_compress.models.structure import BlockSite
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.capture import latest_states
 
 logger = logging.getLogger(__name__)
 
 # Logits are widened to float32 this many bytes at a time: a vocabulary of 262144 would else double the peak.
 _CHUNK_BYTES = 64 * 2**20
+
+
+@runtime_checkable
+class Onlooker(Protocol):
+    """Who is shown the hidden states behind the last block while a model is evaluated, batch by batch."""
+
+    def blocks_of(self, model: Any) -> Sequence[BlockSite]:
+        """The blocks of `model`, which is about to be evaluated."""
+
+    def look(self, states: Tensor) -> None:
+        """Take the states [batch, seq_len, hidden] of the next batch; they lie where the model does."""
 
 
 @checked
@@ -35,13 +48,18 @@ def perplexity(
     batch_size: int = 1,
     device: torch.device | str | None = None,
     progress: Progress = SILENT,
+    onlooker: Onlooker | None = None,
 ) -> PerplexityRecord:
     """Measure the perplexity of a causal language model: exp of the mean negative log-likelihood per token.
 
-    In every window the first token predicts the second, and so on: seq_len - 1 predictions each. Losses are
-    computed in float32 whatever the model's dtype and summed in float64, so that the batch size changes
-    nothing but rounding. The model keeps its mode, its `use_cache` and its place; with `device` it is moved
-    there for the duration, without it stays where it is.
+    In every window the first token predicts the second, and so on: seq_len - 1 predictions each, or fewer
+    where windows overlap (`TokenWindows.scoring`). Losses are computed in float32 whatever the model's dtype
+    and summed in float64, so that the batch size changes nothing but rounding. The model keeps its mode, its
+    `use_cache` and its place; with `device` it is moved there for the duration, without it stays where it is.
+
+    Bits per byte and per character are the same losses, in bits, over the text that the scored tokens stand
+    for: what models with different tokenizers can be compared by. An `onlooker` is shown the hidden states
+    of each batch.
 
     A mean loss above 709.78 overflows exp, and a true token of probability zero makes the loss infinite: both
     are reported as the largest float64 (1.8e308, "at least this"), with a warning, since files hold no
@@ -53,40 +71,72 @@ def perplexity(
     device = given_device(device)
     check_vocabulary(model, windows.ids)
     losses: list[float] = []
-    with memory_errors("evaluating"), placed(model, device) as place, evaluation_mode(model):
+    with (
+        memory_errors("evaluating"),
+        placed(model, device) as place,
+        evaluation_mode(model),
+        _shown_to(onlooker, model) as show,
+    ):
         batches = windows.batches(batch_size)
         for batch in progress.track(batches, total=len(batches), what="evaluating"):
-            losses += window_losses(model, batch.to(place)).tolist()
+            ranges = windows.scoring.ranges[len(losses) : len(losses) + len(batch)]
+            losses += window_losses(model, batch.to(place), ranges).tolist()
             _refuse_nan(losses, len(windows), model)
-    seq_len = windows.record.seq_len
+            show()
+    return _record(model, windows, math.fsum(losses))
+
+
+def _record(model: Any, windows: TokenWindows, loss: float) -> PerplexityRecord:
+    """What `loss` in nats, summed over all scored tokens, comes to."""
+    scoring, record = windows.scoring, windows.record
     return PerplexityRecord(
-        perplexity=_finite_exp(math.fsum(losses) / (len(windows) * (seq_len - 1))),
-        tokens=len(windows) * (seq_len - 1),
+        perplexity=_finite_exp(loss / scoring.n_tokens),
+        tokens=scoring.n_tokens,
         windows=len(windows),
-        seq_len=seq_len,
+        seq_len=record.seq_len,
         dtype=str(model.dtype).removeprefix("torch."),
-        data=windows.record.source,
-        bos=windows.record.bos,
+        data=record.source,
+        bos=record.bos,
         n_params=n_parameters(model),
+        stride=scoring.stride,
+        protocol=scoring.protocol,
+        characters=scoring.n_characters or None,
+        bytes=scoring.n_bytes or None,
+        bits_per_character=_bits_per(loss, scoring.n_characters),
+        bits_per_byte=_bits_per(loss, scoring.n_bytes),
     )
 
 
 @torch.inference_mode()
-def window_losses(model: Any, ids: Tensor) -> Tensor:
-    """Summed negative log-likelihood of each window: ids [batch, seq_len] -> float64 [batch]."""
+def window_losses(model: Any, ids: Tensor, ranges: Tensor | None = None) -> Tensor:
+    """Summed negative log-likelihood of each window: ids [batch, seq_len] -> float64 [batch].
+
+    Of each window the tokens [first, stop) in `ranges` [batch, 2] are scored; by default all but the first.
+    """
     logits = model(input_ids=ids).logits  # [batch, seq_len, vocabulary]
     rows = max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
     sums = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
     targets = ids.to(logits.device)
-    for window in range(len(ids)):
-        for start in range(0, ids.shape[1] - 1, rows):
-            stop = min(start + rows, ids.shape[1] - 1)
+    whole = [[1, ids.shape[1]]] * len(ids)
+    for window, (first, behind) in enumerate(whole if ranges is None else ranges.tolist()):
+        for start in range(first - 1, behind - 1, rows):
+            stop = min(start + rows, behind - 1)
             # [rows, vocabulary], [rows] -> [rows]; the token after each position is its target
             chunk = functional.cross_entropy(
                 logits[window, start:stop].float(), targets[window, start + 1 : stop + 1], reduction="none"
             )
             sums[window] += chunk.sum(dtype=torch.float64)
     return sums
+
+
+@contextmanager
+def _shown_to(onlooker: Onlooker | None, model: Any) -> Iterator[Callable[[], None]]:
+    """Yield what is called behind each batch, and shows the onlooker the states of it."""
+    if onlooker is None:
+        yield lambda: None
+        return
+    with latest_states(onlooker.blocks_of(model)) as latest:
+        yield lambda: onlooker.look(latest.pop())
 
 
 @contextmanager
@@ -114,6 +164,16 @@ def _refuse_nan(losses: list[float], n_windows: int, model: Any) -> None:
                 f"the model's loss is NaN in window {number} of {n_windows}: its weights are broken, or "
                 f"overflow {dtype}; check the checkpoint, or use --dtype float32"
             )
+
+
+def _bits_per(loss: float, n_units: int | None) -> float | None:
+    """`loss` nats in bits for each of so many characters or bytes; None where these are not known, or none.
+
+    A loss without end is the largest number here, as in a perplexity.
+    """
+    if not n_units:
+        return None
+    return min(loss / math.log(2) / n_units, sys.float_info.max)
 
 
 def _finite_exp(mean_loss: float) -> float:

@@ -1,6 +1,6 @@
 """What any model can be asked, and the states it is put in for a while."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -11,7 +11,7 @@ from torch import nn
 from owl_compress.device import free_device_bytes
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.errors import RequestError
-from owl_compress.models.structure import ModelStructure
+from owl_compress.models.structure import BlockSite, ModelStructure
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -69,6 +69,26 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
         yield
     finally:
         module.to(home)
+
+
+@contextmanager
+def rest_on_device(model: nn.Module, blocks: Sequence[BlockSite], device: torch.device) -> Iterator[None]:
+    """Move what lies outside the blocks of `model` to `device`, and back to where it was after the block."""
+    inside = {id(module) for site in blocks for module in site.module.modules()}
+    rest = [module for module in model.modules() if id(module) not in inside]
+    parameters = [(one, one.data) for module in rest for one in module.parameters(recurse=False)]
+    buffers = [(module, name, one) for module in rest for name, one in module.named_buffers(recurse=False)]
+    try:
+        for parameter, data in parameters:
+            parameter.data = data.to(device)
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer.to(device)  # noqa: SLF001 - there is no other way to set one
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, name, buffer in buffers:
+            module._buffers[name] = buffer  # noqa: SLF001
 
 
 @contextmanager

@@ -125,6 +125,36 @@ class Tail:
         return logits
 
 
+@contextmanager
+def latest_states(blocks: Sequence[BlockSite]) -> Iterator[list[Tensor]]:
+    """Yield a list that holds what the last block returned last: hidden states [batch, seq_len, hidden]."""
+    latest: list[Tensor] = []
+
+    def on_output(_module: nn.Module, _arguments: Any, outputs: Any) -> None:
+        latest[:] = [hidden_states_of(outputs)]
+
+    handle = blocks[-1].module.register_forward_hook(on_output)
+    try:
+        yield latest
+    finally:
+        handle.remove()
+
+
+def states_behind(model: nn.Module, blocks: Sequence[BlockSite], token_ids: Tensor) -> Tensor:
+    """Hidden states [batch, seq_len, hidden] behind the last block, of a pass that ends there."""
+
+    def on_output(_module: nn.Module, _arguments: Any, _outputs: Any) -> None:
+        raise _CaptureDone
+
+    with latest_states(blocks) as latest:
+        handle = blocks[-1].module.register_forward_hook(on_output)
+        try:
+            _forward(model, token_ids)
+        finally:
+            handle.remove()
+    return latest[0]
+
+
 class _Notes:
     """Stands in for all blocks during one forward pass, and takes down what they are called with."""
 

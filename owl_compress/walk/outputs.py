@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
-from owl_compress.models.state import evaluation_mode, parameter_device
-from owl_compress.models.structure import ModelStructure
+from owl_compress.models.state import evaluation_mode
+from owl_compress.models.structure import BlockSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import Tail
@@ -59,6 +59,72 @@ def positions_of(windows: TokenWindows, count: int) -> Tensor:
     return spread_positions(windows.record.seq_len, max(1, count // len(windows)))
 
 
+def divergence(own: Tensor, other: Tensor) -> Tensor:
+    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions]."""
+    # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
+    difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
+    return difference.mul_(own.exp()).sum(dim=1)
+
+
+class Head:
+    """What a model makes of hidden states behind its last block, position by position.
+
+    Logits are computed in pieces, of which the caller holds no more than `chunk_size` positions at a time:
+    `_LOGITS_AT_ONCE` logits. Embeddings, final norm and head are the model's as they are when asked.
+
+    Args:
+        model: the whole model.
+        blocks: its blocks.
+        token_ids: any, of shape [1, seq_len].
+        states: what the last block returns for a window, [seq_len, hidden].
+        remedy: what a refusal advises.
+
+    Raises:
+        RequestError: what the model does behind its last block looks at more than one position.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Sequence[BlockSite],
+        token_ids: Tensor,
+        states: Tensor,
+        remedy: str,
+    ) -> None:
+        inside = {id(parameter) for site in blocks for parameter in site.module.parameters()}
+        self._beside = next(one for one in model.parameters() if id(one) not in inside)
+        self._ids = token_ids
+        with evaluation_mode(model), torch.no_grad():
+            self._tail = Tail(model, blocks, token_ids.to(self._beside.device))
+            self._check_positions_stand_alone(states, remedy)
+            self.vocabulary = self._logits(states[:1]).shape[-1]
+
+    @property
+    def chunk_size(self) -> int:
+        """Positions to ask for at once."""
+        return int(max(1, min(_LOGITS_AT_ONCE // self.vocabulary, self._ids.shape[1])))
+
+    def log_probabilities(self, states: Tensor) -> Tensor:
+        """[positions, hidden] -> [positions, vocabulary], float32; the caller sees to `evaluation_mode`."""
+        return torch.log_softmax(self._logits(states).float(), dim=-1)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """[positions, hidden] -> [positions, vocabulary]: as one window, whatever its tokens."""
+        ids = self._ids[:, : len(states)]
+        return self._tail.logits(ids, states[None].to(self._beside.device))[0]
+
+    def _check_positions_stand_alone(self, states: Tensor, remedy: str) -> None:
+        """Refuse a model whose logits change with the order in which positions are asked for."""
+        probe = states[-min(_PROBED, len(states)) :]
+        forth, back = self._logits(probe), self._logits(probe.flip(0)).flip(0)
+        scale = float(forth.float().abs().amax())
+        if not torch.allclose(forth.float(), back.float(), rtol=0.0, atol=_TOLERANCE * max(scale, 1.0)):
+            raise RequestError(
+                "what this model does behind its last block looks at more than one position at a time: "
+                f"{remedy}"
+            )
+
+
 class OutputDistribution:
     """The next-token distribution of a model at some positions of some windows, to hold others against.
 
@@ -85,15 +151,13 @@ class OutputDistribution:
         states: States,
         positions: Tensor,
     ) -> None:
-        self._place = parameter_device(model)
         self._model = model
         self._positions = positions
         self._states = self._at_positions(states)  # [windows * positions, hidden]
         self._targets = windows.ids[:, positions + 1].flatten()  # [windows * positions]
-        with evaluation_mode(model), torch.no_grad():
-            self._ids = windows.ids.flatten()[: windows.record.seq_len][None]  # [1, seq_len]
-            self._tail = Tail(model, structure.blocks, self._ids.to(self._place))
-            self._check_positions_stand_alone(states[0])
+        token_ids = windows.ids.flatten()[: windows.record.seq_len][None]  # [1, seq_len]
+        remedy = "damage to its output cannot be measured; use --measure output-error"
+        self._head = Head(model, structure.blocks, token_ids, states[0][0], remedy)
 
     @property
     def n_positions(self) -> int:
@@ -102,11 +166,11 @@ class OutputDistribution:
 
     def divergences(self, others: Sequence[States]) -> list[float]:
         """KL(this ‖ other) in nats, mean over the positions, for each of the `others`."""
-        return self._means(others, _divergence)
+        return self._means(others, _of_both)
 
     def divergences_by_window(self, other: States) -> list[float]:
         """KL(this ‖ other) in nats, mean over the positions of each window."""
-        (compared,) = self._compared([other], _divergence)
+        (compared,) = self._compared([other], _of_both)
         return [float(one) for one in compared.reshape(-1, len(self._positions)).mean(dim=1)]
 
     def losses(self, others: Sequence[States]) -> list[float]:
@@ -124,7 +188,7 @@ class OutputDistribution:
         """What is taken of this and each of the `others`, float64 [windows * positions]."""
         found: list[list[Tensor]] = [[] for _ in others]
         selected = [self._at_positions(states) for states in others]
-        size = self._chunk_size()
+        size = self._head.chunk_size
         with evaluation_mode(self._model), torch.no_grad():
             for start in range(0, self.n_positions, size):
                 chosen = slice(start, start + size)
@@ -135,37 +199,14 @@ class OutputDistribution:
                     pieces.append(compared.to(_HOST, torch.float64))
         return [torch.cat(pieces) for pieces in found]
 
-    def _chunk_size(self) -> int:
-        with torch.no_grad():
-            vocabulary = self._logits(self._states[:1]).shape[-1]
-        return int(max(1, min(_LOGITS_AT_ONCE // vocabulary, self._ids.shape[1])))
-
     def _at_positions(self, states: States) -> Tensor:
         """The states [windows, seq_len, hidden] at the positions, [windows * positions, hidden]."""
         return torch.cat([batch[:, self._positions.to(batch.device)].flatten(0, 1) for batch in states])
 
     def _log_probabilities(self, states: Tensor) -> Tensor:
         """[positions, hidden] -> [positions, vocabulary], float32."""
-        return torch.log_softmax(self._logits(states).float(), dim=-1)
-
-    def _logits(self, states: Tensor) -> Tensor:
-        """[positions, hidden] -> [positions, vocabulary]: as one window, whatever its tokens."""
-        ids = self._ids[:, : len(states)]
-        return self._tail.logits(ids, states[None].to(self._place))[0]
-
-    def _check_positions_stand_alone(self, states: Tensor) -> None:
-        """Refuse a model whose logits change with the order in which positions are asked for."""
-        probe = states[0, -min(_PROBED, states.shape[1]) :]
-        forth, back = self._logits(probe), self._logits(probe.flip(0)).flip(0)
-        scale = float(forth.float().abs().amax())
-        if not torch.allclose(forth.float(), back.float(), rtol=0.0, atol=_TOLERANCE * max(scale, 1.0)):
-            raise RequestError(
-                "what this model does behind its last block looks at more than one position at a time: "
-                "damage to its output cannot be measured; use --measure output-error"
-            )
+        return self._head.log_probabilities(states)
 
 
-def _divergence(own: Tensor, other: Tensor, _targets: Tensor) -> Tensor:
-    # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
-    difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
-    return difference.mul_(own.exp()).sum(dim=1)
+def _of_both(own: Tensor, other: Tensor, _targets: Tensor) -> Tensor:
+    return divergence(own, other)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from owl_compress.data import tokens
-from owl_compress.data.tokens import read_tokens, tokenise
+from owl_compress.data.tokens import read_placed_tokens, read_tokens, tokenise
 
 SPECIAL = ["<s>", "</s>", "<unk>"]
 KINDS = ["bytes", "metaspace", "unigram", "wordpiece"]
@@ -143,3 +143,13 @@ def test_progress_is_told_piece_by_piece(tokenizer: Any, long_prose: str, small_
     assert some == of_some < total
     read_tokens(tokenizer, "short", "never", progress=noting)
     assert len(noting.tracked) == 2  # what takes no time shows no bar
+
+
+@pytest.mark.parametrize("bos", ["first", "never"])
+def test_every_character_belongs_to_one_token(any_tokenizer: Any, long_prose: str, bos: Any) -> None:
+    text = long_prose[:3000].strip()
+    placed = read_placed_tokens(any_tokenizer, text, bos)
+    extents = placed.extents(text, [(place, place + 1) for place in range(len(placed.ids))])
+    assert extents is not None
+    assert extents.sum(dim=0).tolist() == [len(text), len(text.encode())]
+    assert placed.extents(text, [(0, len(placed.ids))]).tolist() == [[len(text), len(text.encode())]]

@@ -74,6 +74,10 @@ def test_the_size_of_a_chunk_changes_nothing(
 def test_the_record_is_filled(tiny_llama: LlamaForCausalLM, windows: TokenWindows) -> None:
     record = perplexity(tiny_llama, windows)
     assert record.model_dump(exclude={"perplexity"}) == {
+        "characters": 7 * 39,
+        "bytes": 7 * 39,
+        "bits_per_character": pytest.approx(math.log2(record.perplexity), rel=1e-12),
+        "bits_per_byte": pytest.approx(math.log2(record.perplexity), rel=1e-12),
         "tokens": 7 * 39,
         "windows": 7,
         "seq_len": 40,
@@ -200,3 +204,52 @@ def test_the_model_is_moved_and_brought_back(tiny_llama: LlamaForCausalLM, windo
     assert perplexity(tiny_llama, windows, device="cuda").perplexity == pytest.approx(on_host, rel=1e-4)
     assert tiny_llama.device == torch.device("cpu")
     assert not tiny_llama.lm_head.weight.is_inference()
+
+
+def strided_by_hand(model: LlamaForCausalLM, ids: list[int], seq_len: int, stride: int) -> float:
+    """As the Hugging Face page on models of fixed length tells it: the model's own loss, labels masked."""
+    losses, previous = [], 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + seq_len, len(ids))
+        window = torch.tensor([ids[begin:end]])
+        labels = window.clone()
+        labels[:, : previous - begin] = -100
+        labels[:, 0] = -100  # which the shift leaves out in any case
+        with torch.no_grad():
+            loss = model(input_ids=window, labels=labels).loss
+        losses.append((float(loss), int((labels != -100).sum())))
+        previous = end
+        if end == len(ids):
+            break
+    return math.exp(sum(loss * count for loss, count in losses) / sum(count for _, count in losses))
+
+
+@pytest.mark.parametrize("stride", [1, 7, 20, 38, 39])
+def test_a_stride_gives_what_the_page_on_models_of_fixed_length_describes(
+    tiny_llama: LlamaForCausalLM, tokenizer: Any, prose: str, stride: int
+) -> None:
+    text = prose[:130]
+    windows = evaluation_windows(tokenizer, Text("prose", (text,)), seq_len=40, bos="first", stride=stride)
+    record = perplexity(tiny_llama, windows, batch_size=4)
+    assert record.perplexity == pytest.approx(
+        strided_by_hand(tiny_llama, tokenizer(text).input_ids, 40, stride), rel=1e-6
+    )
+    assert (record.tokens, record.stride) == (130, stride)  # all of the text; BOS is what the first follows
+
+
+def test_bits_are_of_the_text_that_is_scored(tiny_llama: LlamaForCausalLM, tokenizer: Any) -> None:
+    torch.nn.init.zeros_(tiny_llama.lm_head.weight)  # each token costs log2(259) bits
+    text = "naïve owls " * 30
+    windows = evaluation_windows(tokenizer, Text("text", (text,)), seq_len=30, bos="first", stride=10)
+    record = perplexity(tiny_llama, windows)
+    assert (record.characters, record.bytes, record.tokens) == (330, 360, 360)
+    assert record.bits_per_byte == pytest.approx(math.log2(259), rel=1e-6)
+    assert record.bits_per_character == pytest.approx(math.log2(259) * 360 / 330, rel=1e-6)
+
+
+def test_bits_are_left_out_where_the_text_is_not_known(
+    tiny_llama: LlamaForCausalLM, make_windows: Any
+) -> None:
+    record = perplexity(tiny_llama, make_windows(2, 16))
+    written = record.model_dump(mode="json")
+    assert not {"bits_per_byte", "bits_per_character", "bytes", "characters", "stride"} & written.keys()
