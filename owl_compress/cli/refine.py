@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.sheet import Column, Sheet, number_format
+from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Topic
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.options import build, option, options_of
+from owl_compress.pages.words import number_format
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
     from owl_compress.pipeline.refining import Attempt, Refinement, RefinementOptions

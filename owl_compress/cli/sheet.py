@@ -6,7 +6,6 @@ there, so that the same command always gives the same lines.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import floor, log10
 from typing import Self
 
 from rich.cells import cell_len
@@ -84,12 +83,3 @@ class Sheet:
         return [
             _GAP.join(cells).rstrip() for cells in zip(*(one.lines() for one in self.columns), strict=True)
         ]
-
-
-def number_format(values: Iterable[float], digits: int = 4) -> str:
-    """The format in which all of `values` have equally many decimals, and the largest so many digits."""
-    largest = max((abs(value) for value in values), default=0.0)
-    if largest == 0:
-        return ".1f"
-    magnitude = floor(log10(largest))
-    return f",.{max(0, digits - 1 - magnitude)}f" if -6 <= magnitude < 9 else f".{digits - 1}e"

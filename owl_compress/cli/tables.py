@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
-from owl_compress.cli.sheet import Column, Sheet, number_format
+from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.documents.measurements import (
     DamageRecord,
     LatencyRecord,
@@ -20,7 +20,15 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.sensitivity import PartDamage, PartKind, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
-from owl_compress.pages.words import as_asked, asked_name, block_numbers, coverage_in_words, target_in_words
+from owl_compress.pages.words import (
+    as_asked,
+    asked_name,
+    block_numbers,
+    coverage_in_words,
+    number_format,
+    size_in_words,
+    target_in_words,
+)
 
 _KEPT = {Unit.DENSITY: "density", Unit.WIDTH: "width"}
 _ALL = "all"
@@ -365,13 +373,6 @@ def prediction_table(prediction: Prediction, plan: Plan) -> Sheet:
     if prediction.activation_bytes:
         rows.append(("activations between blocks", size_in_words(prediction.activation_bytes)))
     return Sheet.of_pairs("Predicted", rows, notes)
-
-
-def size_in_words(n_bytes: int) -> str:
-    """Bytes in the largest unit of which there is at least one."""
-    power = max(0, min(3, (n_bytes.bit_length() - 1) // 10))
-    unit = ("bytes", "KiB", "MiB", "GiB")[power]
-    return f"{n_bytes / 2 ** (10 * power):,.{1 if power else 0}f} {unit}"
 
 
 def verification_table(verification: Verification) -> Sheet:

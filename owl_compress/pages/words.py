@@ -1,7 +1,8 @@
 """What people call what files hold: budgets by what was asked for, blocks by number, options as given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Any
 
 from owl_compress.documents.coverage import Coverage, percent
@@ -79,3 +80,41 @@ def options_in_words(given: Mapping[str, Any] | None, recorded: Mapping[str, Any
         if value not in (None, {}, [])
     )
     return ", ".join(shown) or "no parameters"
+
+
+def number_format(values: Iterable[float], digits: int = 4) -> str:
+    """The format in which all of `values` have equally many decimals, and the largest so many digits."""
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest == 0:
+        return ".1f"
+    magnitude = floor(log10(largest))
+    return f",.{max(0, digits - 1 - magnitude)}f" if -6 <= magnitude < 9 else f".{digits - 1}e"
+
+
+def size_in_words(n_bytes: int) -> str:
+    """Bytes in the largest unit of which there is at least one."""
+    power = max(0, min(3, (n_bytes.bit_length() - 1) // 10))
+    unit = ("bytes", "KiB", "MiB", "GiB")[power]
+    return f"{n_bytes / 2 ** (10 * power):,.{1 if power else 0}f} {unit}"
+
+
+def seconds_in_words(seconds: float) -> str:
+    """A duration as people read it: "0.8 s", "49 s", "12 min", "3.4 h"."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def short_name(name: str) -> str:
+    """The last part of a path or hub id, which tells it from others where there are few."""
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def perplexity_in_words(value: float) -> str:
+    """To two decimals, or as a power of ten where it is beyond all use."""
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"
+
+
+def budget_in_words(unit: Unit, value: float) -> str:
+    """A value of a plan as it is asked for: sparsities to four decimals, bits to two."""
+    return f"{as_asked(unit, value):.{2 if unit is Unit.BITS else 4}f}"

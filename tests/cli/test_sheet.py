@@ -3,7 +3,8 @@
 import pytest
 from rich.cells import cell_len
 
-from owl_compress.cli.sheet import Column, Sheet, number_format
+from owl_compress.cli.sheet import Column, Sheet
+from owl_compress.pages.words import number_format
 
 SHEET = Sheet(
     "Title",

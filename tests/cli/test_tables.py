@@ -19,7 +19,6 @@ from owl_compress.cli.tables import (
     report_table,
     result_table,
     sensitivity_table,
-    size_in_words,
     verification_table,
 )
 from owl_compress.documents.measurements import (
@@ -43,6 +42,7 @@ from owl_compress.documents.sensitivity import (
     SensitivityProfile,
 )
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid, Unit
+from owl_compress.pages.words import size_in_words
 
 METRICS = ("lod@3", "lod@5", "lod@7", "lod@10", "score_mean", "score_median", "weight_l1", "weight_l2")
 MODEL = ModelIdentity(id="owner/model", revision=None, family="llama", dtype="float32")
