@@ -105,20 +105,32 @@ def all_asked(budgets: Sequence[Budgets]) -> str:
 
 
 def draw(path: Path, report: ImportanceReport | None, budgets: Sequence[Budgets], metric: str) -> None:
-    """Write a PNG to `path`: importance `metric` of each block, what each keeps, or one below the other.
-
-    A uniform plan is drawn grey. Where the linears of a block differ, a band shows from least to most.
+    """Write a PNG to `path`: see `budget_figure`.
 
     Raises:
-        RequestError: nothing to draw, the report lacks the metric, a plan is not for these blocks, the units
-            differ, or the file cannot be written.
+        RequestError: see there, or the file cannot be written.
+    """
+    write_png(budget_figure(report, budgets, metric), path)
+
+
+def budget_figure(
+    report: ImportanceReport | None, budgets: Sequence[Budgets], metric: str, width: float | None = None
+) -> Figure:
+    """Importance `metric` of each block, what each keeps, or one below the other.
+
+    A uniform plan is drawn grey. Where the linears of a block differ, a band shows from least to most. It is
+    `width` inches wide, or as wide as the blocks ask for.
+
+    Raises:
+        RequestError: nothing to draw, the report lacks the metric, a plan is not for these blocks, or the
+            units differ.
     """
     if report is None and not budgets:
         raise RequestError("there is nothing to draw: name a report, a plan or a result")
     names = [block.name for block in report.blocks] if report else list(budgets[0].blocks)
     _check(report, names, budgets, metric)
     panels = bool(report) + bool(budgets)
-    figure = Figure(figsize=(width_for(len(names)), 5.4 if panels == 2 else 3.4))
+    figure = Figure(figsize=(width or width_for(len(names)), 5.4 if panels == 2 else 3.4))
     figure.set_layout_engine("constrained", h_pad=0.08, w_pad=0.08, hspace=0.04)
     ratios = (1, 1.2) if panels == 2 else (1,)
     rows = list(figure.subplots(panels, 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0])
@@ -131,7 +143,7 @@ def draw(path: Path, report: ImportanceReport | None, budgets: Sequence[Budgets]
     for axes in rows:
         tidy(axes)
     number_blocks(rows[-1], names, report.model.id if report else "")
-    write_png(figure, path)
+    return figure
 
 
 def _check(

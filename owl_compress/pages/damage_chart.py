@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,8 +24,11 @@ from owl_compress.pages.drawing import (
     INK,
     LINES,
     QUIET,
+    broken,
+    is_narrow,
     legend_below,
     number_blocks,
+    paint_cells,
     tidy,
     width_for,
     write_png,
@@ -33,28 +36,43 @@ from owl_compress.pages.drawing import (
 from owl_compress.pages.scales import NO_DAMAGE, Scales, tick_damage, tick_depth
 from owl_compress.plain_text import plain
 
-_PANEL_WIDTH, _PANEL_HEIGHT, _MOST_COLUMNS = 2.3, 2.7, 4
+_PANEL_WIDTH, _PANEL_HEIGHT = 2.3, 2.7
+_FEWEST_COLUMNS, _MOST_COLUMNS = 2, 4
 _BAR_WIDTH = 0.14
 _MANY_BLOCKS = 40
+_MOST_WITH_POINTS = 48
 _MARKS = LINES[1:]  # the first is the blue of the map
 _KEPT_NAMES = {Unit.DENSITY: "weights kept", Unit.WIDTH: "weights left", Unit.BITS: "bits per weight"}
 
 
 def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budgets] = ()) -> None:
-    """Write a PNG to `path`: damage against level for every part, above a map of damage by block and level.
-
-    Parts of one kind share a panel, coloured by the depth of their block. `budgets` of plans or results mark
-    the level that each part got. What is not above zero has no place on a logarithmic scale: it lies at the
-    foot of the curves, hollow, and is grey in the map.
+    """Write a PNG to `path`: see `damage_figure`.
 
     Raises:
         RequestError: budgets in another unit or for other blocks, or the file cannot be written.
     """
+    write_png(damage_figure(profile, budgets), path)
+
+
+def damage_figure(
+    profile: SensitivityProfile, budgets: Sequence[Budgets] = (), width: float | None = None
+) -> Figure:
+    """Damage against level for every part, above a map of damage by block and level.
+
+    Parts of one kind share a panel, coloured by the depth of their block. `budgets` of plans or results mark
+    the level that each part got. What is not above zero has no place on a logarithmic scale: it lies at the
+    foot of the curves, hollow, and is grey in the map. The picture is `width`
+    inches wide, or as wide as the blocks ask for.
+
+    Raises:
+        RequestError: budgets in another unit or for other blocks.
+    """
     _check(profile, budgets)
     panels = panels_of(profile)
     scales = Scales.of(profile, panels)
-    width = max(8.0, width_for(len(profile.blocks)))
-    n_rows = ceil(len(panels) / min(_MOST_COLUMNS, int(width / _PANEL_WIDTH)))
+    width = width or max(8.0, width_for(len(profile.blocks)))
+    room = max(_FEWEST_COLUMNS, int(width / _PANEL_WIDTH))
+    n_rows = ceil(len(panels) / min(_MOST_COLUMNS, room))
     shape = (n_rows, ceil(len(panels) / n_rows))
     upper, lower = 0.5 + _PANEL_HEIGHT * n_rows, 0.7 + sum(map(_map_height, panels))
     figure = Figure(figsize=(width, upper + lower))
@@ -73,7 +91,7 @@ def draw_damage(path: Path, profile: SensitivityProfile, budgets: Sequence[Budge
         tick_damage(below.axes[-1].yaxis, scales.heights, most=5)
     _headline(below, "Where in the model, by level" + _asked(budgets))
     _explain(figure, panels, scales, budgets)
-    write_png(figure, path)
+    return figure
 
 
 def _check(profile: SensitivityProfile, budgets: Sequence[Budgets]) -> None:
@@ -107,7 +125,9 @@ def _colours(budgets: Sequence[Budgets]) -> list[str]:
 
 
 def _headline(part: SubFigure, text: str) -> None:
-    part.suptitle(plain(text), x=0.008, ha="left", color=INK, fontsize=11, parse_math=False)
+    part.suptitle(
+        broken(text, part.figure.get_figwidth()), x=0.008, ha="left", color=INK, fontsize=11, parse_math=False
+    )
 
 
 def _map_height(panel: Panel) -> float:
@@ -137,7 +157,8 @@ def _draw_curves(
             axes.tick_params(labelbottom=True)
             axes.set_xlabel(_KEPT_NAMES[scales.unit], color=INK)
     finest = max(panels, key=lambda panel: len(panel.levels))
-    scales.tick_levels(grid[0].xaxis, finest, most=8 if shape[1] <= 2 else 5)
+    most = 8 if shape[1] <= 2 else 5
+    scales.tick_levels(grid[0].xaxis, finest, most=max(2, most // 2) if is_narrow(grid[0]) else most)
     heights = scales.heights
     if heights.is_logarithmic:
         grid[0].set_yscale("log")
@@ -147,7 +168,7 @@ def _draw_curves(
 
 
 def _draw_panel(axes: Axes, panel: Panel, scales: Scales) -> None:
-    """Thin lines by depth, a point where damage was measured, and the median on top."""
+    """Thin lines by depth, points where damage was measured unless these are many, the median on top."""
     colours = [scales.depth_colours(scales.depth(curve.block)) for curve in panel.curves]
     lines = [
         np.column_stack([curve.levels, scales.heights.heights(curve.damage)]) for curve in panel.curves
@@ -156,7 +177,8 @@ def _draw_panel(axes: Axes, panel: Panel, scales: Scales) -> None:
     x, y = np.concatenate(lines).T
     of_point = np.repeat(np.array(colours), [len(line) for line in lines], axis=0)
     is_drawn = scales.heights.is_on_scale(np.concatenate([curve.damage for curve in panel.curves]))
-    axes.scatter(x[is_drawn], y[is_drawn], s=7, color=of_point[is_drawn], linewidths=0, zorder=3)
+    if len(panel.curves) <= _MOST_WITH_POINTS:
+        axes.scatter(x[is_drawn], y[is_drawn], s=7, color=of_point[is_drawn], linewidths=0, zorder=3)
     axes.scatter(
         x[~is_drawn], y[~is_drawn], s=14, facecolor="white", edgecolor=of_point[~is_drawn], linewidths=0.9,
         zorder=3,
@@ -200,19 +222,14 @@ def _draw_maps(part: SubFigure, panels: Sequence[Panel], scales: Scales, budgets
 
 
 def _draw_map(axes: Axes, panel: Panel, scales: Scales) -> None:
-    cells = [cells_of(curve, scales.unit) for curve in panel.curves]
+    cells = np.concatenate([cells_of(curve, scales.unit) for curve in panel.curves])  # [cells, 4, 2]
     damage = np.concatenate([curve.damage for curve in panel.curves])
     is_drawn = (damage > 0) & scales.heights.is_on_scale(damage)
-    axes.add_collection(
-        PolyCollection(
-            list(np.concatenate(cells)),
-            array=np.ma.masked_array(damage, ~is_drawn),
-            cmap=scales.damage_colours,
-            norm=scales.damage,
-            edgecolors="white",
-            linewidths=0.8 if len(scales.blocks) <= _MANY_BLOCKS else 0.3,
-        )
+    colours = ScalarMappable(scales.damage, scales.damage_colours)
+    paint_cells(
+        axes, cells, np.where(is_drawn, damage, np.nan), colours, are_many=len(scales.blocks) > _MANY_BLOCKS
     )
+    axes.autoscale_view()
 
 
 def _draw_steps(axes: Axes, panel: Panel, levels: Mapping[str, LinearBudget], colour: str) -> None:
@@ -236,6 +253,8 @@ def _bar(part: SubFigure, colours: ScalarMappable, label: str, height: float) ->
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, length=0, which="both")
     bar.ax.yaxis.label.set_color(INK)
     bar.outline.set_visible(False)
+    bar.solids.set_rasterized(rasterized=False)  # as an image it could not follow the page's colours
+    bar.solids.set_edgecolor("face")
 
 
 def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:

@@ -3,12 +3,17 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from textwrap import fill
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.path import Path as Outline
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from owl_compress.documents.disk import write_bytes
@@ -18,9 +23,12 @@ from owl_compress.pages.words import block_numbers
 from owl_compress.plain_text import plain
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+Corners = np.ndarray[tuple[int, int, int], np.dtype[np.float64]]
 
 INK, QUIET, GRID, BAR = "#1f2933", "#7b8794", "#e4e7eb", "#f0b429"
-LINES = ("#0b69a3", "#c52707", "#3f9142", "#8719e0", "#a1680c", "#0e7c86")
+LINES = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#8c6d00", "#56b4e9")
+"""Told apart by colour-blind eyes too, after Okabe and Ito (2008), three of them darker."""
+
 _LEGEND_COLUMNS = 4
 GRID_TICKS = 8
 """Steps of a grid that is coarse enough for a tick at each."""
@@ -31,6 +39,8 @@ KEPT_WORDS = {
 }
 _DPI = 160
 _TICKS, _LONG_NAME = 16, 40
+_NARROW, _NARROW_TICKS = 5.0, 8
+_LETTERS_PER_INCH = 10
 
 
 def width_for(n_blocks: int) -> float:
@@ -38,9 +48,27 @@ def width_for(n_blocks: int) -> float:
     return max(6.4, min(14.0, 2.2 + 0.26 * n_blocks))
 
 
+def inches(axes: Axes) -> float:
+    """How wide the whole picture is."""
+    figure = axes.figure
+    root = figure.figure if isinstance(figure, SubFigure) else figure
+    return float(root.get_figwidth())
+
+
+def is_narrow(axes: Axes) -> bool:
+    """Whether the picture is as narrow as a phone: less text beside each other, and fewer ticks."""
+    return inches(axes) < _NARROW
+
+
+def broken(text: str, width: float) -> str:
+    """`text` as it can be shown, in lines that a picture so many inches wide has room for."""
+    return fill(plain(text), int(_LETTERS_PER_INCH * width)) if width < _NARROW else plain(text)
+
+
 def title(axes: Axes, text: str) -> None:
     """Say above the axes what they show; names in `text` are no formulas."""
-    axes.set_title(plain(text), loc="left", color=INK, fontsize=11, pad=8, parse_math=False)
+    shown = broken(text, inches(axes))
+    axes.set_title(shown, loc="left", color=INK, fontsize=11, pad=8, parse_math=False)
 
 
 def tidy(axes: Axes) -> None:
@@ -59,7 +87,8 @@ def number_blocks(axes: Axes, names: Sequence[str], model: str) -> None:
     shown = PurePath(model).name if len(model) > _LONG_NAME else model
     axes.set_xlabel(plain(f"block of {shown}" if shown else "block"), color=INK, parse_math=False)
     axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=_TICKS, integer=True, min_n_ticks=1))
+    most = _NARROW_TICKS if is_narrow(axes) else _TICKS
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=most, integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda place, _: labels[round(place)] if 0 <= round(place) < len(labels) else "")
     )
@@ -74,12 +103,32 @@ def block_labels(names: Sequence[str]) -> list[str]:
 def legend_below(figure: Figure, entries: Sequence[Artist] | None = None) -> None:
     """Name what is drawn, or the `entries`, in a few rows under the picture."""
     drawn = entries or [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
+    columns = _LEGEND_COLUMNS if figure.get_figwidth() >= _NARROW else 2
     legend = figure.legend(
-        handles=drawn, frameon=False, ncols=min(len(drawn), _LEGEND_COLUMNS), loc="outside lower center",
+        handles=drawn, frameon=False, ncols=min(len(drawn), columns), loc="outside lower center",
         labelcolor=INK, fontsize=9.5, handlelength=1.4, columnspacing=1.4,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def paint_cells(
+    axes: Axes, corners: Corners, values: Array, colours: ScalarMappable, *, are_many: bool
+) -> None:
+    """Cells in the colours of their values, [n, 4, 2] and [n]; NaN in the colour of what is bad.
+
+    Thin lines are between them, thinner where they `are_many`. All cells of one shade are one path: a picture
+    of thousands of cells stays small.
+    """
+    shades = np.array([to_hex(one) for one in colours.to_rgba(np.ma.masked_invalid(values))])
+    codes = np.array([Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY], np.uint8)
+    closed = np.concatenate([corners, corners[:, :1]], axis=1)  # [n, 5, 2]
+    found, width = np.unique(shades), 0.3 if are_many else 0.8
+    paths = [
+        Outline(closed[shades == shade].reshape(-1, 2), np.tile(codes, int((shades == shade).sum())))
+        for shade in found
+    ]
+    axes.add_collection(PathCollection(paths, facecolors=list(found), edgecolors="white", linewidths=width))
 
 
 def write_png(figure: Figure, path: Path) -> None:
