@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from owl_compress.cli import chart, demo, evaluate, listing, planning, refine, run, sensitivity
+from owl_compress.cli import chart, demo, evaluate, listing, planning, refine, report, run, sensitivity
 from owl_compress.cli.latency import LatencyOptions
 from owl_compress.cli.options import (
     OWN,
@@ -47,6 +47,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
         app.command(name)(with_options(command, parameters(arguments) if is_meant else []))
     app.command("verify")(evaluate.verify)
     app.command("chart")(chart.chart)
+    app.command("report")(report.report)
     app.command("list")(listing.list_)
     app.command("demo")(demo.demo)
     return app

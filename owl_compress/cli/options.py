@@ -43,6 +43,7 @@ Out = Annotated[Path, _out(_FOLDER)]
 OptionalOut = Annotated[Path | None, _out(f"{_FOLDER} {_NEEDED}")]
 OptionalOutFile = Annotated[Path | None, _out(f"File to write. {_NEEDED}")]
 OutPicture = Annotated[Path, _out("Picture to write, NAME.png.")]
+OutPage = Annotated[Path, _out("Page to write, NAME.html.")]
 OutFile = Annotated[Path, _out("File to write.")]
 Overwrite = Annotated[
     bool,

@@ -7,6 +7,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.documents.strict_json import read_text
 from owl_compress.errors import RequestError
 
 AnyDocument = ImportanceReport | SensitivityProfile | Plan | Result
@@ -24,10 +25,8 @@ def read_document(path: Path) -> AnyDocument:
         RequestError: unreadable, none of these, or with invalid content.
     """
     try:
-        found = _SCHEMA.search(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:  # no text, or a name that no file can have
+        found = _SCHEMA.search(read_text(path))
+    except ValueError as error:  # no text
         raise RequestError(f"{path} is no report, plan or result of ours: {error}") from error
     kind = _KINDS.get(found[1]) if found else None
     if kind is None:
@@ -46,8 +45,8 @@ def read_source(path: Path) -> ImportanceReport | SensitivityProfile:
         RequestError: unreadable, neither a report nor a sensitivity profile, or with invalid content.
     """
     try:
-        found = _SCHEMA.search(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = _SCHEMA.search(read_text(path))
+    except (RequestError, ValueError):
         found = None  # said by the reading of a report
     is_profile = found is not None and _KINDS.get(found[1]) is SensitivityProfile
     return SensitivityProfile.read(path) if is_profile else ImportanceReport.read(path)

@@ -14,6 +14,9 @@ _HEAD_BYTES = 4096
 PICTURE, PICTURE_SOFTWARE = "picture", "owl-compress"
 """The kind of file that charts are, and what a PNG of ours names as its software."""
 
+PAGE, PAGE_GENERATOR = "page", '<meta name="generator" content="owl-compress">'
+"""The kind of file that pages are, and what stands in the head of one of ours."""
+
 DAMAGE_PICTURE = "damage.png"
 """The picture of a sensitivity profile in the folder of what was compressed by it."""
 
@@ -25,7 +28,7 @@ _OF_FILE_SYSTEMS = {"lost+found"}
 _WRITTEN_BY_US = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
     "result.json", "result-*.json", "plan.json", "plan-*.json", "report.json", "recipe.yaml", "README.md",
-    "sensitivity.json", "budgets.png", DAMAGE_PICTURE, "*.py", "*.jinja", "tokenizer*",
+    "sensitivity.json", "budgets.png", DAMAGE_PICTURE, "page.html", "*.py", "*.jinja", "tokenizer*",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
     "*.tiktoken", "tekken.json", "preprocessor_config.json", "processor_config.json",
     "quantize_config.json", "quant_log.csv",
@@ -110,6 +113,8 @@ def _kind_of(path: Path) -> str | None:
         head = file.read(_HEAD_BYTES)
     if head.startswith(_PNG):
         return PICTURE if PICTURE_SOFTWARE.encode() in head else None
+    if PAGE_GENERATOR.encode() in head:
+        return PAGE
     found = _SCHEMA.search(head.decode("utf-8", errors="replace"))
     return found[1] if found else None
 

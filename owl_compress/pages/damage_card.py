@@ -55,14 +55,7 @@ def _windows(record: CalibrationRecord) -> str:
 
 
 def _what_came_of_it(record: DamageRecord) -> str:
-    rows = [
-        (f"predicted: the sum over all parts ({record.measure})", record.predicted),
-        ("the compressed model, on the windows of the profile (KL)", record.damage),
-        ("tried before, on windows held apart: budgets from damages (KL)", record.trial_damage),
-        ("tried before, on the same windows: equal shares (KL)", record.uniform_damage),
-        ("standard error of the difference between the two", record.standard_error),
-    ]
-    lines = [table(("", "damage"), ((what, f"{it:.4g}") for what, it in rows if it is not None))]
+    lines = [table(("", "damage"), outcome_of_damage(record))]
     if record.ratio is not None:
         lines.append(
             f"The predicted damage is {record.ratio:.3g} of that of the compressed model: damages of single "
@@ -74,3 +67,15 @@ def _what_came_of_it(record: DamageRecord) -> str:
             "more than chance."
         )
     return "\n\n".join(lines)
+
+
+def outcome_of_damage(record: DamageRecord) -> list[tuple[str, str]]:
+    """What was predicted, what it came to, and what was tried before, as far as these are known."""
+    rows = [
+        (f"predicted: the sum over all parts ({record.measure})", record.predicted),
+        ("the compressed model, on the windows of the profile (KL)", record.damage),
+        ("tried before, on windows held apart: budgets from damages (KL)", record.trial_damage),
+        ("tried before, on the same windows: equal shares (KL)", record.uniform_damage),
+        ("standard error of the difference between the two", record.standard_error),
+    ]
+    return [(what, f"{it:.4g}") for what, it in rows if it is not None]

@@ -1,0 +1,106 @@
+"""Small pictures of all linears of one role each: a number of every block, all on one scale."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
+
+from owl_compress.pages.drawing import (
+    BAR,
+    INK,
+    LINES,
+    QUIET,
+    Array,
+    block_labels,
+    broken,
+    legend_below,
+    tidy,
+)  # fmt: skip
+from owl_compress.plain_text import plain
+
+_COLUMNS, _NARROW_COLUMNS = 4, 2
+_HEIGHT, _LEFT = 1.3, 0.52
+_TITLE, _NAME, _NUMBERS, _LEGEND = 0.2, 0.32, 0.3, 0.3
+_BETWEEN = 0.34
+"""Room between rows of panels, as a share of their height: for the names of those below."""
+
+_TICKS = 3
+
+
+@dataclass(frozen=True)
+class Series:
+    """One number for every linear: `values` by role, each [blocks], NaN where there is no such linear."""
+
+    label: str
+    values: Mapping[str, Array]
+    is_quiet: bool = False
+
+
+def linears_figure(
+    series: Sequence[Series], blocks: Sequence[str], what: str, width: float, *, bars: bool
+) -> Figure:
+    """A panel for each role: bars of the only series, or a stepped line for each of several."""
+    roles = list(dict.fromkeys(role for one in series for role in one.values))
+    columns = min(len(roles), _COLUMNS if width > 5 else _NARROW_COLUMNS)
+    n_rows = ceil(len(roles) / columns)
+    has_legend = len(series) > 1
+    lines = broken(what, width)
+    above, below = _TITLE * (lines.count("\n") + 1) + _NAME, _NUMBERS + _LEGEND * has_legend
+    height = above + _HEIGHT * n_rows + below
+    figure = Figure(figsize=(width, height))
+    # So many axes are slow to be laid out by the engine; here all that has to fit beside them is known.
+    figure.subplots_adjust(
+        left=_LEFT / width, right=1 - 0.1 / width, top=1 - above / height, bottom=below / height,
+        hspace=_BETWEEN, wspace=0.08,
+    )  # fmt: skip
+    grid = list(figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for spare in grid[len(roles) :]:
+        spare.remove()
+    for place, (axes, role) in enumerate(zip(grid, roles, strict=False)):
+        tidy(axes)
+        _draw(axes, [(one, one.values[role]) for one in series if role in one.values], bars=bars)
+        axes.set_title(plain(role), loc="left", color=INK, fontsize=9.5, pad=4, parse_math=False)
+        axes.tick_params(labelbottom=place + columns >= len(roles))  # nothing is below it
+    _tick_blocks(grid[0], blocks)
+    grid[0].yaxis.set_major_locator(MaxNLocator(nbins=4))
+    figure.suptitle(
+        lines,
+        x=0.06 / width,
+        y=1 - 0.04 / height,
+        ha="left",
+        va="top",
+        color=INK,
+        fontsize=11,
+        parse_math=False,
+    )
+    if has_legend:
+        legend_below(figure, grid[0].get_legend_handles_labels()[0])
+    return figure
+
+
+def _draw(axes: Axes, series: Sequence[tuple[Series, Array]], *, bars: bool) -> None:
+    colours = iter(LINES * len(series))
+    for one, values in series:
+        edges = np.arange(len(values) + 1) - 0.5
+        if bars:
+            axes.stairs(np.nan_to_num(values), edges, fill=True, color=BAR, linewidth=0)
+            continue
+        axes.stairs(
+            values, edges, baseline=None, linewidth=1.8, label=plain(one.label),
+            color=QUIET if one.is_quiet else next(colours), zorder=3 if one.is_quiet else 4,
+        )  # fmt: skip
+
+
+def _tick_blocks(axes: Axes, blocks: Sequence[str]) -> None:
+    labels = block_labels(blocks)
+    last = len(blocks) - 1
+    axes.set_xlim(-0.6, last + 0.6)
+    places = sorted({round(last * step / (_TICKS - 1)) for step in range(_TICKS)})
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda place, _: labels[round(place)] if 0 <= round(place) <= last else "")
+    )
