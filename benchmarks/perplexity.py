@@ -19,7 +19,7 @@ from rows import print_row
 from torch import nn
 
 from owl_compress import Recipe, Session, load, measure, try_out
-from owl_compress.pipeline.execution import evaluate
+from owl_compress.pipeline.quality import evaluate
 from owl_compress.pipeline.request import Request
 
 _EXPECTED = json.loads((Path(__file__).parent / "expected_smollm2.json").read_text())

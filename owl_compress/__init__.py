@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from owl_compress.documents.result import Result
     from owl_compress.documents.sensitivity import SensitivityProfile
     from owl_compress.errors import RequestError
+    from owl_compress.evaluation.agreement import agreement, dense_predictions
     from owl_compress.evaluation.perplexity import perplexity
     from owl_compress.importance.estimator import measure
     from owl_compress.pipeline.execution import make_plan, run
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         compress_,
         evaluate,
         hold_apart,
+        hold_out,
         load,
         profile,
         verify,
@@ -54,12 +56,15 @@ _HOMES = {
     "SensitivityProfile": "documents.sensitivity",
     "Session": "pipeline.session",
     "TimingOptions": "pipeline.timing",
+    "agreement": "evaluation.agreement",
     "allocate": "pipeline.stages",
     "calibrate": "pipeline.stages",
     "compress_": "pipeline.stages",
+    "dense_predictions": "evaluation.agreement",
     "evaluate": "pipeline.stages",
     "forecast": "pipeline.feasibility",
     "hold_apart": "pipeline.stages",
+    "hold_out": "pipeline.stages",
     "load": "pipeline.stages",
     "make_plan": "pipeline.execution",
     "measure": "importance.estimator",
@@ -84,12 +89,15 @@ __all__ = [
     "SensitivityProfile",
     "Session",
     "TimingOptions",
+    "agreement",
     "allocate",
     "calibrate",
     "compress_",
+    "dense_predictions",
     "evaluate",
     "forecast",
     "hold_apart",
+    "hold_out",
     "load",
     "make_plan",
     "measure",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from owl_compress.cli import chart, demo, evaluate, listing, planning, refine, report, run, sensitivity
-from owl_compress.cli.latency import LatencyOptions
+from owl_compress.cli.latency import DenseOptions, LatencyOptions
 from owl_compress.cli.options import (
     OWN,
     PREFIX,
@@ -108,7 +108,8 @@ def _of_evaluate() -> list[Parameter]:
     of_text = of_recipe(
         *evaluate.EVALUATE_TOPICS, without=evaluate.NOT_FOR_EVALUATION, panels=evaluate.PANELS
     )
-    return [*of_text, *of_dataclass(LatencyOptions, "Latency")]
+    of_dense = of_dataclass(DenseOptions, "The dense model beside it")
+    return [*of_text, *of_dense, *of_dataclass(LatencyOptions, "Latency")]
 
 
 def _of_allocate(_: Sequence[str]) -> list[Parameter]:

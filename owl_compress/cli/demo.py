@@ -41,8 +41,8 @@ def demo(
     """Prune the embedded SmolLM2-135M to 60 % sparsity, uniformly and by OWL, and compare."""
     from owl_compress.documents.disk import output_folder
     from owl_compress.pages.chart import budget_chart
-    from owl_compress.pipeline.execution import evaluate
     from owl_compress.pipeline.folder import save
+    from owl_compress.pipeline.quality import evaluate
     from owl_compress.pipeline.session import Session
     from owl_compress.pipeline.trial import try_out
 

@@ -9,7 +9,7 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.latency import LatencyOptions
+from owl_compress.cli.latency import DenseOptions, LatencyOptions
 from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
 from owl_compress.cli.terminal import tell
 from owl_compress.consent import Consent
@@ -21,7 +21,7 @@ VIOLATED = 3
 """Exit code of `verify` where the tensors hold what they may not; 2 is a request that cannot be answered."""
 
 EVALUATE_TOPICS = (Topic.TEXT, Topic.EVALUATION, Topic.MACHINE)
-NOT_FOR_EVALUATION = ("calib", "samples", "sampling", "strict", "partial", "data")
+NOT_FOR_EVALUATION = ("calib", "samples", "sampling", "strict", "partial", "data", "agreement")
 _TEXT_PANEL = Topic.EVALUATION.value
 PANELS = {Topic.TEXT: _TEXT_PANEL}
 """Of the text options all are about the text that is evaluated on."""
@@ -44,26 +44,33 @@ def evaluate(
 ) -> None:
     """Measure the perplexity of a model or of a folder that `compress` or `run` wrote, and how fast it is.
 
-    With --quiet the number alone is printed.
+    With --against also how nearly it predicts what the dense model does. With --quiet the perplexity alone is
+    printed.
     """
     from owl_compress.memory import memory_errors
+    from owl_compress.pipeline.beside import Beside
     from owl_compress.pipeline.evaluating import EvaluationRequest
 
     output = Output(as_json=as_json, quiet=quiet)
-    latency = LatencyOptions.of(given)
-    timing = latency.timing(given.get("device", "auto"), given.get("batch_size", 1))
+    latency, dense = LatencyOptions.of(given), DenseOptions.of(given)
+    timing = latency.timing(given.get("device", "auto"), given.get("batch_size", 1), dense)
     widths, table = latency.widths, given_path(latency.cost_table) if latency.cost_table else None
     if table is not None:
         check_output_file(table, inputs=[model, data], kind="costs")
     consent = Consent(trust_remote_code, allow_pickle)
-    request = replace(EvaluationRequest.of(model, data, given, timing, consent), cost_widths=widths)
+    against = Beside.of(dense.against, dense.consent)
+    request = replace(EvaluationRequest.of(model, data, given, timing, consent, against), cost_widths=widths)
     output.say(f"loading {model}")
     with memory_errors("evaluating"):
         found = request.run(output.progress, output.say)
     answer = found.perplexity.model_dump(mode="json")
+    if found.agreement:
+        answer["agreement"] = found.agreement.model_dump(mode="json")
+    if found.dense:
+        answer["dense"] = found.dense.model_dump(mode="json")
     if timing:
         answer["latency"] = [row.model_dump(mode="json") for row in found.latency]
-    output.answer(answer, perplexity_table(found.perplexity))
+    output.answer(answer, perplexity_table(found.perplexity, found.dense, found.agreement))
     if timing:
         output.show(latency_table(found.latency))
     if table is not None and found.costs is not None:

@@ -14,6 +14,37 @@ if TYPE_CHECKING:  # help must not wait for torch
 
 
 @dataclass(frozen=True)
+class DenseOptions:
+    """The dense model that another is held against."""
+
+    against: str | None = option(
+        None,
+        "Also hold the predictions against those of this dense model: KL divergence and agreement on the "
+        "likeliest token. 'original' is what a folder of ours was made from. With --latency it is timed in "
+        "turn with MODEL, as is without --against the original of a folder with heads or channels removed.",
+    )
+    against_trust_remote_code: bool = option(
+        False, "As --trust-remote-code, for the model that --against names."
+    )
+    against_allow_pickle: bool = option(False, "As --allow-pickle, for the model that --against names.")
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "DenseOptions":
+        """The options among those that the user typed."""
+        names = [one.name for one in options_of(cls)]
+        found: DenseOptions = build(cls, "eval", {name: given[name] for name in names if name in given})
+        return found
+
+    @property
+    def consent(self) -> Consent:
+        """What the model may run while it loads."""
+        return Consent(self.against_trust_remote_code, self.against_allow_pickle)
+
+
+_NOBODY = DenseOptions()
+
+
+@dataclass(frozen=True)
 class LatencyOptions:
     """The options, as a user gives them; all others say how `latency` is measured."""
 
@@ -27,11 +58,6 @@ class LatencyOptions:
         "compiles, a minute or more.",
         name="compile",
     )
-    against: str | None = option(
-        None,
-        "With --latency: a dense model to time in turn with MODEL. For a folder of ours with heads or "
-        "channels removed, by default the model it was made from.",
-    )
     cost_table: str | None = option(
         None,
         "With --latency: also time every part of the blocks at several widths, and write the times here.",
@@ -41,10 +67,6 @@ class LatencyOptions:
     )
     prompt_len: int = option(128, "With --latency: tokens of each prompt.", at_least=1)
     new_tokens: int = option(32, "With --latency: tokens decoded after it.", at_least=1)
-    against_trust_remote_code: bool = option(
-        False, "As --trust-remote-code, for the model that --against names."
-    )
-    against_allow_pickle: bool = option(False, "As --allow-pickle, for the model that --against names.")
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "LatencyOptions":
@@ -79,8 +101,8 @@ class LatencyOptions:
 
         return cost_widths(self.cost_widths)
 
-    def timing(self, device: str, batch_size: int) -> "TimingOptions | None":
-        """What is to be timed; None if nothing is.
+    def timing(self, device: str, batch_size: int, against: DenseOptions = _NOBODY) -> "TimingOptions | None":
+        """What is to be timed, and in turn with what; None if nothing is.
 
         Raises:
             RequestError: see `TimingOptions`.
@@ -91,12 +113,11 @@ class LatencyOptions:
         from owl_compress.pipeline.timing import latency_shape, timing_options
 
         shape = latency_shape(batch_size, self.prompt_len, self.new_tokens)
-        consent = Consent(self.against_trust_remote_code, self.against_allow_pickle)
         return timing_options(
             resolve_device(device),
             shape,
             self.kernel,
-            self.against,
+            against.against,
             compiled=self.compiled,
-            against_consent=consent,
+            against_consent=against.consent,
         )

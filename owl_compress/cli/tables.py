@@ -7,6 +7,7 @@ from typing import Any
 
 from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.documents.measurements import (
+    AgreementRecord,
     DamageRecord,
     LatencyRecord,
     PartLatency,
@@ -220,6 +221,8 @@ def result_table(result: Result) -> Sheet:
     if result.evaluation:
         rows.append(("perplexity before", _perplexity(result.evaluation.dense)))
         rows.append(("perplexity after", _perplexity(result.evaluation.compressed)))
+        if result.evaluation.agreement:
+            rows += agreement_rows(result.evaluation.agreement)
     if result.sensitivity:
         rows.append(("damage", _damage_in_words(result.sensitivity)))
     rows += [(name, _plain(value)) for name, value in _stated(result).items()]
@@ -264,19 +267,36 @@ def _rounding_note(unit: Unit, asked: float, achieved: float, step: object) -> l
     return [f"asked {asked:.4f}, got {achieved:.4f}: heads go whole{multiple}"]
 
 
-def perplexity_table(record: PerplexityRecord) -> Sheet:
-    """One evaluation."""
-    return Sheet.of_pairs(
-        f"Perplexity on {record.data}",
-        [
-            ("perplexity", _perplexity(record)),
-            ("windows", f"{record.windows:,} of {record.seq_len:,} tokens"),
-            ("tokens predicted", f"{record.tokens:,}"),
-            ("begin-of-text token", record.bos),
-            ("data type", record.dtype),
-            ("parameters", f"{record.n_params:,}"),
-        ],
-    )
+def perplexity_table(
+    record: PerplexityRecord, dense: PerplexityRecord | None = None, agreement: AgreementRecord | None = None
+) -> Sheet:
+    """One evaluation, and what the dense model makes of the same text."""
+    rows = [("perplexity", _perplexity(record))]
+    if dense:
+        rows.append(("of the dense model", _perplexity(dense)))
+    if agreement:
+        rows += agreement_rows(agreement)
+    if record.bits_per_byte is not None and record.bits_per_character is not None:
+        rows.append(("bits per byte", f"{record.bits_per_byte:.4f}"))
+        rows.append(("bits per character", f"{record.bits_per_character:.4f}"))
+    overlap = f", {record.stride:,} apart" if record.stride else ""
+    rows += [
+        ("windows", f"{record.windows:,} of {record.seq_len:,} tokens{overlap}"),
+        ("tokens predicted", f"{record.tokens:,}"),
+        ("begin-of-text token", record.bos),
+        ("data type", record.dtype),
+        ("parameters", f"{record.n_params:,}"),
+    ]
+    protocol = f", protocol {record.protocol}" if record.protocol else ""
+    return Sheet.of_pairs(f"Perplexity on {record.data}{protocol}", rows)
+
+
+def agreement_rows(record: AgreementRecord) -> list[tuple[str, str]]:
+    """How nearly a model predicts what the dense one does."""
+    return [
+        ("divergence from the dense model", f"{record.kl:.4g} nats"),
+        ("agrees on the likeliest token", f"{record.top1:.2%}"),
+    ]
 
 
 def _perplexity(record: PerplexityRecord) -> str:

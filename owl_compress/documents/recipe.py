@@ -20,6 +20,7 @@ from owl_compress.arguments import checked
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.paths import given_path
+from owl_compress.documents.protocols import PROTOCOLS, ProtocolName, with_protocol
 from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.quantities import parsed_bytes, parsed_seconds
 from owl_compress.documents.recipe_paths import found_path, written_path
@@ -224,6 +225,15 @@ class Recipe(Frozen):
     )
     data: Name | None = _on(Topic.EVALUATION, None, "Evaluation text; perplexity before and after.")
     max_windows: PositiveCount | None = _on(Topic.EVALUATION, None, "Evaluate on the first K windows only.")
+    stride: PositiveCount | None = _on(
+        Topic.EVALUATION, None, "Overlapping windows, each so many tokens on; only these are scored in it."
+    )
+    protocol: ProtocolName | None = _on(
+        Topic.EVALUATION, None, "'paper': WikiText-2 (raw, test), 2048 tokens, no overlap, BOS first."
+    )
+    agreement: bool = _on(
+        Topic.EVALUATION, False, "With --data: KL divergence from, and top-1 agreement with, the dense model."
+    )
 
     batch_size: PositiveCount = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
     device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
@@ -231,6 +241,12 @@ class Recipe(Frozen):
         Topic.MACHINE, False, "Go on where less than half of the weights in the blocks can get a budget."
     )
     strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_protocol(cls, options: Any) -> Any:
+        known = isinstance(options, dict) and options.get("protocol") in PROTOCOLS
+        return with_protocol(options) if known else options
 
     @field_validator("model", "plan", "calib", "data", "cost_table", mode="before")
     @classmethod

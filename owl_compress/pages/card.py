@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from owl_compress.documents.coverage import percent
+from owl_compress.documents.measurements import Evaluation
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import Origin
 from owl_compress.documents.result import LinearResult, Result
@@ -241,13 +242,30 @@ def _evaluation(result: Result) -> list[str]:
         return ["## Quality\n\nNot measured in this run: evaluate before use (`owl-compress eval`)."]
     dense, compressed = result.evaluation.dense, result.evaluation.compressed
     rows = [(name, f"{row.perplexity:.3f}") for name, row in (("before", dense), ("after", compressed))]
+    overlap = f", {dense.stride} tokens apart" if dense.stride else ""
+    protocol = f" (protocol {dense.protocol})" if dense.protocol else ""
     return [
         "## Quality\n\n"
         + table(("", "perplexity"), rows)
-        + f"\n\nOn {code(dense.data)}: {dense.windows} windows of {dense.seq_len} tokens, "
+        + _agreement(result.evaluation)
+        + f"\n\nOn {code(dense.data)}{protocol}: {dense.windows} windows of {dense.seq_len} tokens{overlap}, "
         f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process. "
         "Nothing else was measured."
     ]
+
+
+def _agreement(evaluation: Evaluation) -> str:
+    """Bits of both models where they are known, and how nearly the second predicts what the first does."""
+    text = ""
+    before, after = (one.bits_per_byte for one in (evaluation.dense, evaluation.compressed))
+    if before is not None and after is not None:
+        text += f"\n\nIn bits for each byte of text: {before:.4f} before, {after:.4f} after."
+    if (found := evaluation.agreement) is not None:
+        text += (
+            f"\n\nKL divergence from the dense model's predictions: {found.kl:.4g} nats a token; both find "
+            f"the same token the likeliest at {found.top1:.1%} of the places."
+        )
+    return text
 
 
 def _remarks(result: Result) -> list[str]:

@@ -9,29 +9,39 @@ import torch
 
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.windows import EvaluationOptions, check_batch_size, read_texts
+from owl_compress.data.windows import EvaluationOptions, TokenWindows, check_batch_size, read_texts
 from owl_compress.device import resolve_device
 from owl_compress.documents.costs import CostTable
-from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
+from owl_compress.documents.measurements import AgreementRecord, LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
+from owl_compress.errors import RequestError
+from owl_compress.evaluation.agreement import evaluate_against, evaluate_dense
 from owl_compress.evaluation.part_costs import measure_costs
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.structure import find_structure
+from owl_compress.pipeline.beside import Beside, Say, check_same_vocabulary
 from owl_compress.pipeline.measuring import LOADING, taken
 from owl_compress.pipeline.stages import check_there, held_out_windows, identity_of, load
-from owl_compress.pipeline.timing import Say, TimingOptions, prepare_timing
+from owl_compress.pipeline.timing import TimingOptions, prepare_timing
 from owl_compress.progress import SILENT, Progress, shown
 
-_TEXT = ("seq_len", "bos", "max_windows", "text_field", "chat_template")
+_TEXT = ("seq_len", "bos", "max_windows", "text_field", "chat_template", "stride", "protocol")
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured; `latency` is empty where nothing was timed."""
+    """What was measured; `latency` is empty where nothing was timed.
+
+    `dense` is the perplexity of the dense model on the same text, `agreement` how nearly it is predicted what
+    that predicts.
+    """
 
     perplexity: PerplexityRecord
     latency: list[LatencyRecord]
     costs: CostTable | None = None
+    dense: PerplexityRecord | None = None
+    agreement: AgreementRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class EvaluationRequest:
         loading: options of `owl_compress.load`.
         timing: what is timed; None times nothing.
         cost_widths: shares of the units of every part to time besides all, for a cost table; None for none.
+        against: the dense model to hold predictions against; None for none.
     """
 
     model: str
@@ -55,6 +66,7 @@ class EvaluationRequest:
     loading: Mapping[str, Any]
     timing: TimingOptions | None
     cost_widths: tuple[float, ...] | None = None
+    against: Beside | None = None
 
     @classmethod
     def of(
@@ -64,6 +76,7 @@ class EvaluationRequest:
         given: Mapping[str, Any],
         timing: TimingOptions | None = None,
         consent: Consent = NO_CONSENT,
+        against: Beside | None = None,
     ) -> "EvaluationRequest":
         """The evaluation that options ask for, under their names in a recipe.
 
@@ -73,6 +86,8 @@ class EvaluationRequest:
         """
         if timing:
             timing.check_model(model)
+        if against:
+            against.check(model)
         fields = Recipe.model_fields
         batch_size = given.get("batch_size", fields["batch_size"].default)
         check_batch_size(batch_size)
@@ -83,10 +98,11 @@ class EvaluationRequest:
             batch_size,
             {**taken(given, LOADING), **consent.as_options},
             timing,
+            against=against,
         )
 
     def run(self, progress: Progress = SILENT, say: Say = lambda _: None) -> Evaluated:
-        """Load the model, evaluate it, time it.
+        """Load the model, evaluate it beside the dense one, time it.
 
         Raises:
             RequestError: see `owl_compress.load`, `perplexity` and `prepare_timing`.
@@ -96,13 +112,41 @@ class EvaluationRequest:
         _, text = read_texts(evaluation=self.text)
         loaded = shown(progress, "loading", partial(load, self.model, **self.loading))
         # What cannot be loaded beside it is told before the long evaluation.
-        timing = prepare_timing(loaded, self.timing, say) if self.timing else None
+        dense = self.against.load(loaded, say) if self.against else None
+        timing = prepare_timing(loaded, self.timing, say, dense) if self.timing else None
+        if dense is not None and not self._is_comparable(loaded, dense, say):
+            dense = None
         windows = held_out_windows(loaded, find_structure(loaded.model), self.text, text, progress)
-        found = perplexity(
-            loaded.model, windows, batch_size=self.batch_size, device=self.device, progress=progress
-        )
+        before, after, agreed = self._evaluate(loaded, dense, windows, progress)
         latency = timing.run(progress) if timing else []
-        return Evaluated(found, latency, self._costs(loaded, progress))
+        return Evaluated(after, latency, self._costs(loaded, progress), before, agreed)
+
+    def _is_comparable(self, loaded: LoadedModel, dense: LoadedModel, say: Say) -> bool:
+        """Whether the predictions of both are of the same tokens; where both are timed, that may do.
+
+        Raises:
+            RequestError: they are not, and nothing is timed.
+        """
+        try:
+            check_same_vocabulary(loaded, dense)
+        except RequestError as error:
+            if self.timing is None:
+                raise
+            say(f"only timed beside {dense.source}: {error}")
+            return False
+        return True
+
+    def _evaluate(
+        self, loaded: LoadedModel, dense: LoadedModel | None, windows: TokenWindows, progress: Progress
+    ) -> tuple[PerplexityRecord | None, PerplexityRecord, AgreementRecord | None]:
+        """Perplexity of the dense model, of the other, and what they agree on."""
+        how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "progress": progress}
+        if dense is None:
+            return None, perplexity(loaded.model, windows, **how), None
+        check_vocabulary(dense.model, windows.ids)
+        before, predictions = evaluate_dense(dense.model, windows, dense.source, **how)
+        after, agreed = evaluate_against(loaded.model, predictions, **how)
+        return before, after, agreed
 
     def _costs(self, loaded: LoadedModel, progress: Progress) -> CostTable | None:
         if self.cost_widths is None or self.timing is None:

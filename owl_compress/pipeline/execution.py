@@ -16,7 +16,6 @@ from owl_compress.compression.contract import CheckpointBackend, FinishChecker, 
 from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.disk import check_output_folder, output_folder
-from owl_compress.documents.measurements import Evaluation, PerplexityRecord
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
@@ -24,7 +23,6 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
-from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.estimator import measure_with_statistics, outline
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
@@ -35,6 +33,7 @@ from owl_compress.pipeline.handover import compress_checkpoint_
 from owl_compress.pipeline.judging import judge
 from owl_compress.pipeline.profile_settings import measured_as
 from owl_compress.pipeline.profiling import profile_of
+from owl_compress.pipeline.quality import evaluate_dense, evaluation_beside
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
 from owl_compress.progress import SILENT, Progress
@@ -78,11 +77,14 @@ def run(
 
 
 def check_output(request: Request, out: Path | None, *, overwrite: bool = False) -> None:
-    """Refuse an output that could not be written, before a model is loaded.
+    """Refuse an output that could not be written, or measured, before a model is loaded.
 
     Raises:
-        RequestError: a folder that holds something or cannot be written, or a package that is missing.
+        RequestError: a folder that holds something or cannot be written, a package that is missing, or no
+            text to measure agreement on.
     """
+    if request.recipe.agreement and request.recipe.data is None:
+        raise RequestError("agreement is measured on the evaluation text: name it with --data, or drop it")
     if out is None:
         return
     check_output_folder(out, overwrite=overwrite, inputs=[request.recipe.model])
@@ -111,12 +113,11 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
         if out:
             n_bytes = forecast(session, plan).prediction.checkpoint_bytes
             check_output_folder(out, overwrite=overwrite, n_bytes=n_bytes)
-        dense = evaluate(session) if held_out else None
+        dense = evaluate_dense(session) if held_out else None
         with _own_folder(session, out, overwrite=overwrite) as folder:
             result = judged.told(compress_(session, plan, folder), session)
             if dense:
-                evaluation = Evaluation(dense=dense, compressed=evaluate(session))
-                result = result.model_copy(update={"evaluation": evaluation})
+                result = result.model_copy(update={"evaluation": evaluation_beside(session, dense)})
             recipe, backend = settled_recipe(session, result, profile), session.request.backend
             if folder and isinstance(backend, CheckpointBackend):
                 stored = backend.stored_format
@@ -190,21 +191,6 @@ def _skipped(session: Session, target: Target) -> frozenset[str]:
         return frozenset()
     names = outline(session.loaded.model, session.identity, session.structure)
     return partition(names, target).skipped
-
-
-def evaluate(session: Session) -> PerplexityRecord:
-    """Perplexity of the model as it is now, on the request's evaluation text.
-
-    Raises:
-        RequestError: the request names no such text.
-    """
-    return perplexity(
-        session.loaded.model,
-        session.held_out_windows,
-        batch_size=session.recipe.batch_size,
-        device=session.request.device,
-        progress=session.progress,
-    )
 
 
 def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Result:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from owl_compress.arguments import checked
-from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_PACKAGE
+from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_PACKAGE, LoadedModel
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
@@ -28,11 +28,15 @@ class Original:
         Raises:
             RequestError: it cannot be loaded, or the name means another model by now, or here.
         """
-        dense = load(self.source, revision=self.revision, **options).model
-        if n_parameters(dense) != self.n_params:
+        return self.load_whole(**options).model
+
+    def load_whole(self, **options: Any) -> LoadedModel:
+        """The model with its tokenizer; see `load`."""
+        dense = load(self.source, revision=self.revision, **options)
+        if n_parameters(dense.model) != self.n_params:
             raise RequestError(
-                f"{self.source} has {n_parameters(dense):,} parameters, and {self.n_params:,} are what it "
-                "had then: name it by --against"
+                f"{self.source} has {n_parameters(dense.model):,} parameters, and {self.n_params:,} are what "
+                "it had then: name it by --against"
             )
         return dense
 
@@ -44,13 +48,30 @@ def original_of(folder: Path | str) -> Original | None:
     Raises:
         RequestError: a result.json that cannot be read.
     """
+    result = _result_in(folder)
+    if result is None or all(step.unit is not Unit.WIDTH for step in result.as_earlier):
+        return None
+    return _first_model(result, folder)
+
+
+@checked
+def origin_of(folder: Path | str) -> Original | None:
+    """The model that any folder of ours was made from; None where nothing says that.
+
+    Raises:
+        RequestError: a result.json that cannot be read.
+    """
+    result = _result_in(folder)
+    return None if result is None else _first_model(result, folder)
+
+
+def _result_in(folder: Path | str) -> Result | None:
     path = given_path(folder) / "result.json"
-    if not path.is_file():
-        return None
-    steps = Result.read(path).as_earlier
-    if all(step.unit is not Unit.WIDTH for step in steps):
-        return None
-    first = steps[0]  # of several compressions; the model before it is the dense one
+    return Result.read(path) if path.is_file() else None
+
+
+def _first_model(result: Result, folder: Path | str) -> Original | None:
+    first = result.as_earlier[0]  # of several compressions; the model before it is the dense one
     if first.model == str(folder):
         return None
     if (first.revision or "").startswith(f"{BUILTIN_PACKAGE} "):

@@ -302,4 +302,6 @@ def _evaluation_options(recipe: Recipe) -> EvaluationOptions | None:
         max_windows=recipe.max_windows,
         text_field=recipe.text_field,
         chat_template=recipe.chat_template,
+        stride=recipe.stride,
+        protocol=recipe.protocol,
     )

@@ -194,8 +194,8 @@ def hold_apart(
 def hold_out(loaded: LoadedModel, source: Path | str, **options: Any) -> TokenWindows:
     """Token windows to evaluate `loaded` on: the whole text `source`, cut into consecutive windows.
 
-    `options` are those of `owl_compress.data.windows.EvaluationOptions`: seq_len, bos, max_windows,
-    text_field, chat_template.
+    `options` are those of `owl_compress.data.windows.EvaluationOptions`: seq_len, bos, max_windows, stride,
+    protocol, text_field, chat_template.
     """
     return held_out_windows(loaded, find_structure(loaded.model), EvaluationOptions(str(source), **options))
 
@@ -221,6 +221,8 @@ def held_out_windows(
         seq_len=resolve_seq_len(options.seq_len, loaded.model.config),
         bos=resolve_bos(options.bos, structure.bos),
         max_windows=options.max_windows,
+        stride=options.stride,
+        protocol=options.protocol,
         progress=progress,
     )
     check_vocabulary(loaded.model, windows.ids)

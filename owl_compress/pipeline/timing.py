@@ -1,7 +1,6 @@
 """How fast a model or a folder runs, beside the dense model that it was made from."""
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,17 @@ import torch
 from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.verification import verify
-from owl_compress.consent import CONSENT_NAMES, NO_CONSENT, Consent
+from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import check_batch_size
 from owl_compress.device import DTYPES, resolve_device
 from owl_compress.documents.measurements import Kernel, LatencyRecord, LatencyShape
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.latency import check_kernel, check_positions, compare, compare_kernels
 from owl_compress.evaluation.part_costs import DEFAULT_WIDTHS, check_widths
+from owl_compress.pipeline.beside import Beside, Say, of_against
 from owl_compress.pipeline.original import original_of
 from owl_compress.pipeline.stages import load
 from owl_compress.progress import SILENT, Progress
-
-Say = Callable[[str], None]
 
 
 @checked
@@ -48,19 +46,20 @@ class TimingOptions:
     against_consent: Consent = NO_CONSENT
 
     def __post_init__(self) -> None:
-        if self.against is None and self.against_consent != NO_CONSENT:
-            raise RequestError(
-                "--against-trust-remote-code and --against-allow-pickle are for the model that --against "
-                "names: name it, or drop them"
-            )
+        beside = self.beside  # consent for a model that nobody names is refused
         if self.compiled and self.kernel != "dense":
             raise RequestError(f"--compile is for dense kernels: drop it, or --kernel {self.kernel}")
-        if self.against is not None and self.kernel != "dense":
+        if beside is not None and self.kernel != "dense":
             raise RequestError(
                 f"--kernel {self.kernel} times a model against itself: drop --against {self.against}, or the "
                 "kernel"
             )
         check_kernel(self.kernel, self.device)
+
+    @property
+    def beside(self) -> Beside | None:
+        """The dense model that `against` names."""
+        return Beside.of(self.against, self.against_consent)
 
     def check_model(self, model: str) -> None:
         """Refuse a model that cannot be timed so, before it is loaded.
@@ -68,21 +67,10 @@ class TimingOptions:
         Raises:
             RequestError: it is named as its own dense model, or breaks the pattern of the kernel.
         """
-        if self.against is not None and _is_same(self.against, model):
-            raise RequestError(
-                f"--against {self.against} is the model itself: name the dense one it was made from"
-            )
+        if self.beside is not None:
+            self.beside.check(model)
         if self.kernel == "semi-structured":
             check_two_of_four(Path(model))
-
-
-def _is_same(one: str, other: str) -> bool:
-    """Whether two names stand for the same model, or the same folder or file."""
-    if one == other:
-        return True
-    with suppress(OSError, RuntimeError, ValueError):  # no path, or none that can be followed
-        return Path(one).expanduser().samefile(Path(other).expanduser())
-    return False
 
 
 def latency_shape(batch_size: int, prompt_len: int, new_tokens: int) -> LatencyShape:
@@ -148,23 +136,30 @@ class Timing:
         return compare_kernels(name, model, options.kernel, options.shape, options.device, progress)
 
 
-def prepare_timing(loaded: LoadedModel, options: TimingOptions, say: Say = lambda _: None) -> Timing:
+def prepare_timing(
+    loaded: LoadedModel,
+    options: TimingOptions,
+    say: Say = lambda _: None,
+    dense: LoadedModel | None = None,
+) -> Timing:
     """What `options` want of `loaded`, with the dense model beside it where there is one.
 
     Args:
         loaded: the model.
         options: see there.
         say: is told what is loaded, and why a model made from another is timed alone.
+        dense: the model that `options` name, where it is loaded already.
 
     Raises:
         RequestError: the model named by `against` cannot be loaded, or one of them has too few positions.
     """
     name = loaded.source
-    dense: dict[str, Any] = {}
-    if options.kernel == "dense":
-        dtype = loaded.dtype if loaded.dtype in DTYPES else "auto"
-        dense = _dense_beside(name, options, say, dtype)
-    models = {**dense, name: loaded.model}
+    beside: dict[str, Any] = {}
+    if dense is not None:
+        beside = {dense.source: dense.model}
+    elif options.kernel == "dense":
+        beside = _dense_beside(loaded, options, say)
+    models = {**beside, name: loaded.model}
     for model in models.values():
         check_positions(model, options.shape)
     return Timing(models, options)
@@ -186,15 +181,12 @@ def time_model(
     return prepare_timing(load(model, **loading), options).run(progress)
 
 
-def _dense_beside(model: str, options: TimingOptions, say: Say, dtype: str) -> dict[str, Any]:
-    """The dense model to time in turn with `model`, by its name; empty if there is none to be had."""
-    if options.against is not None:
-        say(f"loading {options.against}")
-        try:
-            dense = load(options.against, dtype=dtype, **options.against_consent.as_options)
-        except RequestError as error:
-            raise RequestError(_of_against(error)) from error
-        return {options.against: dense.model}
+def _dense_beside(loaded: LoadedModel, options: TimingOptions, say: Say) -> dict[str, Any]:
+    """The dense model to time in turn with `loaded`, by its name; empty if there is none to be had."""
+    if options.beside is not None:
+        dense = options.beside.load(loaded, say)
+        return {dense.source: dense.model}
+    model, dtype = loaded.source, loaded.dtype if loaded.dtype in DTYPES else "auto"
     try:
         original = original_of(Path(model).expanduser())
         if original is None:
@@ -202,18 +194,9 @@ def _dense_beside(model: str, options: TimingOptions, say: Say, dtype: str) -> d
         say(f"loading {original.source}, which {model} was made from")
         return {original.source: original.load(dtype=dtype)}
     except RequestError as error:
-        reason = _of_against(error)
+        reason = of_against(error)
         say(f"only {model} is timed, without the model it was made from ({reason}); --against names one")
         return {}
-
-
-def _of_against(error: RequestError) -> str:
-    """What a model beside the one that is timed was refused for; its consent goes by names of its own."""
-    text = str(error)
-    for name in CONSENT_NAMES:
-        option = name.replace("_", "-")
-        text = text.replace(f"--{option}", f"--against-{option}")
-    return text
 
 
 def check_two_of_four(folder: Path) -> None:

@@ -51,7 +51,6 @@ def test_a_cost_table_is_written_and_makes_a_model_faster(done: Callable[..., An
             ("--latency", "--compile", "--kernel", "semi-structured"),
             "--compile is for dense kernels: drop",
         ),
-        (("--against", "dense"), "--against says how --latency is measured: add --latency, or drop it"),
         (("--cost-table", "c.json"), "--cost-table says how --latency is measured: add --latency"),
         (("--latency", "--cost-widths", "0.5"), "--cost-widths goes with --cost-table: name the file"),
         (("--latency", "--cost-table", "c.json", "--compile"), "drop --compile and --kernel"),

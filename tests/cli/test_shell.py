@@ -34,7 +34,7 @@ def test_every_shell_gets_its_script(
     [
         ("owl-compress al", {"allocate"}),
         ("owl-compress allocate r.json --spars", {"--sparsity"}),
-        ("owl-compress run model --skip x --allocator owl --prot", {"--protect-first", "--protect-last"}),
+        ("owl-compress run model --skip x --allocator owl --prote", {"--protect-first", "--protect-last"}),
         ("owl-compress run model --backend w", {"wanda"}),
     ],
 )

@@ -18,7 +18,8 @@ from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.execution import compress_, evaluate, execute, make_plan, run
+from owl_compress.pipeline.execution import compress_, execute, make_plan, run
+from owl_compress.pipeline.quality import evaluate
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.stages import calibration_windows, load
 
