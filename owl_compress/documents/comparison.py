@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, ValidationError
 
+from owl_compress.documents.accuracy import TaskAccuracy
 from owl_compress.documents.document import Frozen, is_none
 from owl_compress.documents.measurements import AgreementRecord, LatencyRecord, PerplexityRecord
 from owl_compress.documents.strict_json import parse_json, read_text
@@ -27,15 +28,6 @@ class Status(StrEnum):
     DRIFTED = "drifted"  # carried out, but another amount than the rest of its group
     REFUSED = "refused"  # cannot be satisfied
     FAILED = "failed"  # through a defect
-
-
-class TaskAccuracy(Frozen):
-    """Accuracy on one task, larger is better, with its standard error over `samples` questions."""
-
-    metric: str
-    value: float
-    stderr: float | None
-    samples: Count
 
 
 class RowProvenance(Frozen):

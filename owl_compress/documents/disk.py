@@ -43,7 +43,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RequestError: the disk is full, or the file cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         real = _resolved(path)
         with _temporary_file(real) as temporary:
             with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
@@ -68,7 +68,7 @@ def check_output_file(path: Path, *, inputs: Iterable[Path | str] = (), kind: st
             missing or cannot be written to.
     """
     path = given_path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         real = _resolved(path)
         if real.is_dir():
             raise RequestError(
@@ -98,7 +98,7 @@ def check_output_folder(
             disk has too little room.
     """
     path = given_path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         place = _place_of(path, inputs, overwrite=overwrite)
         with _workplace(place) as temporary:
             free = shutil.disk_usage(temporary).free
@@ -118,7 +118,7 @@ def output_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     ours is replaced when the new one is whole.
     """
     path = given_path(path)
-    with _disk_errors(path):
+    with disk_errors(path):
         place = _place_of(path, (), overwrite=overwrite)
         with _workplace(place) as temporary:
             yield temporary
@@ -289,7 +289,8 @@ def _permit_(path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with the disk inside the block into one line that names `path`."""
     try:
         yield
     except OSError as error:

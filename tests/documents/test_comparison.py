@@ -31,7 +31,10 @@ def test_a_row_survives_its_line(make_row: Callable[..., Row]) -> None:
         "perplexity": 30.5, "tokens": 511, "windows": 1, "seq_len": 512, "dtype": "float32", "data": "tést",
         "bos": "first", "n_params": 7,
     }  # fmt: skip
-    accuracy = {"metric": "acc", "value": 0.5, "stderr": 0.01, "samples": 100}
+    accuracy = {
+        "task": "boolq", "metric": "acc", "value": 0.5, "stderr": 0.01, "samples": 100, "shots": 0,
+        "version": "1",
+    }  # fmt: skip
     row = make_row(
         perplexity={"tést": record},
         tasks={"boolq": accuracy},

@@ -1,0 +1,91 @@
+"""A file that rows are appended to, one at a time, by several processes at once, each synced as it ends."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from owl_compress.documents.comparison import Row, read_rows
+from owl_compress.documents.disk import disk_errors
+from owl_compress.interrupts import undisturbed
+
+
+@dataclass(frozen=True)
+class RowLog:
+    """The rows at `path`; a last line that is not whole goes when the next row is written."""
+
+    path: Path
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows so far; see `read_rows`.
+
+        Raises:
+            RequestError: see there.
+        """
+        return read_rows(self.path) if self.path.exists() else ()
+
+    def append(self, row: Row) -> None:
+        """Write one row, and see it on the disk before going on: what was said to be done stays done.
+
+        Raises:
+            RequestError: the disk is full, or the file cannot be written.
+        """
+        line = row.line().encode()
+        with disk_errors(self.path), undisturbed():
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                with locked(handle):
+                    end = _end_of_whole_lines(handle)
+                    os.ftruncate(handle, end)
+                    os.lseek(handle, end, os.SEEK_SET)
+                    try:
+                        _write_all(handle, line)
+                        os.fsync(handle)
+                    except OSError:
+                        with suppress(OSError):
+                            os.ftruncate(handle, end)
+                        raise
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def locked(handle: int, *, waits: bool = True) -> Iterator[bool]:
+    """Hold the lock on an open file, where the system has locks; whether it was to be had, if nobody waits.
+
+    It goes with the process that holds it, however that ends.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - absent on Windows
+    except ImportError:
+        yield True
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def _end_of_whole_lines(handle: int) -> int:
+    """Where the last whole line ends, in bytes."""
+    end = os.lseek(handle, 0, os.SEEK_END)
+    step = 4096
+    start = end
+    while start > 0:
+        start = max(0, start - step)
+        os.lseek(handle, start, os.SEEK_SET)
+        place = os.read(handle, min(step, end - start)).rfind(b"\n")
+        if place >= 0:
+            return start + place + 1
+    return 0
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(handle, content) :]

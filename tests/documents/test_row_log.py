@@ -1,0 +1,77 @@
+"""Rows appended by processes that may be killed, or run out of disk, at any moment."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from owl_compress.documents.comparison import Row
+from owl_compress.documents.row_log import RowLog
+from owl_compress.errors import RequestError
+
+
+def row(cell: str, **changes: Any) -> Row:
+    provenance = {"versions": {}, "machine": {}, "command": "", "texts": {}}
+    plain = {"cell": cell, "name": "n", "group": "g", "axes": {}, "recipe": {}, "status": "done"}
+    return Row.model_validate(plain | {"provenance": provenance} | changes)
+
+
+def test_rows_are_appended_and_read_again(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    assert log.rows() == ()
+    for cell in "abc":
+        log.append(row(cell))
+    assert [one.cell for one in log.rows()] == ["a", "b", "c"]
+    assert len(log.path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("n_left", [1, 7, 100])
+def test_half_a_line_goes_when_the_next_row_is_written(n_left: int, tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    log.append(row("a"))
+    with log.path.open("a") as file:
+        file.write(row("b", reason="x" * 9000).line()[:n_left])
+    assert [one.cell for one in log.rows()] == ["a"]
+    log.append(row("c"))
+    assert [one.cell for one in log.rows()] == ["a", "c"]
+    assert all(line.endswith("}") for line in log.path.read_text().splitlines())
+
+
+def test_half_a_line_may_be_all_there_is(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    log.path.write_text(row("a", reason="x" * 9000).line()[:8000])
+    log.append(row("b"))
+    assert [one.cell for one in log.rows()] == ["b"]
+
+
+def test_several_write_at_once(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    threads = [
+        Thread(target=lambda own: [log.append(row(f"{own}.{n}")) for n in range(20)], args=(own,))
+        for own in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(log.rows()) == 80
+
+
+def test_a_full_disk_leaves_the_rows_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    log.append(row("a"))
+    write: Callable[[int, bytes], int] = os.write
+
+    def full(handle: int, content: bytes) -> int:
+        write(handle, content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("owl_compress.documents.row_log.os.write", full)
+    with pytest.raises(RequestError, match=r"disk full while writing .*rows.jsonl: free some space"):
+        log.append(row("b"))
+    monkeypatch.undo()
+    assert log.path.read_text() == row("a").line()
