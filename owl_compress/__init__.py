@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from owl_compress.evaluation.agreement import agreement, dense_predictions
     from owl_compress.evaluation.perplexity import perplexity
     from owl_compress.importance.estimator import measure
+    from owl_compress.pipeline.comparison.comparison import compare
     from owl_compress.pipeline.execution import make_plan, run
     from owl_compress.pipeline.feasibility import forecast
     from owl_compress.pipeline.folder import save
@@ -59,6 +60,7 @@ _HOMES = {
     "agreement": "evaluation.agreement",
     "allocate": "pipeline.stages",
     "calibrate": "pipeline.stages",
+    "compare": "pipeline.comparison.comparison",
     "compress_": "pipeline.stages",
     "dense_predictions": "evaluation.agreement",
     "evaluate": "pipeline.stages",
@@ -92,6 +94,7 @@ __all__ = [
     "agreement",
     "allocate",
     "calibrate",
+    "compare",
     "compress_",
     "dense_predictions",
     "evaluate",

@@ -14,9 +14,12 @@ from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
 from owl_compress.cli.application import application
 from owl_compress.cli.options import typed_options
+from owl_compress.documents.grid import Grid
 from owl_compress.documents.recipe import Recipe, is_recipe
+from owl_compress.documents.yaml12 import load_plain
 from owl_compress.importance.metrics import METRICS
 from owl_compress.options import options_of
+from owl_compress.pipeline.comparison.cells import cells_of, grid_names
 from owl_compress.pipeline.limits import asks_for_limit, everything_kept
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
 
@@ -159,9 +162,19 @@ class TestPython:
 @pytest.mark.parametrize("page", PAGES)
 def test_recipes_are_recipes(page: str) -> None:
     for block in blocks("yaml", PAGES[page]):
+        if block.startswith("# grid"):
+            continue
         recipe = Recipe.from_options(yaml.safe_load(block))
         allocator_of(recipe)
         backend_of(recipe)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_grids_are_grids(page: str) -> None:
+    for block in blocks("yaml", PAGES[page]):
+        if block.startswith("# grid"):
+            grid = Grid.of(load_plain(block), grid_names())
+            assert all(cell.request for cell in cells_of(grid, ROOT))
 
 
 def test_the_least_plan_is_a_plan(tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from owl_compress.cli import chart, demo, evaluate, listing, planning, refine, report, run, sensitivity
+from owl_compress.cli import (
+    chart,
+    compare,
+    demo,
+    evaluate,
+    listing,
+    planning,
+    refine,
+    report,
+    run,
+    sensitivity,
+)
 from owl_compress.cli.latency import DenseOptions, LatencyOptions
 from owl_compress.cli.options import (
     OWN,
@@ -45,6 +56,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
     for name, (command, parameters) in _commands().items():
         is_meant = name in arguments[:1]
         app.command(name)(with_options(command, parameters(arguments) if is_meant else []))
+    app.command("compare")(compare.compare)
     app.command("verify")(evaluate.verify)
     app.command("chart")(chart.chart)
     app.command("report")(report.report)

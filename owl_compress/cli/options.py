@@ -21,7 +21,7 @@ Model = Annotated[
 ]
 
 
-def _out(text: str) -> Any:
+def out_option(text: str) -> Any:
     """The option -o, for paths that a user wrote."""
     return typer.Option("--out", "-o", parser=given_path, metavar="PATH", help=text)
 
@@ -39,12 +39,12 @@ def path_option(text: str) -> Any:
 _FOLDER = "Folder to write; must be new or empty."
 _NEEDED = "Required, but for --dry-run."
 
-Out = Annotated[Path, _out(_FOLDER)]
-OptionalOut = Annotated[Path | None, _out(f"{_FOLDER} {_NEEDED}")]
-OptionalOutFile = Annotated[Path | None, _out(f"File to write. {_NEEDED}")]
-OutPicture = Annotated[Path, _out("Picture to write, NAME.png.")]
-OutPage = Annotated[Path, _out("Page to write, NAME.html.")]
-OutFile = Annotated[Path, _out("File to write.")]
+Out = Annotated[Path, out_option(_FOLDER)]
+OptionalOut = Annotated[Path | None, out_option(f"{_FOLDER} {_NEEDED}")]
+OptionalOutFile = Annotated[Path | None, out_option(f"File to write. {_NEEDED}")]
+OutPicture = Annotated[Path, out_option("Picture to write, NAME.png.")]
+OutPage = Annotated[Path, out_option("Page to write, NAME.html.")]
+OutFile = Annotated[Path, out_option("File to write.")]
 Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace a folder that owl-compress wrote, when the new one is whole."),

@@ -15,8 +15,8 @@ from owl_compress.documents.strict_json import parse_json, read_text
 from owl_compress.documents.units import Count, Unit
 from owl_compress.errors import RequestError, first_problem
 
-ROWS, GRID, TABLE, SHEET, PAGE, SHARED = (
-    "rows.jsonl", "grid.yaml", "table.md", "rows.csv", "page.html", "shared",
+ROWS, GRID, TABLE, SHEET, SUMMARY, PAGE, SHARED = (
+    "rows.jsonl", "grid.yaml", "table.md", "rows.csv", "summary.csv", "page.html", "shared",
 )  # fmt: skip
 """What a folder of results holds."""
 

@@ -155,7 +155,7 @@ class _Branch:
             else:
                 if not budgets:
                     axes.append(budgets)
-                budgets += options
+                budgets += [one for one in options if one[name] is not None]
         return axes
 
     def _way(self, name: str, place: _Place) -> tuple[str | int, ...]:

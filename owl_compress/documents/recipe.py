@@ -495,15 +495,19 @@ class Recipe(Frozen):
         recipe = cls.from_options(_without_consent(content, str(path)), str(path))
         return recipe.beside(path.parent)
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML: what differs from the defaults, and whatever shapes the checkpoint."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the defaults, and whatever shapes the checkpoint, as users name it."""
         content = self.model_dump(mode="json", exclude_defaults=True, exclude={"options"})
         content |= {name: getattr(self, name) for name in _ALWAYS_WRITTEN}
         order = [field.alias or name for name, field in type(self).model_fields.items()]
         order[order.index("options") : order.index("options") + 1] = sorted(self.options)
         content |= self.options
-        lines = {option_name(name): content[name] for name in order if content.get(name) is not None}
-        body = yaml.dump(lines, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
+        return {option_name(name): content[name] for name in order if content.get(name) is not None}
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML: its settings."""
+        body = yaml.dump(self.settings, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
         return "# owl-compress run recipe.yaml -o OUT\n" + body
 
 

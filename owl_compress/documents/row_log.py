@@ -35,7 +35,7 @@ class RowLog:
         with disk_errors(self.path), undisturbed():
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                with locked(handle):
+                with _locked(handle):
                     end = _end_of_whole_lines(handle)
                     os.ftruncate(handle, end)
                     os.lseek(handle, end, os.SEEK_SET)
@@ -51,23 +51,16 @@ class RowLog:
 
 
 @contextmanager
-def locked(handle: int, *, waits: bool = True) -> Iterator[bool]:
-    """Hold the lock on an open file, where the system has locks; whether it was to be had, if nobody waits.
-
-    It goes with the process that holds it, however that ends.
-    """
+def _locked(handle: int) -> Iterator[None]:
+    """Hold the lock on an open file, where the system has locks; it goes with the process that holds it."""
     try:
         import fcntl  # noqa: PLC0415 - absent on Windows
     except ImportError:
-        yield True
+        yield
         return
+    fcntl.flock(handle, fcntl.LOCK_EX)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-    except BlockingIOError:
-        yield False
-        return
-    try:
-        yield True
+        yield
     finally:
         fcntl.flock(handle, fcntl.LOCK_UN)
 

@@ -177,7 +177,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | SensitivityProfile |
         partial=session.recipe.partial,
         device=request.device,
         batch_size=session.recipe.batch_size,
-        structure=replace(session.structure, spared=_skipped(session, request.target)),
+        structure=replace(session.structure, spared=skipped_linears(session, request.target)),
         identity=session.identity,
         progress=session.progress,
     )
@@ -185,7 +185,7 @@ def make_plan(session: Session) -> tuple[ImportanceReport | SensitivityProfile |
     return measured.report, divide(session, measured.report)
 
 
-def _skipped(session: Session, target: Target) -> frozenset[str]:
+def skipped_linears(session: Session, target: Target) -> frozenset[str]:
     """Linears that the target names to be left alone: nothing has to be known of them."""
     if not target.skips:
         return frozenset()

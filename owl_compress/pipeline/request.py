@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # a plan is made without loading torch
     from owl_compress.compression.contract import AnyBackend
     from owl_compress.pipeline.profile_settings import ProfileSettings
 
-_OF_PROFILES = (
+OF_PROFILES = (
     "part", "levels", "measure", "damage_samples", "damage_len", "damage_data", "positions", "max_cost",
 )  # fmt: skip
-"""What says how a profile is measured."""
+"""Options of a recipe that say how a profile is measured."""
 
 _CODES, _FORMATS = "packed", ("packed", "dense")
 """How quantized weights are stored: as integer codes, or dequantised like any other weight."""
@@ -145,7 +145,7 @@ def _profile_of(
     from owl_compress.pipeline.profile_checks import by_block, check_profile  # noqa: PLC0415 - loads torch
     from owl_compress.pipeline.profile_settings import ProfileSettings  # noqa: PLC0415 - loads torch
 
-    given = [name for name in ("profile", *_OF_PROFILES) if getattr(recipe, name) is not None]
+    given = [name for name in ("profile", *OF_PROFILES) if getattr(recipe, name) is not None]
     if allocator is None or target is None or not reads_damage(allocator):
         if given:
             who = "a plan that is made already" if allocator is None else f"allocator {recipe.allocator!r}"

@@ -83,11 +83,11 @@ class Session:
         if isinstance(request, Recipe):
             request = Request.of(request, consent=consent)
         recipe = request.recipe
-        wanted = calibration_options(recipe) if calibration is None and _looks_at_text(request) else None
+        wanted = calibration_options(recipe) if calibration is None and looks_at_text(request) else None
         # What is wrong with names and texts is told before the model is loaded.
         if loaded is None:
             check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
-        text, held_out = read_texts(wanted, _evaluation_options(recipe))
+        text, held_out = read_texts(wanted, evaluation_options(recipe))
         damage_text = text
         if request.reads_damage and (text is None or recipe.damage_data is not None):
             damage_text = read_damage_text(recipe)
@@ -105,7 +105,7 @@ class Session:
         structure = replace(structure, notes=(*loaded.notes, *structure.notes))
         if wanted is not None:
             calibration = calibration_windows(loaded, structure, wanted, text, progress)
-        if calibration is not None and _looks_at_text(request):
+        if calibration is not None and looks_at_text(request):
             structure = settled_structure(loaded.model, structure, calibration.ids, request.device)
         check_covered(coverage_of(structure), partial=recipe.partial)
         identity = identity_of(loaded, structure)
@@ -147,7 +147,7 @@ class Session:
     def keep(self, statistics: DenseStatistics) -> None:
         """Take note of what the linears of the dense model read, if the backend is going to ask for it."""
         asked_for = self.calibration.record if self.calibration else None
-        if self._asks_for_dense and statistics.windows == asked_for:
+        if self.asks_for_dense and statistics.windows == asked_for:
             self._gathered[:] = [statistics]
 
     @property
@@ -156,7 +156,8 @@ class Session:
         return next(iter(self._gathered), self.recipe.statistics or DEFAULT_STATISTICS)
 
     @property
-    def _asks_for_dense(self) -> bool:
+    def asks_for_dense(self) -> bool:
+        """Whether the backend is to be told of the dense model's inputs, and asks for any."""
         source = self.recipe.statistics or DEFAULT_STATISTICS
         return source == "dense" and bool(asked_statistics(self.request.backend))
 
@@ -169,7 +170,7 @@ class Session:
         """
         if self.recipe.measure_samples is not None:
             return self.recipe.measure_samples
-        if not self.request.reads_damage and self._asks_for_dense and self.calibration is not None:
+        if not self.request.reads_damage and self.asks_for_dense and self.calibration is not None:
             return len(self.calibration)
         return DEFAULT_MEASURE_SAMPLES
 
@@ -208,7 +209,7 @@ class Session:
     @cached_property
     def held_out(self) -> TokenWindows | None:
         """The windows of the evaluation text; None if the request names none."""
-        options = _evaluation_options(self.recipe)
+        options = evaluation_options(self.recipe)
         if options is None:
             return None
         return held_out_windows(self.loaded, self.structure, options, self.evaluation_text, self.progress)
@@ -250,7 +251,8 @@ def _measures(request: Request) -> bool:
     return request.allocator is not None and request.allocator.reads_scores
 
 
-def _looks_at_text(request: Request) -> bool:
+def looks_at_text(request: Request) -> bool:
+    """Whether allocator or backend look at the calibration text."""
     return _measures(request) or request.reads_damage or request.backend.statistic is not None
 
 
@@ -292,7 +294,8 @@ def calibration_options(recipe: Recipe) -> CalibrationOptions:
     )
 
 
-def _evaluation_options(recipe: Recipe) -> EvaluationOptions | None:
+def evaluation_options(recipe: Recipe) -> EvaluationOptions | None:
+    """The windows to evaluate on that a recipe asks for; None if it names no text."""
     if recipe.data is None:
         return None
     return EvaluationOptions(

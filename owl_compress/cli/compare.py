@@ -1,0 +1,67 @@
+"""Comparison: every cell of a grid carried out, each a row, with what seeds do to it."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from owl_compress.cli import options
+from owl_compress.cli.comparison_sheets import rows_sheet
+from owl_compress.cli.console import Output
+from owl_compress.cli.watching import watch_for
+from owl_compress.consent import Consent
+from owl_compress.documents.comparison import TABLE, Row, Status
+from owl_compress.errors import RequestError
+
+if TYPE_CHECKING:  # a refusal must not wait for torch
+    from owl_compress.pipeline.comparison.comparison import Comparison
+
+_DEFECT = 1
+
+
+def compare(
+    grid: Annotated[
+        Path, options.path_argument("GRID", "A recipe (.yaml) in which any value may be a list.")
+    ],
+    out: Annotated[
+        Path | None,
+        options.out_option("Folder of results: new, or one to go on in. Required, but for --dry-run."),
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="In the place of the grid's device.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and what they will cost; write nothing.")
+    ] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    allow_pickle: options.AllowPickle = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Carry out every cell of a grid, dense first, each a row; what has its row already is left alone."""
+    from owl_compress.pipeline.comparison.comparison import Comparison
+
+    if out is None and not dry_run:
+        raise RequestError("missing option --out / -o: name the folder of results, or add --dry-run")
+    output = Output(as_json=as_json, quiet=quiet)
+    consent = Consent(trust_remote_code, allow_pickle)
+    command = ["owl-compress", *sys.argv[1:]]
+    comparison = Comparison.read(grid, consent, device=device, command=command)
+    if out is not None:
+        _carry_out(comparison, out, output)
+
+
+def _carry_out(comparison: "Comparison", out: Path, output: Output) -> None:
+    with watch_for(output) as watch:
+        rows = comparison.run(out, watch.progress, watch, watch.say)
+    baseline = comparison.measures.options.baseline
+    output.answer([row.model_dump(mode="json") for row in rows], rows_sheet(rows, baseline))
+    output.say(_in_words(rows, out))
+    if any(row.status is Status.FAILED for row in rows):
+        raise typer.Exit(_DEFECT)
+
+
+def _in_words(rows: Sequence[Row], out: Path) -> str:
+    counts = {status: sum(row.status is status for row in rows) for status in Status}
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    return f"wrote {out}: {len(rows)} rows, {told}; {out / TABLE} has the tables"

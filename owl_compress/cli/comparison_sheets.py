@@ -1,0 +1,61 @@
+"""A comparison as tables on the terminal."""
+
+from collections.abc import Sequence
+
+from owl_compress.cli.sheet import Column, Sheet
+from owl_compress.documents.comparison import Row
+from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of
+
+
+def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
+    """One line for each method, with its spread over seeds and its difference from the baseline."""
+    figures = figures_of(rows)
+    dense = [row for row in rows if row.dense and row.is_measured]
+    methods = methods_of([row for row in rows if not row.dense], baseline)
+    columns = [
+        Column("group", (*(row.name for row in dense), *(one.group for one in methods)), is_text=True),
+        Column("method", (*("" for _ in dense), *(one.name for one in methods)), is_text=True),
+        Column("kept", (*("" for _ in dense), *(_kept(one) for one in methods))),
+    ]
+    for figure in figures:
+        values = [*(_value(figure.read(row)) for row in dense), *(_spread(one, figure) for one in methods)]
+        columns.append(Column(figure.name, tuple(values)))
+        changes = [_paired(one.against.get(figure.name), figure) for one in methods]
+        if any(changes):
+            columns.append(Column(f"vs {baseline}", (*("" for _ in dense), *changes), is_optional=True))
+    first = [*dense, *(one.rows[0] for one in methods)]
+    columns.append(Column("MB", tuple(_megabytes(row) for row in first), is_optional=True))
+    columns.append(
+        Column("bits/weight", tuple(_value(row.bits_per_weight) for row in first), is_optional=True)
+    )
+    notes = [
+        f"{row.status}: {row.name} ({row.group}): {row.reason}" for row in rows if row.reason is not None
+    ]
+    return Sheet(f"Comparison, {len(rows)} cells", tuple(columns), tuple(notes))
+
+
+def _kept(method: Method) -> str:
+    spent = [row.achieved for row in method.rows if row.achieved is not None]
+    return f"{sum(spent) / len(spent):.4f}" if spent else ""
+
+
+def _spread(method: Method, figure: Figure) -> str:
+    spread: Spread | None = method.spreads.get(figure.name)
+    if spread is None:
+        return ""
+    return _value(spread.mean) + ("" if spread.sd is None else f" ± {spread.sd:.2g}")
+
+
+def _paired(paired: Paired | None, figure: Figure) -> str:
+    if paired is None:
+        return ""
+    shown = f"{paired.difference:+.1%}" if figure.is_ratio else f"{paired.difference:+.3g}"
+    return shown if paired.is_told_apart is not False else f"{shown} (as seeds)"
+
+
+def _value(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _megabytes(row: Row) -> str:
+    return "" if row.bytes_on_disk is None else f"{row.bytes_on_disk / 1e6:,.1f}"

@@ -1,0 +1,153 @@
+"""One model in memory for all cells that are made of it, with its windows, put back between cells."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
+from owl_compress.documents.coverage import check_covered
+from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.models.coverage import coverage_of
+from owl_compress.models.snapshot import ModelSnapshot
+from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.pipeline.comparison.texts import Texts
+from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.session import Session, calibration_options, looks_at_text
+from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
+from owl_compress.progress import SILENT, Progress, shown
+from owl_compress.walk.agreement import settled_structure
+
+
+@dataclass
+class Bench:
+    """A dense model and what was found out about it.
+
+    Attributes:
+        loaded, structure, identity: the model.
+        snapshot: what it was, bit by bit.
+        texts: that windows are cut out of.
+        progress: who is told how far a step is.
+        key: what tells the checkpoint from others.
+    """
+
+    loaded: LoadedModel
+    structure: ModelStructure
+    identity: ModelIdentity
+    snapshot: ModelSnapshot
+    texts: Texts
+    key: str
+    progress: Progress = SILENT
+    announce: Callable[[str], None] = lambda _: None
+    _settled: ModelStructure | None = None
+    _calibration: dict[CalibrationOptions, TokenWindows] = field(default_factory=dict)
+    _evaluation: dict[EvaluationOptions, TokenWindows] = field(default_factory=dict)
+
+    @classmethod
+    def open(
+        cls,
+        request: Request,
+        texts: Texts,
+        progress: Progress = SILENT,
+        announce: Callable[[str], None] = lambda _: None,
+    ) -> "Bench":
+        """Load the model of a request and take its snapshot.
+
+        Raises:
+            RequestError: see `owl_compress.load`, or an architecture that is unknown.
+        """
+        recipe = request.recipe
+        check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
+        loading = partial(
+            load,
+            recipe.model,
+            dtype=recipe.dtype,
+            device=request.device,
+            revision=recipe.revision,
+            **request.consent.as_options,
+        )
+        loaded = shown(progress, "loading", loading)
+        structure = find_structure(loaded.model)
+        structure = replace(structure, notes=(*loaded.notes, *structure.notes))
+        identity = identity_of(loaded, structure)
+        snapshot = ModelSnapshot.of(loaded.model)
+        return cls(loaded, structure, identity, snapshot, texts, texts.model(recipe), progress, announce)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Let the model be changed inside the block; afterwards it is what it was."""
+        try:
+            yield
+        finally:
+            self.snapshot.restore_(self.loaded.model)
+
+    def session(self, request: Request) -> Session:
+        """The session of a request on the model, which has to be dense.
+
+        Raises:
+            RequestError: too little text, blocks that cannot be walked one by one, or that hold little in
+                linears.
+        """
+        recipe = request.recipe
+        calibration = self.calibration(request)
+        structure = self.structure
+        if calibration is not None:
+            if self._settled is None:
+                self._settled = settled_structure(
+                    self.loaded.model, structure, calibration.ids, request.device
+                )
+            structure = self._settled
+        check_covered(coverage_of(structure), partial=recipe.partial)
+        damage_text = None
+        if request.reads_damage:
+            source = recipe.calib if recipe.damage_data is None else recipe.damage_data
+            options = CalibrationOptions(
+                source, text_field=recipe.text_field, chat_template=recipe.chat_template
+            )
+            damage_text = self.texts.calibration(options)
+        return Session(
+            request,
+            self.loaded,
+            structure,
+            self.identity,
+            calibration,
+            self.progress,
+            damage_text=damage_text,
+            announce=self.announce,
+        )
+
+    def calibration(self, request: Request) -> TokenWindows | None:
+        """The calibration windows of a request; None if neither allocator nor backend looks at text.
+
+        Raises:
+            RequestError: too little text.
+        """
+        if not looks_at_text(request):
+            return None
+        options = calibration_options(request.recipe)
+        if options not in self._calibration:
+            text = self.texts.calibration(options)
+            self._calibration[options] = calibration_windows(
+                self.loaded, self.structure, options, text, self.progress
+            )
+        return self._calibration[options]
+
+    def evaluation(self, options: EvaluationOptions) -> TokenWindows:
+        """The windows of an evaluation text.
+
+        Raises:
+            RequestError: too little text.
+        """
+        if options not in self._evaluation:
+            text = self.texts.evaluation(options)
+            self._evaluation[options] = held_out_windows(
+                self.loaded, self.structure, options, text, self.progress
+            )
+        return self._evaluation[options]
+
+    def name_of(self, *content: object) -> str:
+        """A short name for a file of something that was measured on this model with all of `content`."""
+        whole = "\n".join([self.key, self.identity.dtype, *map(str, content)])
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]

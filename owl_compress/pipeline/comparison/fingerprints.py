@@ -1,0 +1,82 @@
+"""What tells a cell from every other one: all that goes into it, so that a row that is there can be kept."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.versions import versions
+from owl_compress.pipeline.comparison.cells import Cell
+from owl_compress.pipeline.comparison.measures import Measures
+from owl_compress.pipeline.comparison.texts import Texts
+from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.session import calibration_options, evaluation_options, looks_at_text
+
+_NAMED_BY_CONTENT = {
+    "model", "revision", "calib", "data", "damage_data", "plan", "profile", "cost_table", "device", "strict",
+}  # fmt: skip
+"""What of a recipe says where something lies, and not what it is."""
+
+
+def fingerprint(cell: Cell, measures: Measures, texts: Texts) -> str:
+    """sha256 over model, texts, settings, what is measured, the kind of device, and the versions that count.
+
+    Raises:
+        RequestError: a model or text that is not there.
+    """
+    content: dict[str, Any] = {
+        "versions": {name: one for name, one in versions().items() if name != "python"},
+        "measures": measures.content,
+    }
+    if cell.request is None:
+        content |= {"settings": dict(cell.settings), "data": dict(measures.texts)}
+    else:
+        recipe = cell.request.recipe
+        content |= {
+            "model": texts.model(recipe),
+            "device": cell.request.device.type,
+            "data": {name: texts.digest(texts.evaluation(one)) for name, one in evaluated(recipe, measures)},
+        }
+        content |= {"dense": _plain(cell.settings)} if cell.is_dense else _compression(cell.request, texts)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def evaluated(recipe: Recipe, measures: Measures) -> list[tuple[str, Any]]:
+    """The name of each text, and the windows of it that a recipe asks for."""
+    found = []
+    for name, source in measures.texts.items():
+        options = evaluation_options(recipe.model_copy(update={"data": source}))
+        found.append((name, options))
+    return found
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in settings.items() if name.replace("-", "_") not in _NAMED_BY_CONTENT}
+
+
+def _compression(request: Request, texts: Texts) -> dict[str, Any]:
+    recipe = request.recipe
+    content: dict[str, Any] = {
+        "settings": recipe.model_dump(mode="json", exclude=_NAMED_BY_CONTENT),
+        "backend": asdict(request.backend),
+        "allocator": asdict(request.allocator) if request.allocator else None,
+    }
+    if looks_at_text(request):
+        options = calibration_options(recipe)
+        content["calib"] = texts.digest(texts.calibration(options))
+        if request.reads_damage and recipe.damage_data is not None:
+            content["damage"] = texts.digest(
+                texts.calibration(
+                    calibration_options(recipe.model_copy(update={"calib": recipe.damage_data}))
+                )
+            )
+    if request.plan is not None:
+        content["plan"] = request.plan.fingerprint
+    if request.profile is not None:
+        content["profile"] = request.profile.fingerprint
+    if recipe.cost_table is not None:
+        content["cost_table"] = hashlib.sha256(Path(recipe.cost_table).read_bytes()).hexdigest()
+    return content

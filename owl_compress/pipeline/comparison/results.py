@@ -1,0 +1,40 @@
+"""The folder of a comparison: begun with its grid, ended with tables of its rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from owl_compress.documents.comparison import GRID, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
+from owl_compress.documents.disk import disk_errors, write_text
+from owl_compress.documents.outputs import is_empty
+from owl_compress.errors import RequestError
+from owl_compress.pages.comparison_tables import comparison_table, rows_as_csv, summary_as_csv
+
+
+def prepare_folder(out: Path, grid: str) -> None:
+    """Make the folder, or go on in one of ours, and put the grid into it as it was given.
+
+    Raises:
+        RequestError: a file, a folder that holds something else, or one that cannot be written to.
+    """
+    with disk_errors(out):
+        if out.exists() and not out.is_dir():
+            raise RequestError(
+                f"results folder {out} is a file: name a folder that is new, empty or of results"
+            )
+        if out.is_dir() and not is_empty(out) and not (out / ROWS).exists() and not (out / GRID).exists():
+            raise RequestError(
+                f"results folder {out} exists and holds no results of compare: name one that is new or empty"
+            )
+        (out / SHARED).mkdir(parents=True, exist_ok=True)
+    write_text(out / GRID, grid)
+
+
+def write_tables(out: Path, rows: Sequence[Row], baseline: str) -> None:
+    """Write what is made of the rows: Markdown, CSV of rows and of methods.
+
+    Raises:
+        RequestError: the disk is full, or a file cannot be written.
+    """
+    write_text(out / SHEET, rows_as_csv(rows))
+    write_text(out / SUMMARY, summary_as_csv(rows, baseline))
+    write_text(out / TABLE, comparison_table(rows, baseline))
