@@ -10,6 +10,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.evaluation.agreement import DensePredictions, dense_predictions
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.snapshot import ModelSnapshot
 from owl_compress.models.structure import ModelStructure, find_structure
@@ -44,6 +45,7 @@ class Bench:
     _settled: ModelStructure | None = None
     _calibration: dict[CalibrationOptions, TokenWindows] = field(default_factory=dict)
     _evaluation: dict[EvaluationOptions, TokenWindows] = field(default_factory=dict)
+    _predictions: dict[EvaluationOptions, DensePredictions] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -146,6 +148,24 @@ class Bench:
                 self.loaded, self.structure, options, text, self.progress
             )
         return self._evaluation[options]
+
+    def predictions(self, options: EvaluationOptions, request: Request) -> DensePredictions:
+        """What the model, which has to be dense, predicts on a text; of the last one that is kept.
+
+        Raises:
+            RequestError: too little text, or predictions that cannot be held against others.
+        """
+        if options not in self._predictions:
+            self._predictions.clear()  # hidden states of a whole text
+            self._predictions[options] = dense_predictions(
+                self.loaded.model,
+                self.evaluation(options),
+                name=self.loaded.source,
+                batch_size=request.recipe.batch_size,
+                device=request.device,
+                progress=self.progress,
+            )
+        return self._predictions[options]
 
     def name_of(self, *content: object) -> str:
         """A short name for a file of something that was measured on this model with all of `content`."""

@@ -15,9 +15,10 @@ from owl_compress.compression.contract import CheckpointBackend
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import peak_device_bytes
 from owl_compress.documents.comparison import Row, Status
-from owl_compress.documents.measurements import LatencyRecord, PerplexityRecord
+from owl_compress.documents.measurements import AgreementRecord, LatencyRecord, PerplexityRecord
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
+from owl_compress.evaluation.agreement import DensePredictions, evaluate_against
 from owl_compress.evaluation.latency import compare as time_models
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.memory import forget_peak_host_bytes, memory_errors, peak_host_bytes
@@ -107,11 +108,12 @@ class Workplace:
             account.looked_at("calib", session.calibration)
             source, plan = self.shared.planned(session)
             self.shared.tell_dense(session, plan)
+        dense = self._predictions(request, account)
         with self.bench.lent():
             with account.timed("compress"):
                 judged = judge(session, source, plan, compress_)
                 result = judged.told(_compress_(session, judged.plan), session)
-            found = self._measured(session, account)
+            found = self._measured(session, account, dense)
         if isinstance(request.backend, CheckpointBackend):  # whose files were there and counted
             found |= {
                 "bytes_on_disk": result.totals.bytes_on_disk,
@@ -119,23 +121,37 @@ class Workplace:
             }
         return found | _counted(result, judged.plan)
 
-    def _measured(self, session: Session, account: _Account) -> dict[str, Any]:
-        """What is measured of the model as it is now."""
+    def _predictions(self, request: Request, account: _Account) -> DensePredictions | None:
+        """What the dense model predicts on the first text; None where agreement is not asked for."""
+        if not request.recipe.agreement:
+            return None
+        _, options = evaluated(request.recipe, self.measures)[0]
+        with account.timed("evaluate"):
+            return self.bench.predictions(options, request)
+
+    def _measured(
+        self, session: Session, account: _Account, dense: DensePredictions | None = None
+    ) -> dict[str, Any]:
+        """What is measured of the model as it is now; agreement with the dense one on the first text."""
         size = stored_size(session)
         found: dict[str, PerplexityRecord] = {}
+        agreement: AgreementRecord | None = None
+        how: dict[str, Any] = {
+            "batch_size": session.recipe.batch_size,
+            "device": session.request.device,
+            "progress": self.bench.progress,
+        }
         with account.timed("evaluate"):
             for name, options in evaluated(session.recipe, self.measures):
                 windows = self.bench.evaluation(options)
                 account.looked_at(f"data {name}", windows)
-                found[name] = perplexity(
-                    session.loaded.model,
-                    windows,
-                    batch_size=session.recipe.batch_size,
-                    device=session.request.device,
-                    progress=self.bench.progress,
-                )
+                if dense is not None and not found:
+                    found[name], agreement = evaluate_against(session.loaded.model, dense, **how)
+                else:
+                    found[name] = perplexity(session.loaded.model, windows, **how)
         return {
             "perplexity": found,
+            "agreement": agreement,
             "latency": self._latency(session, account),
             "bytes_on_disk": size.bytes_on_disk,
             "bits_per_weight": size.bits_per_weight,

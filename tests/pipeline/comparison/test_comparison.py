@@ -214,3 +214,22 @@ def test_an_impossible_grid_is_refused_before_anything_is_written(
     ):
         compare(ONE | {"backend": "gptq"})
     assert not (here / "RESULTS").exists()
+
+
+def test_agreement_is_with_the_dense_model_on_the_first_text(
+    compare: Callable[..., tuple[Row, ...]], here: Path
+) -> None:
+    grid = ONE | {"data": ["other.txt", "text.txt"], "agreement": True, "stride": 20}
+    dense, *rows = compare(grid)
+    assert dense.agreement is None
+    for row in rows:
+        settings = {name: value for name, value in row.recipe.items() if name != "data"}
+        done = owl_compress.run(Recipe.from_options(settings | {"data": "other.txt"}), None).result
+        assert done.evaluation is not None
+        assert row.agreement == done.evaluation.agreement
+        assert row.agreement.data == "other.txt"
+        assert row.perplexity["other.txt"] == done.evaluation.compressed
+        assert row.perplexity["text.txt"].stride == 20
+    (more,) = [row for row in compare(grid | {"seed": 1}) if row.recipe.get("allocator") == "owl"]
+    assert more.agreement is not None  # though the dense row was there already
+    assert "| KL |" in (here / "RESULTS" / "table.md").read_text()
