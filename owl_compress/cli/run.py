@@ -9,6 +9,7 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, prediction_table, result_table
+from owl_compress.cli.task_tables import accuracy_change_table
 from owl_compress.consent import Consent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe, Topic, is_recipe
@@ -20,10 +21,10 @@ if TYPE_CHECKING:  # a refusal must not wait for torch
 
 RUN_TOPICS = (
     Topic.BUDGET, Topic.ALLOCATOR, Topic.SHAPE, Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.MEASURING,
-    Topic.SENSITIVITY, Topic.SEED, Topic.EVALUATION, Topic.MACHINE,
+    Topic.SENSITIVITY, Topic.SEED, Topic.EVALUATION, Topic.TASKS, Topic.MACHINE,
 )  # fmt: skip
 COMPRESS_TOPICS = (
-    Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.SEED, Topic.EVALUATION, Topic.MACHINE
+    Topic.BACKEND, Topic.STORAGE, Topic.TEXT, Topic.SEED, Topic.EVALUATION, Topic.TASKS, Topic.MACHINE
 )  # fmt: skip
 
 
@@ -107,6 +108,8 @@ def _execute(request: "Request", target: _Target, output: Output) -> None:
         done = execute(session, target.out, overwrite=target.overwrite)
     output.answer(done.result.model_dump(mode="json"), plan_table(done.plan, done.result))
     output.show(result_table(done.result))
+    if done.result.tasks:
+        output.show(accuracy_change_table(done.result.tasks))
     output.say(f"wrote {target.out}")
 
 

@@ -1,6 +1,7 @@
 """What a model got right: zero-shot and few-shot tasks, as lm-eval scores them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from math import fsum, sqrt
 
 from pydantic import Field, NonNegativeFloat
 
@@ -55,3 +56,13 @@ class AccuracyChange(Frozen):
 def by_task(found: Iterable[TaskAccuracy]) -> dict[str, TaskAccuracy]:
     """The tasks by their names, in their order, as files and JSON hold them."""
     return {one.task: one for one in found}
+
+
+def mean_of(found: Collection[TaskAccuracy]) -> Score:
+    """The mean of the first metrics, every task counting alike, as in published tables.
+
+    Its standard error takes the tasks as independent: sqrt(sum of squares) / number of tasks.
+    """
+    errors = [one.stderr for one in found if one.stderr is not None]
+    stderr = sqrt(fsum(error**2 for error in errors)) / len(found) if len(errors) == len(found) else None
+    return Score(value=fsum(one.value for one in found) / len(found), stderr=stderr)

@@ -76,6 +76,7 @@ class Topic(StrEnum):
     MEASURING = "Measuring"
     SENSITIVITY = "Sensitivity"
     EVALUATION = "Evaluation text"
+    TASKS = "Tasks"
     SEED = "Seed"
     MACHINE = "Machine"
 
@@ -235,6 +236,23 @@ class Recipe(Frozen):
         Topic.EVALUATION, False, "With --data: KL divergence from, and top-1 agreement with, the dense model."
     )
 
+    tasks: tuple[str, ...] | None = _on(
+        Topic.TASKS,
+        None,
+        "Accuracy on tasks of lm-eval: boolq,rte or 'owl7' (the seven of the OWL paper).",
+        min_length=1,
+    )
+    task_file: tuple[str, ...] = _on(
+        Topic.TASKS, (), "Accuracy on samples of your own: .jsonl with question, choices and label."
+    )
+    task_path: Name | None = _on(
+        Topic.TASKS, None, "Task files of lm-eval's kind (.yaml), a folder or one; functions they name run."
+    )
+    limit: PositiveCount | None = _on(Topic.TASKS, None, "The first N samples of each task only.")
+    num_fewshot: Count | None = _on(
+        Topic.TASKS, None, "Solved samples before each question; default what the task says, mostly 0."
+    )
+
     batch_size: PositiveCount = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
     device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
     partial: bool = _on(
@@ -248,7 +266,7 @@ class Recipe(Frozen):
         known = isinstance(options, dict) and options.get("protocol") in PROTOCOLS
         return with_protocol(options) if known else options
 
-    @field_validator("model", "plan", "calib", "data", "cost_table", mode="before")
+    @field_validator("model", "plan", "calib", "data", "cost_table", "task_path", mode="before")
     @classmethod
     def _path_is_text(cls, name: Any) -> Any:
         return str(name) if isinstance(name, Path) else name
@@ -299,7 +317,7 @@ class Recipe(Frozen):
             raise ValueError("is how many times as fast, at least 1; 1.5 takes two thirds of the time")
         return speedup
 
-    @field_validator("bit_choices", "parts", mode="before")
+    @field_validator("bit_choices", "parts", "tasks", mode="before")
     @classmethod
     def _split_at_commas(cls, choices: Any) -> Any:
         return [one.strip() for one in choices.split(",")] if isinstance(choices, str) else choices
@@ -322,10 +340,13 @@ class Recipe(Frozen):
             raise ValueError("is a number of forward tokens above 0, such as 60000 or 60k")
         return text
 
-    @field_validator("skip", mode="before")
+    @field_validator("skip", "task_file", mode="before")
     @classmethod
     def _one_name_is_a_list(cls, names: Any) -> Any:
-        return [names] if isinstance(names, str) else names
+        names = [names] if isinstance(names, str | Path) else names
+        if not isinstance(names, list | tuple):
+            return names
+        return [str(one) if isinstance(one, Path) else one for one in names]
 
     @field_validator("set_", mode="before")
     @classmethod
@@ -344,11 +365,11 @@ class Recipe(Frozen):
             raise ValueError(f"names {twice!r} twice: give it one value")
         return dict(split)
 
-    @field_validator("set_", "skip", "options")
+    @field_validator("set_", "skip", "options", "tasks", "task_file")
     @classmethod
     def _are_text(cls, names: Any) -> Any:
         values = names.values() if isinstance(names, dict) else ()
-        for text in (*names, *values):
+        for text in (*(names or ()), *values):
             if isinstance(text, str):
                 checked_text(text)
         return names
@@ -372,6 +393,15 @@ class Recipe(Frozen):
             )
         self._check_bits()
         self._check_time()
+        return self
+
+    @model_validator(mode="after")
+    def _says_of_tasks_what_goes_with_them(self) -> Self:
+        given = [name for name in ("limit", "num_fewshot") if getattr(self, name) is not None]
+        if given and not (self.tasks or self.task_file or self.task_path):
+            raise ValueError(
+                f"{option_name(given[0])} is of tasks: name some with tasks, task-file or task-path"
+            )
         return self
 
     def _check_bits(self) -> None:
@@ -465,10 +495,13 @@ class Recipe(Frozen):
 
     def _with_paths(self, renamed: Callable[[str], str], renamed_ours: Callable[[str], str]) -> Self:
         names = {
-            name: getattr(self, name) for name in ("model", "calib", "data", "damage_data", "cost_table")
+            name: getattr(self, name)
+            for name in ("model", "calib", "data", "damage_data", "cost_table", "task_path")
         }
         changed = {name: renamed(value) for name, value in names.items() if value is not None}
         changed = {name: value for name, value in changed.items() if value != names[name]}
+        if self.task_file:
+            changed["task_file"] = tuple(map(renamed, self.task_file))
         for name in ("plan", "profile"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_absolute():

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
+from owl_compress.documents.accuracy import AccuracyChange
 from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.measurements import DamageRecord, Evaluation, FootprintChange
@@ -84,6 +85,9 @@ class Result(Document):
         default=None, description="where whole heads or channels went; None for budgets in other units"
     )
     evaluation: Evaluation | None = None
+    tasks: AccuracyChange | None = Field(
+        default=None, exclude_if=is_none, description="accuracy, where tasks were asked for"
+    )
     fallbacks: tuple[Fallback, ...] = ()
     notes: tuple[str, ...] = ()
     earlier: tuple[EarlierStep, ...] = Field(

@@ -129,7 +129,9 @@ def _cannot_load(name: str, path: Path | None, error: Exception, *, reachable: b
             f"it is not in the cache of earlier downloads: check the network, or {remedy}"
         )
     problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return RequestError(f"task {name!r} with its data set{data} cannot be loaded ({problem}): or {remedy}")
+    return RequestError(
+        f"task {name!r} with its data set{data} cannot be loaded ({problem}): look into that, or {remedy}"
+    )
 
 
 def _data_set(path: Path | None) -> str:

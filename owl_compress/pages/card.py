@@ -16,7 +16,14 @@ from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.pages.damage_card import damage_section
 from owl_compress.pages.markdown import code, table
-from owl_compress.pages.words import NOT_KNOWN, Given, as_asked, asked_name, options_in_words
+from owl_compress.pages.words import (
+    NOT_KNOWN,
+    Given,
+    as_asked,
+    asked_name,
+    options_in_words,
+    score_in_words,
+)
 from owl_compress.plain_text import plain
 
 # The hub knows adapter, merge, quantized and finetune. A pruned model is none of them to the letter;
@@ -238,19 +245,24 @@ def _quantization(result: Result, plan: Plan, stored: StoredFormat) -> list[str]
 
 
 def _evaluation(result: Result) -> list[str]:
-    if result.evaluation is None:
+    if result.evaluation is None and result.tasks is None:
         return ["## Quality\n\nNot measured in this run: evaluate before use (`owl-compress eval`)."]
+    measured = [*_perplexity(result), *_accuracy(result)]
+    return ["\n\n".join(["## Quality", *measured]) + " Nothing else was measured."]
+
+
+def _perplexity(result: Result) -> list[str]:
+    if result.evaluation is None:
+        return []
     dense, compressed = result.evaluation.dense, result.evaluation.compressed
     rows = [(name, f"{row.perplexity:.3f}") for name, row in (("before", dense), ("after", compressed))]
     overlap = f", {dense.stride} tokens apart" if dense.stride else ""
     protocol = f" (protocol {dense.protocol})" if dense.protocol else ""
     return [
-        "## Quality\n\n"
-        + table(("", "perplexity"), rows)
+        table(("", "perplexity"), rows)
         + _agreement(result.evaluation)
         + f"\n\nOn {code(dense.data)}{protocol}: {dense.windows} windows of {dense.seq_len} tokens{overlap}, "
-        f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process. "
-        "Nothing else was measured."
+        f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process."
     ]
 
 
@@ -266,6 +278,26 @@ def _agreement(evaluation: Evaluation) -> str:
             f"the same token the likeliest at {found.top1:.1%} of the places."
         )
     return text
+
+
+def _accuracy(result: Result) -> list[str]:
+    if result.tasks is None:
+        return []
+    pairs = [(one, result.tasks.compressed[name]) for name, one in result.tasks.dense.items()]
+    rows = [
+        (
+            code(dense.task),
+            dense.metric,
+            score_in_words(dense),
+            score_in_words(compressed),
+            "–" if dense.chance is None else f"{dense.chance:.4f}",
+            f"{dense.samples:,}",
+            str(dense.shots),
+        )
+        for dense, compressed in pairs
+    ]
+    header = ("task", "metric", "before", "after", "guessing", "samples", "shots")
+    return [table(header, rows) + "\n\nScored by lm-eval, ± one standard error; both in one process."]
 
 
 def _remarks(result: Result) -> list[str]:

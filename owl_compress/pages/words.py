@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import floor, log10
 from typing import Any
 
+from owl_compress.documents.accuracy import Score, TaskAccuracy
 from owl_compress.documents.coverage import Coverage, percent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
@@ -118,3 +119,8 @@ def perplexity_in_words(value: float) -> str:
 def budget_in_words(unit: Unit, value: float) -> str:
     """A value of a plan as it is asked for: sparsities to four decimals, bits to two."""
     return f"{as_asked(unit, value):.{2 if unit is Unit.BITS else 4}f}"
+
+
+def score_in_words(score: Score | TaskAccuracy) -> str:
+    """A metric with its standard error: "0.6512 ± 0.0106"."""
+    return f"{score.value:.4f}" + ("" if score.stderr is None else f" ± {score.stderr:.4f}")

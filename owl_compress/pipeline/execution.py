@@ -15,6 +15,7 @@ from owl_compress.checkpoints.packed import require_package
 from owl_compress.compression.contract import CheckpointBackend, FinishChecker, ModelFinisher, Surveyed
 from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.consent import NO_CONSENT, Consent
+from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy, by_task
 from owl_compress.documents.disk import check_output_folder, output_folder
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
@@ -23,6 +24,7 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
+from owl_compress.evaluation.tasks import accuracy
 from owl_compress.importance.estimator import measure_with_statistics, outline
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
@@ -114,10 +116,14 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
             n_bytes = forecast(session, plan).prediction.checkpoint_bytes
             check_output_folder(out, overwrite=overwrite, n_bytes=n_bytes)
         dense = evaluate_dense(session) if held_out else None
+        scores = score(session)
         with _own_folder(session, out, overwrite=overwrite) as folder:
             result = judged.told(compress_(session, plan, folder), session)
             if dense:
                 result = result.model_copy(update={"evaluation": evaluation_beside(session, dense)})
+            if scores:
+                tasks = AccuracyChange(dense=scores, compressed=score(session))
+                result = result.model_copy(update={"tasks": tasks})
             recipe, backend = settled_recipe(session, result, profile), session.request.backend
             if folder and isinstance(backend, CheckpointBackend):
                 stored = backend.stored_format
@@ -191,6 +197,25 @@ def skipped_linears(session: Session, target: Target) -> frozenset[str]:
         return frozenset()
     names = outline(session.loaded.model, session.identity, session.structure)
     return partition(names, target).skipped
+
+
+def score(session: Session) -> dict[str, TaskAccuracy]:
+    """Accuracy of the model as it is now, on the request's tasks; empty where it names none.
+
+    Raises:
+        RequestError: see `owl_compress.evaluation.tasks.accuracy`.
+    """
+    if session.tasks is None:
+        return {}
+    return by_task(
+        accuracy(
+            session.loaded.model,
+            session.loaded.tokenizer,
+            session.tasks,
+            device=session.request.device,
+            progress=session.progress,
+        )
+    )
 
 
 def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Result:

@@ -19,9 +19,11 @@ from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
+from owl_compress.evaluation.tasks import Tasks
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
+from owl_compress.pipeline.scoring import tasks_of
 from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
 from owl_compress.progress import SILENT, Progress, shown
 from owl_compress.walk.agreement import settled_structure
@@ -45,6 +47,7 @@ class Session:
         evaluation_text: what the request is to be evaluated on; None if it names none.
         damage_text: what damage is measured on, where it was read already.
         announce: who is told in a line what is about to take long.
+        tasks: what accuracy is to be measured on, with their samples; None if the request names no tasks.
     """
 
     request: Request
@@ -56,6 +59,7 @@ class Session:
     evaluation_text: Text | Chats | None = None
     damage_text: Text | Chats | None = None
     announce: Callable[[str], None] = lambda _: None
+    tasks: Tasks | None = None
     _spent: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
     _gathered: list[DenseStatistics] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -88,6 +92,8 @@ class Session:
         if loaded is None:
             check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
         text, held_out = read_texts(wanted, evaluation_options(recipe))
+        asked = tasks_of(recipe)
+        tasks = Tasks.of(asked, progress) if asked else None
         damage_text = text
         if request.reads_damage and (text is None or recipe.damage_data is not None):
             damage_text = read_damage_text(recipe)
@@ -119,6 +125,7 @@ class Session:
             held_out,
             damage_text if request.reads_damage else None,
             announce,
+            tasks,
         )
 
     def on_a_copy(self) -> "Session":
