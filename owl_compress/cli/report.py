@@ -6,6 +6,7 @@ from typing import Annotated
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
+from owl_compress.documents.compared import is_comparison, read_comparison
 from owl_compress.documents.disk import check_output_file, write_text
 from owl_compress.documents.findings import read_findings
 from owl_compress.documents.outputs import PAGE
@@ -37,8 +38,18 @@ def report(
 
 
 def _page(files: Sequence[Path]) -> str:
-    """The page of what the files say of one compression."""
+    """The page of a comparison, or of what the files say of one compression."""
+    compared = [path for path in files if is_comparison(path)]
+    if compared and len(files) > 1:
+        raise RequestError(f"{compared[0]} is a comparison and has a page of its own: name it alone")
+    if compared:
+        comparison = read_comparison(compared[0])
+        from owl_compress.pages.comparison_page import (
+            comparison_page,  # a refusal must not wait for matplotlib
+        )
+
+        return comparison_page(comparison.rows, comparison.baseline, comparison.grid)
     findings = read_findings(files)
-    from owl_compress.pages.document_page import document_page  # a refusal must not wait for matplotlib
+    from owl_compress.pages.document_page import document_page
 
     return document_page(findings)

@@ -40,7 +40,8 @@ KEPT_WORDS = {
 _DPI = 160
 _TICKS, _LONG_NAME = 16, 40
 _NARROW, _NARROW_TICKS = 5.0, 8
-_LETTERS_PER_INCH = 10
+_LETTERS_PER_INCH, _LETTERS_OF_MARK = 10, 5
+_SMALL_LETTERS_PER_INCH, _SHARE_OF_NAMES, _LINE, _BETWEEN_ROWS = 12, 0.38, 0.14, 0.13
 
 
 def width_for(n_blocks: int) -> float:
@@ -63,6 +64,16 @@ def is_narrow(axes: Axes) -> bool:
 def broken(text: str, width: float) -> str:
     """`text` as it can be shown, in lines that a picture so many inches wide has room for."""
     return fill(plain(text), int(_LETTERS_PER_INCH * width)) if width < _NARROW else plain(text)
+
+
+def row_names(names: Sequence[str], width: float) -> list[str]:
+    """Names of rows of a picture, broken so that they leave it most of its width."""
+    return [fill(plain(name), int(_SMALL_LETTERS_PER_INCH * _SHARE_OF_NAMES * width)) for name in names]
+
+
+def row_height(names: Sequence[str]) -> float:
+    """Inches of each row, for names that are broken already."""
+    return _LINE * max(name.count("\n") + 1 for name in names) + _BETWEEN_ROWS
 
 
 def title(axes: Axes, text: str) -> None:
@@ -103,13 +114,19 @@ def block_labels(names: Sequence[str]) -> list[str]:
 def legend_below(figure: Figure, entries: Sequence[Artist] | None = None) -> None:
     """Name what is drawn, or the `entries`, in a few rows under the picture."""
     drawn = entries or [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
-    columns = _LEGEND_COLUMNS if figure.get_figwidth() >= _NARROW else 2
+    columns = legend_columns([str(handle.get_label()) for handle in drawn], figure.get_figwidth())
     legend = figure.legend(
-        handles=drawn, frameon=False, ncols=min(len(drawn), columns), loc="outside lower center",
+        handles=drawn, frameon=False, ncols=columns, loc="outside lower center",
         labelcolor=INK, fontsize=9.5, handlelength=1.4, columnspacing=1.4,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend fit beside each other in a picture so many inches wide."""
+    room = int(_LETTERS_PER_INCH * width / (max(map(len, labels)) + _LETTERS_OF_MARK))
+    return max(1, min(_LEGEND_COLUMNS, room, len(labels)))
 
 
 def paint_cells(

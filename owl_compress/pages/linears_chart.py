@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,15 +19,16 @@ from owl_compress.pages.drawing import (
     block_labels,
     broken,
     legend_below,
+    legend_columns,
     tidy,
 )  # fmt: skip
 from owl_compress.plain_text import plain
 
 _COLUMNS, _NARROW_COLUMNS = 4, 2
-_HEIGHT, _LEFT = 1.3, 0.52
-_TITLE, _NAME, _NUMBERS, _LEGEND = 0.2, 0.32, 0.3, 0.3
-_BETWEEN = 0.34
-"""Room between rows of panels, as a share of their height: for the names of those below."""
+_HEIGHT, _LEFT = 1.0, 0.52
+_TITLE, _LINE, _AROUND, _NUMBERS = 0.2, 0.16, 0.2, 0.3
+_LEGEND, _LEGEND_ROW = 0.12, 0.2
+_LETTERS_PER_INCH = 11
 
 _TICKS = 3
 
@@ -49,13 +51,15 @@ def linears_figure(
     n_rows = ceil(len(roles) / columns)
     has_legend = len(series) > 1
     lines = broken(what, width)
-    above, below = _TITLE * (lines.count("\n") + 1) + _NAME, _NUMBERS + _LEGEND * has_legend
-    height = above + _HEIGHT * n_rows + below
+    names = [fill(plain(role), int(_LETTERS_PER_INCH * width / columns)) for role in roles]
+    between = _LINE * max(name.count("\n") + 1 for name in names) + _AROUND
+    above, below = _TITLE * (lines.count("\n") + 1) + between, _NUMBERS + _legend_height(series, width)
+    height = above + _HEIGHT * n_rows + between * (n_rows - 1) + below
     figure = Figure(figsize=(width, height))
     # So many axes are slow to be laid out by the engine; here all that has to fit beside them is known.
     figure.subplots_adjust(
         left=_LEFT / width, right=1 - 0.1 / width, top=1 - above / height, bottom=below / height,
-        hspace=_BETWEEN, wspace=0.08,
+        hspace=between / _HEIGHT, wspace=0.08,
     )  # fmt: skip
     grid = list(figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for spare in grid[len(roles) :]:
@@ -63,7 +67,7 @@ def linears_figure(
     for place, (axes, role) in enumerate(zip(grid, roles, strict=False)):
         tidy(axes)
         _draw(axes, [(one, one.values[role]) for one in series if role in one.values], bars=bars)
-        axes.set_title(plain(role), loc="left", color=INK, fontsize=9.5, pad=4, parse_math=False)
+        axes.set_title(names[place], loc="left", color=INK, fontsize=9.5, pad=4, parse_math=False)
         axes.tick_params(labelbottom=place + columns >= len(roles))  # nothing is below it
     _tick_blocks(grid[0], blocks)
     grid[0].yaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -80,6 +84,14 @@ def linears_figure(
     if has_legend:
         legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
+
+
+def _legend_height(series: Sequence[Series], width: float) -> float:
+    """Inches; none for a single series, which the title names."""
+    if len(series) < 2:
+        return 0.0
+    labels = [one.label for one in series]
+    return _LEGEND + _LEGEND_ROW * ceil(len(labels) / legend_columns(labels, width))
 
 
 def _draw(axes: Axes, series: Sequence[tuple[Series, Array]], *, bars: bool) -> None:

@@ -1,0 +1,134 @@
+"""Rows of a comparison as curves: quality against budget, one for each method of a family.
+
+A family is what stays the same along a curve: model, backend, text, and all else but the budget, the method
+(allocator and its options) and the seed.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from owl_compress.documents.comparison import Row, Status, by_group
+from owl_compress.documents.grid import varying
+from owl_compress.documents.labels import label
+from owl_compress.documents.recipe import BUDGETS, option_name
+from owl_compress.documents.units import Unit
+from owl_compress.pages.seeds import Figure, Method, Spread, methods_of
+from owl_compress.pages.words import as_asked, asked_name
+
+_OF_BUDGET = {*map(option_name, BUDGETS), "plan"}
+_OF_METHOD = {"allocator", "seed"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one budget: the mean over seeds, and how far it reaches.
+
+    `budget` is as it is asked for. `low` and `high` are the least and the largest over seeds; of a single
+    seed, an accuracy less and plus its standard error, and of anything else the value itself.
+    """
+
+    budget: float
+    mean: float
+    low: float
+    high: float
+    n_seeds: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method over its budgets, which rise."""
+
+    method: str
+    is_baseline: bool
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Curves of one figure that may be compared, and what the dense model has.
+
+    Attributes:
+        name: what tells it from other families.
+        axis: what the budget is called.
+        budgets: all of them, rising, each with the name of its group.
+        curves: the methods in the order in which they come.
+        dense: the figure of the dense model; None where it was not measured.
+    """
+
+    name: str
+    axis: str
+    budgets: Mapping[float, str]
+    curves: tuple[Curve, ...]
+    dense: float | None
+
+
+def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Family, ...]:
+    """The families in which the figure was measured; rows that drifted are on no curve."""
+    done = [row for row in rows if row.status is Status.DONE and figure.read(row) is not None]
+    compressed = [row for row in done if not row.dense and row.unit and row.asked is not None]
+    of_method = _method_options(compressed)
+    members: dict[str, list[Row]] = {}
+    for row in compressed:
+        members.setdefault(json.dumps(_fixed(row, of_method), sort_keys=True), []).append(row)
+    fixed = [_fixed(rows_of_one[0], of_method) for rows_of_one in members.values()]
+    told = ["backend", *(name for name in varying(fixed) if name not in {"backend", "unit"})]
+    names = [label({name: one.get(name) for name in told}) for one in fixed]
+    methods = _called([row for row in rows if not row.dense], baseline)
+    return tuple(
+        _family(name, own, methods, figure, _dense(done, own[0], figure))
+        for name, own in zip(names, members.values(), strict=True)
+    )
+
+
+def _called(rows: Sequence[Row], baseline: str) -> dict[str, Method]:
+    """The method of each cell, under the name that it has among all that were measured in its group."""
+    return {row.cell: method for method in methods_of(rows, baseline) for row in method.rows}
+
+
+def _method_options(rows: Sequence[Row]) -> set[str]:
+    """The options that tell methods of a group apart."""
+    groups = by_group(tuple(rows)).values()
+    return _OF_METHOD | {name for members in groups for name in varying([row.recipe for row in members])}
+
+
+def _fixed(row: Row, of_method: Iterable[str]) -> dict[str, object]:
+    """What of a row is the same along its curve."""
+    left_out = {*of_method, *_OF_BUDGET}
+    kept: dict[str, object] = {name: value for name, value in row.recipe.items() if name not in left_out}
+    return kept | {"unit": str(row.unit), "N:M": "nm" in row.recipe}
+
+
+def _dense(done: Iterable[Row], row: Row, figure: Figure) -> float | None:
+    """What the dense model of a compressed row has."""
+    found = [one for one in done if one.dense and one.recipe.get("model") == row.recipe.get("model")]
+    return figure.read(found[0]) if found else None
+
+
+def _family(
+    name: str, rows: Sequence[Row], methods: Mapping[str, Method], figure: Figure, dense: float | None
+) -> Family:
+    unit = rows[0].unit or Unit.DENSITY
+    points: dict[str, dict[float, list[Row]]] = {}
+    groups: dict[float, str] = {}
+    for row in rows:
+        budget = round(as_asked(unit, row.asked or 0.0), 9)
+        groups[budget] = row.group
+        points.setdefault(methods[row.cell].name, {}).setdefault(budget, []).append(row)
+    curves = [
+        Curve(
+            method,
+            any(methods[row.cell].is_baseline for found in by_budget.values() for row in found),
+            tuple(_point(budget, found, figure) for budget, found in sorted(by_budget.items())),
+        )
+        for method, by_budget in points.items()
+    ]
+    return Family(name, asked_name(unit), dict(sorted(groups.items())), tuple(curves), dense)
+
+
+def _point(budget: float, rows: Sequence[Row], figure: Figure) -> Point:
+    values = [value for row in rows if (value := figure.read(row)) is not None]
+    spread = Spread.of(values)
+    task = rows[0].tasks.get(figure.name)
+    reach = (task.stderr or 0.0) if task and spread.n == 1 else 0.0
+    return Point(budget, spread.mean, spread.low - reach, spread.high + reach, spread.n)

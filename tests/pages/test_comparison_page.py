@@ -1,0 +1,199 @@
+"""The page of a comparison: curves by method, tables, and what was left out, from rows alone."""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from owl_compress.documents.accuracy import TaskAccuracy
+from owl_compress.documents.comparison import Row, RowProvenance, Status
+from owl_compress.documents.measurements import AgreementRecord, PerplexityRecord
+from owl_compress.documents.units import Unit
+from owl_compress.errors import RequestError
+from owl_compress.pages.comparison_page import comparison_page
+from owl_compress.pages.families import families_of
+from owl_compress.pages.quality_chart import looks_of
+from owl_compress.pages.seeds import figures_of
+
+MADE = RowProvenance(
+    versions={"owl-compress": "0.1.0"}, machine={"cpu": "a fast one"}, texts={"calib": "ab" * 32},
+    command="owl-compress compare grid.yaml",
+)  # fmt: skip
+
+
+def record(value: float) -> PerplexityRecord:
+    return PerplexityRecord(
+        perplexity=value, tokens=128, windows=4, seq_len=32, dtype="float32", data="test.txt", bos="first",
+        n_params=1000,
+    )  # fmt: skip
+
+
+def row_of(method: str, sparsity: float, seed: int, value: float, **changes: Any) -> Row:
+    slope = 0.0 if method == "uniform" else 0.01
+    axes: dict[str, Any] = {"sparsity": sparsity, "allocator": method, "seed": seed}
+    content: dict[str, Any] = {
+        "cell": f"{method}{sparsity}{seed}", "name": f"sparsity={sparsity} {method} seed={seed}",
+        "group": f"wanda sparsity={sparsity}", "axes": axes,
+        "recipe": {"model": "a/model", "backend": "wanda", **axes}, "status": Status.DONE,
+        "unit": Unit.DENSITY, "asked": 1 - sparsity, "achieved": 1 - sparsity,
+        "perplexity": {"test.txt": record(value)}, "bytes_on_disk": 5_000_000,
+        "bits_per_weight": 32.0, "n_params": 1000,
+        "seconds": {"measure": 1.0, "compress": 2.0, "evaluate": 3.0, "total": 6.5},
+        "budgets": {f"model.layers.{i}": 1 - sparsity + slope * i for i in range(4)},
+        "provenance": MADE,
+    }  # fmt: skip
+    return Row(**content | changes)
+
+
+DENSE = row_of(
+    "dense", 0.0, 0, 20.0, dense=True, axes={}, group="dense", name="dense", unit=None, asked=None,
+    achieved=None, budgets={}, recipe={"model": "a/model"},
+)  # fmt: skip
+BETTER = {"uniform": 1.0, "owl": 0.9, "linear-depth": 0.95}
+
+
+def grid(
+    methods: Sequence[str] = tuple(BETTER), sparsities: Sequence[float] = (0.5, 0.6, 0.7), seeds: int = 3
+) -> list[Row]:
+    def value(name: str, sparsity: float, seed: int) -> float:
+        return 40 * BETTER.get(name, 1.1) * (1 + seed / 100) * 10 ** (4 * (sparsity - 0.5))
+
+    cells = product(methods, sparsities, range(seeds))
+    return [DENSE, *(row_of(*cell, value(*cell)) for cell in cells)]
+
+
+@cache
+def page() -> str:
+    return comparison_page(grid(), grid="sparsity: [0.5, 0.6, 0.7]  # <b>")
+
+
+def headings(html: str) -> list[str]:
+    return re.findall(r"<h2>(.*?)</h2>", html)
+
+
+def test_curves_hold_mean_and_reach_over_seeds_by_budget() -> None:
+    rows = grid()
+    (figure,) = figures_of(rows)
+    (family,) = families_of(rows, figure, "uniform")
+    assert (family.name, family.axis, family.dense) == ("wanda", "sparsity", 20.0)
+    assert family.budgets == {0.5: "wanda sparsity=0.5", 0.6: "wanda sparsity=0.6", 0.7: "wanda sparsity=0.7"}
+    assert [curve.method for curve in family.curves] == list(BETTER)
+    assert [curve.is_baseline for curve in family.curves] == [True, False, False]
+    for curve in family.curves:
+        for point in curve.points:
+            values = [
+                row.perplexity["test.txt"].perplexity
+                for row in rows
+                if row.axes.get("allocator") == curve.method and row.axes.get("sparsity") == point.budget
+            ]
+            assert point.n_seeds == len(values) == 3
+            assert (point.low, point.high) == (min(values), max(values))
+            assert point.mean == pytest.approx(sum(values) / 3)
+
+
+def test_what_drifted_or_failed_is_on_no_curve_and_in_a_table_with_its_reason() -> None:
+    rows = grid(sparsities=(0.5,), seeds=1)
+    drifted = row_of("random", 0.5, 0, 1.0, status=Status.DRIFTED, reason="keeps <too> much", achieved=0.6)
+    refused = row_of("er", 0.5, 0, 1.0, status=Status.REFUSED, reason="no such thing", perplexity={})
+    rows += [drifted, refused]
+    (figure,) = figures_of(rows)
+    (family,) = families_of(rows, figure, "uniform")
+    assert [curve.method for curve in family.curves] == list(BETTER)
+    html = comparison_page(rows)
+    assert "keeps &lt;too&gt; much" in html
+    assert "no such thing" in html
+    assert "Refused, failed or drifted" in headings(html)
+
+
+def test_other_backends_and_kinds_of_budget_are_other_families() -> None:
+    def recipe(**changes: Any) -> dict[str, Any]:
+        return {"recipe": {"model": "a/model", "allocator": "owl", "seed": 0, "backend": "wanda", **changes}}
+
+    rows = [
+        row_of("owl", 0.5, 0, 30.0, **recipe(sparsity=0.5), cell="1"),
+        row_of("owl", 0.5, 0, 31.0, **recipe(nm="4:8"), cell="2", group="wanda nm=4:8"),
+        row_of("owl", 0.5, 0, 32.0, **recipe(sparsity=0.5, backend="sparsegpt"), cell="3", group="sparsegpt"),
+        row_of("owl", 0.5, 0, 33.0, **recipe(bits=3, backend="gptq"), cell="4", group="gptq bits=3",
+               unit=Unit.BITS, asked=3.0, achieved=3.0),
+    ]  # fmt: skip
+    (figure,) = figures_of(rows)
+    families = families_of(rows, figure, "uniform")
+    assert [list(family.budgets) for family in families] == [[0.5], [0.5], [0.5], [3.0]]
+    assert [family.axis for family in families] == ["sparsity", "sparsity", "sparsity", "bits per weight"]
+
+
+def test_of_many_methods_the_best_have_colours_and_the_rest_is_grey() -> None:
+    names = ["uniform", *(f"method-{number:02d}" for number in range(20))]
+    rows = [row_of(name, 0.5, 0, 100.0 - place) for place, name in enumerate(names)]
+    (figure,) = figures_of(rows)
+    looks = looks_of(families_of(rows, figure, "uniform"), larger_is_better=False)
+    named = {name for name, look in looks.items() if look.is_named}
+    assert named == {"uniform", *(f"method-{number:02d}" for number in range(13, 20))}
+    ways = {(looks[name].colour, looks[name].marker) for name in named}
+    assert len(ways) == len(named)
+
+
+def test_a_page_says_who_is_best_and_whether_by_more_than_seeds_do() -> None:
+    html = page()
+    assert "<title>model: 27 compressed models compared</title>" in html
+    lead = "owl with 36.36, -10.0 % against uniform (more than seeds do)"
+    assert f"Best by perplexity test.txt. wanda sparsity=0.5: {lead}. wanda sparsity=0.6: " in html
+    assert headings(html) == [
+        "Quality against budget", "Methods", "What each block keeps", "Sizes and times", "Every cell",
+        "How it was made",
+    ]  # fmt: skip
+    for told in (MADE.command, "a fast one", "ab" * 32, "0.7]  # &lt;b&gt;"):
+        assert told in html
+
+
+def test_accuracy_and_agreement_have_pictures_of_their_own() -> None:
+    agreement = AgreementRecord(
+        kl=0.5, top1=0.8, positions=10, against="dense", data="test.txt", windows=1, seq_len=16, bos="first"
+    )
+    task = TaskAccuracy(task="boolq", metric="acc", value=0.6, stderr=0.05, samples=100, shots=0, version="1")
+    html = comparison_page([row_of("owl", 0.5, 0, 30.0, agreement=agreement, tasks={"boolq": task})])
+    for name in ("boolq", "KL", "top-1", "perplexity test.txt"):
+        assert f">{name} of each method</title>" in html
+    assert "one standard error over the questions" in html
+
+
+def test_no_rows_have_no_page() -> None:
+    with pytest.raises(RequestError, match="has no rows yet"):
+        comparison_page([])
+
+
+@pytest.mark.slow
+def test_hundreds_of_rows_have_a_light_page() -> None:
+    names = ["uniform", *(f"method-{number:02d}" for number in range(19))]
+    rows = grid(names, (0.4, 0.5, 0.6, 0.7, 0.8))
+    assert len(rows) == 301
+    assert len(comparison_page(rows)) < 2**20
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_in_a_browser_all_is_drawn_and_every_cell_is_sorted(
+    width: int, chromium: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page(), encoding="utf-8")
+    chromium.messages.clear()
+    chromium.requests.clear()
+    chromium.open(path.as_uri(), width, prefers_color_scheme="dark")
+    boxes = chromium.evaluate(
+        "[...document.querySelectorAll('svg')].filter(one => one.checkVisibility())"
+        ".map(one => { const box = one.getBoundingClientRect(); return [box.width, box.height]; })"
+    )
+    assert len(boxes) == page().count("<svg") / 2 > 2
+    assert all(min(box) > 50 for box in boxes)
+    assert chromium.evaluate("document.documentElement.scrollWidth") == width
+    table = "[...document.querySelectorAll('table')].at(-1)"
+    place = chromium.evaluate(f"[...{table}.tHead.rows[0].cells].findIndex(one => one.textContent == 'seed')")
+    chromium.evaluate(f"{table}.tHead.rows[0].cells[{place}].querySelector('button').click()")
+    seeds = chromium.evaluate(f"[...{table}.tBodies[0].rows].map(row => row.cells[{place}].textContent)")
+    assert seeds == [*"0" * 9, *"1" * 9, *"2" * 9, "–"]
+    assert chromium.messages == []
+    assert set(chromium.requests) == {path.as_uri()}
