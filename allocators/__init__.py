@@ -7,7 +7,7 @@ here. Packages of others register theirs through the entry point group of the sa
 from collections.abc import Mapping
 from typing import Any
 
-from owl_compress.allocators.base import Allocator, Curve, Group, LevelCosts, OffBudget, reads_damage
+from owl_compress.allocators.base import Allocator, Curve, Group, LevelCosts, OffBudget, Tunable, reads_damage
 from owl_compress.allocators.damage import DamageCurve
 from owl_compress.allocators.planning import Source, make_plan
 from owl_compress.allocators.target import Granularity, Solver, Target
@@ -19,6 +19,7 @@ from owl_compress.registry import Registry
 
 __all__ = [
     "ALLOCATORS",
+    "CHEAPEST",
     "DEFAULT_ALLOCATOR",
     "DEFAULT_FROM_PROFILE",
     "EQUAL_SHARES",
@@ -32,6 +33,7 @@ __all__ = [
     "Solver",
     "Source",
     "Target",
+    "Tunable",
     "allocate",
     "default_for",
     "reads_damage",
@@ -65,6 +67,9 @@ DEFAULT_FROM_PROFILE = "sensitivity"
 
 EQUAL_SHARES = "uniform"
 """Who gives every block the same: what any other is measured against."""
+
+CHEAPEST = (EQUAL_SHARES, "linear-depth")
+"""Who looks at nothing: what costs nothing is always tried where the best of several is wanted."""
 
 
 def default_for(source: Source) -> str:

@@ -54,6 +54,12 @@ class Alpha:
         at_least=0,
     )
 
+    @classmethod
+    def settings_to_try(cls, target: Target) -> tuple[Self, ...]:
+        """The usual tau, half of it, and what the authors take for other models and backends."""
+        usual = settled_lam(None, target, _TAU, name="tau")
+        return tuple(cls(tau=round(share * usual, 6)) for share in (1.0, 0.5, 1.5))
+
     def settled(self, target: Target) -> Self:
         """Settle tau for the unit and grid.
 

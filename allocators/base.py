@@ -106,6 +106,16 @@ class Allocator(Protocol):
         ...
 
 
+@runtime_checkable
+class Tunable(Protocol):
+    """An allocator that says which of its settings are worth trying; then `--allocator auto` tries them."""
+
+    @classmethod
+    def settings_to_try(cls, target: Target) -> tuple[Allocator, ...]:
+        """Itself with different options, the most promising first: a limit of cost leaves out the last."""
+        ...
+
+
 def reads_damage(allocator: Allocator | type[Allocator]) -> bool:
     """Whether it divides by the damages of a sensitivity profile; one that does not say does not."""
     return bool(getattr(allocator, "reads_damage", False))

@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from owl_compress.allocators.base import Curve, FloatArray, Group
-from owl_compress.allocators.spread import LAM_TEXT, settled_lam, spread
+from owl_compress.allocators.spread import LAM_TEXT, lams_to_try, settled_lam, spread
 from owl_compress.allocators.target import Granularity, Target
 from owl_compress.options import option
 
@@ -32,6 +32,11 @@ class LinearDepth:
     reads_damage: ClassVar[bool] = False
 
     lam: float | None = option(None, LAM_TEXT)
+
+    @classmethod
+    def settings_to_try(cls, target: Target) -> tuple[Self, ...]:
+        """A few slopes."""
+        return tuple(cls(lam) for lam in lams_to_try(target))
 
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid."""

@@ -52,6 +52,12 @@ class Lsa:
         "from 70 %; of N:M 2 weights of M, of bits 1.",
     )
 
+    @classmethod
+    def settings_to_try(cls, target: Target) -> tuple[Self, ...]:
+        """The usual half range, and half of it."""
+        usual = settled_lam(None, target, _beta(target))
+        return tuple(cls(lam=round(share * usual, 6)) for share in (1.0, 0.5))
+
     def settled(self, target: Target) -> Self:
         """Settle lam for the unit and grid, and by the share that is removed."""
         return replace(self, lam=settled_lam(self.lam, target, _beta(target)))

@@ -20,6 +20,7 @@ from owl_compress.allocators.spread import (
     METRIC_TEXT,
     PAPER,
     MixedLaw,
+    lams_to_try,
     settled_lam,
     settled_law,
     spread,
@@ -29,6 +30,9 @@ from owl_compress.allocators.target import Granularity, Target
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.options import option
+
+_OUTLIERS_TO_TRY = (5, 7, 10, 3)
+"""The M of lod@M that the paper's authors tune over, the usual one first."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,16 @@ class Owl:
         "where that keeps 1.",
         name="owl_law",
     )
+
+    @classmethod
+    def settings_to_try(cls, target: Target) -> tuple[Self, ...]:
+        """The paper's grid, M by lam; the nearer to the usual ones, the earlier."""
+        settings = [
+            (place + rank, cls(metric=f"lod@{outlier}", lam=lam))
+            for place, outlier in enumerate(_OUTLIERS_TO_TRY)
+            for rank, lam in enumerate(lams_to_try(target))
+        ]
+        return tuple(setting for _, setting in sorted(settings, key=lambda one: one[0]))
 
     def settled(self, target: Target) -> Self:
         """Settle lam and law for the unit and grid.

@@ -59,6 +59,26 @@ def settled_lam(lam: float | None, target: Target, off_grid: float = OWL_LAM, *,
     return value
 
 
+_PAPER_LAMS = (OWL_LAM, 0.1, 0.05, 0.2, 0.02)
+_SHARES_OF_KEPT = (1 / 4, 1 / 8, 3 / 16, 3 / 8, 1 / 12)
+_LAMS_OF_BITS = (_LAM_OF_BITS, 0.5, 0.75, 1.5)
+
+
+def lams_to_try(target: Target) -> tuple[float, ...]:
+    """Half ranges worth trying, the usual one first.
+
+    Off a grid they are those that OWL's authors tune over (arXiv 2310.05175). On an N:M grid, where less than
+    half a step changes next to nothing, they are shares of M, for M = 8 from two thirds of a weight to three.
+    """
+    match target.grid:
+        case KeptOfGrid(kept_of=kept_of):
+            return tuple(share * kept_of for share in _SHARES_OF_KEPT)
+        case None:
+            return _PAPER_LAMS
+        case _:
+            return _LAMS_OF_BITS
+
+
 def settled_law(law: OwlLaw | None, target: Target) -> OwlLaw:
     """The law, or its default: `published`, but on a grid, whose ends are near, `bounded`."""
     if law is not None:

@@ -19,6 +19,11 @@ class Uniform:
     reads_scores: ClassVar[bool] = False
     reads_damage: ClassVar[bool] = False
 
+    @classmethod
+    def settings_to_try(cls, target: Target) -> tuple[Self, ...]:  # noqa: ARG003  # the protocol's signature
+        """Itself: it has no options."""
+        return (cls(),)
+
     def settled(self, target: Target) -> Self:  # noqa: ARG002  # the protocol's signature
         """Has no options."""
         return self

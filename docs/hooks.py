@@ -12,6 +12,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.documents.tuning import TuningDocument
 from owl_compress.options import Option
 from owl_compress.registry import Registry
 
@@ -21,6 +22,7 @@ _SCHEMAS = {
     "plan": Plan,
     "result": Result,
     "costs": CostTable,
+    "tuning": TuningDocument,
 }
 _TABLES = {"allocators": ALLOCATORS, "backends": BACKENDS}
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     )
     from owl_compress.pipeline.timing import TimingOptions, time_model
     from owl_compress.pipeline.trial import try_out
+    from owl_compress.pipeline.tuning import tune
 
 _HOMES = {
     "Consent": "consent",
@@ -78,6 +79,7 @@ _HOMES = {
     "save": "pipeline.folder",
     "time_model": "pipeline.timing",
     "try_out": "pipeline.trial",
+    "tune": "pipeline.tuning",
     "verify": "pipeline.stages",
 }
 
@@ -112,6 +114,7 @@ __all__ = [
     "save",
     "time_model",
     "try_out",
+    "tune",
     "verify",
 ]
 

@@ -22,6 +22,7 @@ from owl_compress.options import options_of
 from owl_compress.pipeline.comparison.cells import cells_of, grid_names
 from owl_compress.pipeline.limits import asks_for_limit, everything_kept
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
+from owl_compress.pipeline.tuning_candidates import candidates_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -62,13 +63,17 @@ def test_command_can_be_meant(words: list[str]) -> None:
         return  # an option of the program itself
     group: Any = get_command(application(words[1:]))
     context = group.commands[words[1]].make_context(words[1], words[2:])
-    if words[1] in {"run", "allocate"} and not is_recipe(words[2]):
-        defaults = {"model": "MODEL", "allocator": "owl", "backend": "wanda"}
+    if words[1] in {"run", "allocate", "tune"} and not is_recipe(words[2]):
+        allocator = "auto" if words[1] == "tune" else "owl"
+        defaults = {"model": "MODEL", "allocator": allocator, "backend": "wanda"}
         recipe = Recipe.from_options(defaults | typed_options(context))
         target = everything_kept(recipe, {}) if asks_for_limit(recipe) else target_of(recipe)
-        allocator_of(recipe).settled(target)
+        if recipe.allocator == "auto":
+            assert candidates_of(recipe, target)
+        else:
+            allocator_of(recipe).settled(target)
         backend_of(recipe)
-        if words[1] == "run":
+        if words[1] != "allocate":
             check_unit(recipe.backend, target.unit)
 
 
@@ -144,6 +149,12 @@ class TestPython:
         rows = capsys.readouterr().out.splitlines()
         assert all(re.fullmatch(r"[ABC] kept 0\.\d{4} perplexity \d+\.\d\d", row) for row in rows)
         assert len(rows) == 3
+
+    def test_of_tuning(self, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.run("docs/tune.md")
+        name, achieved = capsys.readouterr().out.rsplit(maxsplit=1)
+        assert name.partition(",")[0] in {"uniform", "linear-depth"}
+        assert float(achieved) == pytest.approx(0.5, abs=1e-3)
 
     def test_of_methods_of_ones_own(self, model: Path) -> None:
         made = self.run("docs/extending.md")

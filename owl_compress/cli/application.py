@@ -19,6 +19,7 @@ from owl_compress.cli import (
     report,
     run,
     sensitivity,
+    tune,
 )
 from owl_compress.cli.latency import DenseOptions, LatencyOptions
 from owl_compress.cli.options import (
@@ -106,6 +107,7 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
             lambda arguments: _with_methods(_of_sensitivity(), arguments),
         ),
         "allocate": (planning.allocate, _of_allocate),
+        "tune": (tune.tune, lambda arguments: _with_methods(_of_tune(), arguments)),
         "refine": (refine.refine, lambda arguments: _with_methods(_of_refine(), arguments)),
         "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
         "eval": (
@@ -125,7 +127,8 @@ def _of_evaluate() -> list[Parameter]:
 
 
 def _of_allocate(_: Sequence[str]) -> list[Parameter]:
-    return [*of_recipe(*planning.ALLOCATE_TOPICS, methods=_methods()), *_of_allocators()]
+    of_plan = of_recipe(*planning.ALLOCATE_TOPICS, without=("candidates",), methods=_methods())
+    return [*of_plan, *_of_allocators()]
 
 
 def _of_sensitivity() -> list[Parameter]:
@@ -135,6 +138,10 @@ def _of_sensitivity() -> list[Parameter]:
         methods=_methods(),
         defaults=_OF_DAMAGE,
     )
+
+
+def _of_tune() -> list[Parameter]:
+    return of_recipe(*tune.TUNE_TOPICS, without=tune.NOT_FOR_TUNING, methods=_methods(), defaults=_OF_DAMAGE)
 
 
 def _of_refine() -> list[Parameter]:
@@ -152,7 +159,11 @@ def _of_compress() -> list[Parameter]:
 
 
 def _of_run() -> list[Parameter]:
-    return of_recipe(*run.RUN_TOPICS, methods=_methods())
+    from owl_compress.pipeline.methods import AUTO
+
+    methods = _methods()
+    methods["allocator"] = methods["allocator"].further(AUTO)
+    return of_recipe(*run.RUN_TOPICS, methods=methods)
 
 
 def _methods() -> dict[str, Methods]:

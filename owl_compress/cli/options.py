@@ -55,6 +55,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show budgets, predicted size and memory; write nothing.")
 ]
+DryRunOfTrials = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be tried, and the cost of it; write nothing.")
+]
 DryRunOfPlan = Annotated[bool, typer.Option("--dry-run", help="Show the budgets; write nothing.")]
 
 TrustRemoteCode = Annotated[
@@ -124,6 +127,10 @@ class Methods:
 
     names: tuple[str, ...]
     default: str
+
+    def further(self, name: str) -> "Methods":
+        """The same and one that is not registered."""
+        return Methods((*self.names, name), self.default)
 
 
 def of_recipe(

@@ -10,6 +10,7 @@ from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table, prediction_table, result_table
 from owl_compress.cli.task_tables import accuracy_change_table
+from owl_compress.cli.tune import scheme_table
 from owl_compress.consent import Consent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe, Topic, is_recipe
@@ -114,10 +115,18 @@ def _execute(request: "Request", target: _Target, output: Output) -> None:
 
 
 def _show_forecast(session: "Session", output: Output) -> None:
-    """Measure and allocate, and show what the rest of the run would need and leave."""
+    """Measure and allocate, and show what the rest of the run would need and leave.
+
+    Where plans are tried, that would be most of the run: what would be tried is shown instead.
+    """
     from owl_compress.pipeline.execution import make_plan
     from owl_compress.pipeline.feasibility import forecast
+    from owl_compress.pipeline.tuning import scheme_of
 
+    if session.request.candidates:
+        scheme = scheme_of(session)
+        output.answer(scheme.as_json(), scheme_table(scheme))
+        return
     _, plan = make_plan(session)
     found = forecast(session, plan)
     for note in found.notes:

@@ -37,7 +37,8 @@ def windows_apart(
     Raises:
         RequestError: what is left of the text is too short, or a number out of range.
     """
-    known = _runs(window for windows in taken for window in windows.ids)
+    run = min(_RUN, seq_len)
+    known = _runs((window for windows in taken for window in windows.ids), run)
     drawn = 2 * samples
     apart: list[Tensor] = []
     for _ in range(_MOST_DRAWS):
@@ -52,7 +53,7 @@ def windows_apart(
                 found = sample_windows(tokenizer, text, samples=samples, seq_len=seq_len, seed=seed, bos=bos)
             except TooShortError as short:  # not even one draw: the text itself
                 raise short.with_options("damage-samples", "damage-len") from None
-        apart = [window for window in found.ids if known.isdisjoint(_runs([window]))]
+        apart = [window for window in found.ids if known.isdisjoint(_runs([window], run))]
         if len(apart) >= samples:
             ids = torch.stack(apart[:samples])
             changed = {"sequences": samples, "token_ids_sha256": token_ids_sha256(ids)}
@@ -72,20 +73,21 @@ def check_apart(taken: TokenWindows | None, windows: TokenWindows) -> None:
     """
     if taken is None:
         return
-    known = _runs(taken.ids)
+    run = min(_RUN, windows.record.seq_len)
+    known = _runs(taken.ids, run)
     for number, window in enumerate(windows.ids):
-        if not known.isdisjoint(_runs([window])):
+        if not known.isdisjoint(_runs([window], run)):
             raise RequestError(
                 f"window {number} of {windows.record.source}, which damage is measured on, overlaps the "
                 "windows that statistics are taken on: hold them apart, as windows_apart does"
             )
 
 
-def _runs(windows: Iterable[Tensor]) -> set[bytes]:
-    """Every run of tokens in each of the windows; a shorter window is one run by itself."""
+def _runs(windows: Iterable[Tensor], run: int) -> set[bytes]:
+    """Every `run` tokens in a row of each of the windows; a shorter window is one run by itself."""
     found: set[bytes] = set()
     for window in windows:
         data = window.numpy().astype("<i8").tobytes()
-        length = 8 * min(_RUN, len(window))
+        length = 8 * min(run, len(window))
         found.update(data[start : start + length] for start in range(0, len(data) - length + 1, 8))
     return found

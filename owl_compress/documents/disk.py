@@ -4,8 +4,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,10 +46,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     with disk_errors(path):
         real = _resolved(path)
         with _temporary_file(real) as temporary:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
-                file.write(content)
-            _permit_(temporary)
+            _fill_file_(temporary, content)
             with undisturbed():
+                temporary.replace(real)
+                _note_finished(path)
+
+
+def write_together(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: all of them are whole before the first one gets its name.
+
+    Raises:
+        RequestError: the disk is full, or one of them cannot be written.
+    """
+    with ExitStack() as stack:
+        made: list[tuple[Path, Path, Path]] = []
+        for path, text in texts.items():
+            stack.enter_context(disk_errors(path))
+            real = _resolved(path)
+            temporary = stack.enter_context(_temporary_file(real))
+            _fill_file_(temporary, text.encode("utf-8"))
+            made.append((path, temporary, real))
+        with undisturbed():
+            for path, temporary, real in made:
                 temporary.replace(real)
                 _note_finished(path)
 
@@ -207,6 +225,13 @@ def _workplace(place: _Place) -> Iterator[Path]:
             for folder in missing:  # the deepest first; none is empty after a success
                 with suppress(OSError):
                     folder.rmdir()
+
+
+def _fill_file_(temporary: Path, content: bytes) -> None:
+    """Write what a file is to hold, with the permissions of a new one."""
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_TRUNC), "wb") as file:
+        file.write(content)
+    _permit_(temporary)
 
 
 @contextmanager

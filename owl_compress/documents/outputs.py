@@ -28,7 +28,8 @@ _OF_FILE_SYSTEMS = {"lost+found"}
 _WRITTEN_BY_US = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
     "result.json", "result-*.json", "plan.json", "plan-*.json", "report.json", "recipe.yaml", "README.md",
-    "sensitivity.json", "budgets.png", DAMAGE_PICTURE, "page.html", "*.py", "*.jinja", "tokenizer*",
+    "sensitivity.json", "tuning.json", "budgets.png", DAMAGE_PICTURE, "page.html", "*.py", "*.jinja",
+    "tokenizer*",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
     "*.tiktoken", "tekken.json", "preprocessor_config.json", "processor_config.json",
     "quantize_config.json", "quant_log.csv",

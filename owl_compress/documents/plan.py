@@ -25,6 +25,9 @@ ROUNDING = 1e-9
 ASKED_TARGET = "asked_target"
 """The allocator's parameter under which a plan off its budget states the target that was asked for."""
 
+CHOSEN_ALLOCATOR = "chosen"
+"""The allocator's parameter under which a plan that was chosen among several names who made it."""
+
 PREDICTED_DAMAGE = "predicted_damage"
 """The allocator's parameter under which a plan from a sensitivity profile states its sum of damages."""
 
@@ -63,6 +66,12 @@ class AllocatorRecord(Frozen):
 
     name: str
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def maker(self) -> str:
+        """Who made the budgets: the allocator itself, or the one that it chose among several."""
+        chosen = self.parameters.get(CHOSEN_ALLOCATOR)
+        return chosen if isinstance(chosen, str) else self.name
 
 
 def weighted_mean(budgets: tuple[LinearBudget, ...]) -> float:

@@ -130,6 +130,12 @@ class Recipe(Frozen):
 
     allocator: Name | None = _on(Topic.ALLOCATOR, None, "Who divides the budget.")
     plan: Name | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
+    candidates: tuple[Name, ...] | None = _on(
+        Topic.ALLOCATOR,
+        None,
+        "With --allocator auto: whose plans are tried, owl,alpha; uniform and linear-depth always are.",
+        min_length=1,
+    )
     solver: Literal["proportional", "optimal"] | None = _on(
         Topic.ALLOCATOR, None, "On a grid: 'proportional' (default) or 'optimal'."
     )
@@ -212,7 +218,8 @@ class Recipe(Frozen):
     max_cost: str | None = _on(
         Topic.SENSITIVITY,
         None,
-        "Most forward tokens, 60000 or 60k: takes fewer windows and levels, as far as these are left open.",
+        "Most forward tokens, 60000 or 60k: takes fewer windows, levels and candidates, as far as these are "
+        "left open.",
     )
     seq_len: PositiveCount | None = _on(
         Topic.TEXT, None, "Tokens per sequence; default 2048 or the model's maximum."
@@ -317,7 +324,7 @@ class Recipe(Frozen):
             raise ValueError("is how many times as fast, at least 1; 1.5 takes two thirds of the time")
         return speedup
 
-    @field_validator("bit_choices", "parts", "tasks", mode="before")
+    @field_validator("bit_choices", "candidates", "parts", "tasks", mode="before")
     @classmethod
     def _split_at_commas(cls, choices: Any) -> Any:
         return [one.strip() for one in choices.split(",")] if isinstance(choices, str) else choices

@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import Option
-from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
+from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
 from owl_compress.registry import Registry
 
 
@@ -43,6 +43,16 @@ class Shelf:
     broken: tuple[str, ...]
 
 
+_AUTO = Offer(
+    AUTO,
+    "Tries plans of the others on the model and takes the best, for run and tune: which with --candidates, "
+    "for how much with --max-cost.",
+    is_default=False,
+    is_built_in=True,
+)
+"""No allocator, which are pure numbers, but where a name for one is asked for, it may be named."""
+
+
 def shelf(kind: str) -> Shelf:
     """All there is of a kind: allocators, backends, metrics, forms or exporters.
 
@@ -55,7 +65,8 @@ def shelf(kind: str) -> Shelf:
 
 
 def _allocators() -> Shelf:
-    return _methods("allocators", "divide the budget: --allocator NAME", ALLOCATORS, DEFAULT_ALLOCATOR)
+    shelf = _methods("allocators", "divide the budget: --allocator NAME", ALLOCATORS, DEFAULT_ALLOCATOR)
+    return replace(shelf, offers=tuple(sorted((*shelf.offers, _AUTO), key=lambda offer: offer.name)))
 
 
 def _backends() -> Shelf:

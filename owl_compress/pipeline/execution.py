@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from owl_compress.allocators import Target
-from owl_compress.allocators.groups import partition
 from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
@@ -25,7 +23,6 @@ from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.tasks import accuracy
-from owl_compress.importance.estimator import measure_with_statistics, outline
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
 from owl_compress.pipeline.dividing import divide
@@ -33,11 +30,14 @@ from owl_compress.pipeline.feasibility import check_plan, check_request, forecas
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
 from owl_compress.pipeline.judging import judge
+from owl_compress.pipeline.methods import AUTO
 from owl_compress.pipeline.profile_settings import measured_as
 from owl_compress.pipeline.profiling import profile_of
 from owl_compress.pipeline.quality import evaluate_dense, evaluation_beside
+from owl_compress.pipeline.reports import measured_report, outlined
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
+from owl_compress.pipeline.tuning_search import search
 from owl_compress.progress import SILENT, Progress
 
 
@@ -107,7 +107,8 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
         if out:
             session.check_storage()
         held_out = session.held_out  # a text that is missing is told before the long work
-        source, plan = make_plan(session)
+        tuned = search(session, compress_) if session.request.candidates else None
+        source, plan = (tuned.source, tuned.plan) if tuned else make_plan(session)
         report = source if isinstance(source, ImportanceReport) else None
         profile = source if isinstance(source, SensitivityProfile) else None
         judged = judge(session, source, plan, compress_)
@@ -119,6 +120,8 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
         scores = score(session)
         with _own_folder(session, out, overwrite=overwrite) as folder:
             result = judged.told(compress_(session, plan, folder), session)
+            if tuned:
+                result = result.model_copy(update={"notes": (*result.notes, tuned.in_words)})
             if dense:
                 result = result.model_copy(update={"evaluation": evaluation_beside(session, dense)})
             if scores:
@@ -135,7 +138,7 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> O
                     result,
                     plan,
                     out,
-                    report=source,
+                    report=tuned or source,
                     recipe=recipe,
                     keeps_codes=session.request.keeps_codes,
                     export=session.request.export,
@@ -161,42 +164,20 @@ def make_plan(session: Session) -> tuple[ImportanceReport | SensitivityProfile |
     Raises:
         RequestError: a budget that cannot be met.
     """
-    request, loaded = session.request, session.loaded
+    request = session.request
     if request.plan is not None:
         request.plan.check_fits(session.structure.linear_sizes)
         check_plan(session, request.plan)
         return None, request.plan
-    if request.allocator is None or request.target is None:
-        raise TypeError("a request has a plan, or an allocator and a target")
+    if request.candidates:
+        tuned = search(session, compress_)
+        return tuned.source, tuned.plan
     check_request(session)
     if request.reads_damage:
         profile = profile_of(session)
         return profile, divide(session, profile)
-    windows = session.measuring
-    if windows is None:
-        dense = outline(loaded.model, session.identity, session.structure)
-        return None, divide(session, dense)
-    measured = measure_with_statistics(
-        loaded.model,
-        windows,
-        metrics=request.metrics,
-        partial=session.recipe.partial,
-        device=request.device,
-        batch_size=session.recipe.batch_size,
-        structure=replace(session.structure, spared=skipped_linears(session, request.target)),
-        identity=session.identity,
-        progress=session.progress,
-    )
-    session.keep(measured.statistics)
-    return measured.report, divide(session, measured.report)
-
-
-def skipped_linears(session: Session, target: Target) -> frozenset[str]:
-    """Linears that the target names to be left alone: nothing has to be known of them."""
-    if not target.skips:
-        return frozenset()
-    names = outline(session.loaded.model, session.identity, session.structure)
-    return partition(names, target).skipped
+    report = measured_report(session)
+    return report, divide(session, report or outlined(session))
 
 
 def score(session: Session) -> dict[str, TaskAccuracy]:
@@ -276,7 +257,7 @@ def settled_recipe(session: Session, result: Result, profile: SensitivityProfile
         filled["measure_samples"] = session.measure_samples
     if recipe.profile is not None:
         filled["profile"] = "sensitivity.json"
-    elif profile is not None:
+    elif profile is not None and recipe.allocator != AUTO:  # whose trials share some of its options
         filled |= measured_as(profile)
     if result.statistics is not None:
         filled["statistics"] = result.statistics

@@ -27,8 +27,12 @@ from owl_compress.forms.codes import coded_modules
 from owl_compress.models.structure import find_structure
 from owl_compress.pages.card import model_card
 from owl_compress.pages.words import Given
+from owl_compress.pipeline.tuning_search import Tuned
 
 logger = logging.getLogger(__name__)
+
+MadeFrom = ImportanceReport | SensitivityProfile | Tuned
+"""What a plan was made from: a report, a sensitivity profile, or trials with whatever was read for them."""
 
 
 @checked
@@ -38,7 +42,7 @@ def save(
     plan: Plan,
     folder: Path | str,
     *,
-    report: ImportanceReport | SensitivityProfile | None = None,
+    report: MadeFrom | None = None,
     recipe: Recipe | None = None,
     keeps_codes: bool = True,
     export: StoredForm | str | None = None,
@@ -51,7 +55,7 @@ def save(
         result: of that compression.
         plan: that was carried out.
         folder: new or empty.
-        report: that the plan was made from, or the sensitivity profile.
+        report: that the plan was made from, or the sensitivity profile, or the trials that it won.
         recipe: that does it again; in the folder, paths of files here are seen from there. Weight files that
             are larger than the size that it asks for are not written.
         keeps_codes: store quantized weights as integer codes, and not dequantised like any other.
@@ -133,16 +137,19 @@ def write_documents(
     plan: Plan,
     stored: StoredFormat,
     *,
-    report: ImportanceReport | SensitivityProfile | None = None,
+    report: MadeFrom | None = None,
     recipe: Recipe | None = None,
 ) -> None:
-    """Put result, plan, report or profile, recipe and model card beside the weights in `folder`."""
+    """Put result, plan, report or profile, trials, recipe and model card beside the weights in `folder`."""
     recipe_yaml = recipe.to_yaml() if recipe else None
     result.write(folder / "result.json")
     plan.write(folder / "plan.json")
-    profile = report if isinstance(report, SensitivityProfile) else None
-    if report:
-        report.write(folder / ("sensitivity.json" if profile else "report.json"))
+    sources = (report.report, report.profile) if isinstance(report, Tuned) else (report,)
+    profile = next((one for one in sources if isinstance(one, SensitivityProfile)), None)
+    for source in filter(None, sources):
+        source.write(folder / ("sensitivity.json" if source is profile else "report.json"))
+    if isinstance(report, Tuned):
+        report.document.write(folder / "tuning.json")
     if profile:
         _draw(profile, plan, folder / DAMAGE_PICTURE)
     if recipe_yaml:
@@ -154,9 +161,9 @@ def write_documents(
         recipe_yaml,
         origin_of(loaded),
         stored=stored,
-        credit=_credit(allocator.name),
+        credit=_credit(allocator.maker),
         given=Given(
-            ALLOCATORS.as_given(allocator.name, allocator.parameters),
+            ALLOCATORS.as_given(allocator.maker, allocator.parameters),
             BACKENDS.as_given(backend.name, backend.parameters),
         ),
         profile=profile,

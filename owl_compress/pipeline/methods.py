@@ -5,9 +5,13 @@ from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
 
 __all__ = [
     "ALLOCATORS",
+    "AUTO",
     "BACKENDS",
     "DEFAULT_ALLOCATOR",
     "DEFAULT_BACKEND",
     "DEFAULT_FROM_PROFILE",
     "default_for",
 ]
+
+AUTO = "auto"
+"""Who tries what several allocators make of a budget: none itself, for it carries plans out."""

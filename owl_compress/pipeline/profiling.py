@@ -81,13 +81,8 @@ class Subject:
         Raises:
             RequestError: see `owl_compress.importance.profile.profile`; or it costs more than it may.
         """
-        length = resolve_seq_len(
-            settings.damage_len, self.loaded.model.config, DEFAULT_DAMAGE_LEN, "--damage-len"
-        )
-        longest = resolve_seq_len(None, self.loaded.model.config)
-        cost = partial(self._cost, settings, known, length)
-        settings = settings.affordable(cost, DEFAULT_SAMPLES * longest)
-        damage = self.windows_apart(settings.damage_samples or 0, length, (self.statistics,))
+        settings, _ = self.affordable(settings, known)
+        damage = self.damage_windows(settings)
         return profile(
             self.loaded.model,
             self.backend,
@@ -111,6 +106,30 @@ class Subject:
             known=known,
             structure=self.structure,
             identity=self.identity,
+        )
+
+    def affordable(
+        self, settings: ProfileSettings, known: SensitivityProfile | None = None
+    ) -> tuple[ProfileSettings, float]:
+        """The settings with what was left open chosen by cost, and the forward tokens that it takes then.
+
+        Raises:
+            RequestError: the least costs more than it may.
+        """
+        longest = resolve_seq_len(None, self.loaded.model.config)
+        cost = partial(self._cost, settings, known, self._damage_len(settings))
+        found = settings.affordable(cost, DEFAULT_SAMPLES * longest)
+        return found, cost(found.damage_samples or 0, found.levels)
+
+    def damage_windows(self, settings: ProfileSettings) -> TokenWindows:
+        """The windows that a profile with these affordable settings is measured on."""
+        return self.windows_apart(
+            settings.damage_samples or 0, self._damage_len(settings), (self.statistics,)
+        )
+
+    def _damage_len(self, settings: ProfileSettings) -> int:
+        return resolve_seq_len(
+            settings.damage_len, self.loaded.model.config, DEFAULT_DAMAGE_LEN, "--damage-len"
         )
 
     def windows_apart(

@@ -15,7 +15,8 @@ from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import not_taken
 from owl_compress.pipeline.limits import Limit, asks_for_limit, check_no_limit, everything_kept, limit_of
-from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, DEFAULT_FROM_PROFILE
+from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS, DEFAULT_FROM_PROFILE
+from owl_compress.pipeline.tuning_candidates import Candidate, candidates_of, check_candidates
 from owl_compress.registry import Registry
 
 if TYPE_CHECKING:  # a plan is made without loading torch
@@ -29,6 +30,9 @@ OF_PROFILES = (
     "part", "levels", "measure", "damage_samples", "damage_len", "damage_data", "positions", "max_cost",
 )  # fmt: skip
 """Options of a recipe that say how a profile is measured."""
+
+_OF_TRIALS = ("damage_samples", "damage_len", "damage_data", "positions", "max_cost")
+"""What of it says how plans are tried, too."""
 
 _CODES, _FORMATS = "packed", ("packed", "dense")
 """How quantized weights are stored: as integer codes, or dequantised like any other weight."""
@@ -51,12 +55,15 @@ class Request:
         export: the form for other software to store the checkpoint in; None for one of ours.
         keeps_codes: whether integer codes are to be stored as such.
         device: where blocks are run.
-        plan: to be carried out, or None: then `allocator` makes one that meets `target`.
-        allocator, target: None where there is a plan.
-        profile, profiling: where `allocator` reads damage, the profile that has it, or how it is measured.
+        plan: to be carried out, or None: then `allocator` makes one that meets `target`, or the best that
+            `candidates` make is taken.
+        allocator, target: None where there is a plan; the first also where there are candidates.
+        profile, profiling: where `allocator` or a candidate reads damage, the profile that has it, or how it
+            is measured.
         limit: what the outcome may cost; `target` is then the largest that it could be.
         metrics: to measure: the default ones, and the allocator's own if it is another.
         consent: what the recipe's model may run.
+        candidates: whose plans are tried, where the best of them is wanted.
     """
 
     recipe: Recipe
@@ -72,11 +79,17 @@ class Request:
     limit: Limit | None = None
     profile: SensitivityProfile | None = None
     profiling: "ProfileSettings | None" = None
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def reads_damage(self) -> bool:
         """Whether budgets are made from damages."""
         return self.allocator is not None and reads_damage(self.allocator)
+
+    @property
+    def measures_damage(self) -> bool:
+        """Whether damage is measured, or read, on the way to a plan: there is a text for that then."""
+        return self.reads_damage or bool(self.candidates)
 
     @property
     def unit(self) -> Unit:
@@ -103,14 +116,20 @@ class Request:
         from owl_compress.importance.metrics import with_defaults  # noqa: PLC0415 - loads torch
 
         plan, allocator, target, limit = None, None, None, None
+        candidates: tuple[Candidate, ...] = ()
+        check_candidates(recipe)
         if recipe.plan is not None:
             plan = Plan.read(recipe.plan)
             unit = plan.unit
         else:
-            allocator, is_limited = allocator_of(recipe), asks_for_limit(recipe)
+            allocator = None if recipe.allocator == AUTO else allocator_of(recipe)
+            is_limited = asks_for_limit(recipe)
             target = everything_kept(recipe, _shape_of(recipe)) if is_limited else target_of(recipe)
             limit = limit_of(recipe)
-            allocator.settled(target)
+            if allocator is None:
+                candidates = candidates_of(recipe, target)
+            else:
+                allocator.settled(target)
             unit = target.unit
         check_options(recipe)
         check_unit(recipe.backend, unit)
@@ -121,22 +140,24 @@ class Request:
         backend = backend_of(recipe, export.option_defaults if export else {})
         _check_statistics(recipe, backend)
         _check_gradient_samples(recipe, backend)
-        profile, profiling = _profile_of(recipe, backend, allocator, target)
+        readers = [allocator] if allocator else [one.allocator for one in candidates]
+        profile, profiling = _profile_of(recipe, backend, readers, target)
         device = resolve_device(recipe.device)
-        metrics = with_defaults([own] if (own := getattr(allocator, "metric", None)) else [])
+        owns = (getattr(one, "metric", None) for one in readers)
+        metrics = with_defaults(list(dict.fromkeys(own for own in owns if own)))
         keeps_codes = _keeps_codes(recipe, backend)
         if limit is not None and unit is Unit.BITS:
             _check_codes_are_kept(recipe, backend, keeps_codes=keeps_codes)
         return cls(
             recipe, backend, export, keeps_codes, device, plan, allocator, target, metrics, consent, limit,
-            profile, profiling,
+            profile, profiling, candidates,
         )  # fmt: skip
 
 
 def _profile_of(
-    recipe: Recipe, backend: "AnyBackend", allocator: Allocator | None, target: Target | None
+    recipe: Recipe, backend: "AnyBackend", allocators: Sequence[Allocator], target: Target | None
 ) -> "tuple[SensitivityProfile | None, ProfileSettings | None]":
-    """The profile that an allocator reads, or how it is to be measured; neither for one that reads none.
+    """The profile that allocators read, or how it is to be measured; neither where none of them reads any.
 
     Raises:
         RequestError: options of profiles where none is read or one is there already, or a profile of
@@ -146,9 +167,11 @@ def _profile_of(
     from owl_compress.pipeline.profile_settings import ProfileSettings  # noqa: PLC0415 - loads torch
 
     given = [name for name in ("profile", *OF_PROFILES) if getattr(recipe, name) is not None]
-    if allocator is None or target is None or not reads_damage(allocator):
+    is_tuned = recipe.allocator == AUTO
+    if target is None or not any(map(reads_damage, allocators)):
+        given = [name for name in given if not (is_tuned and name in _OF_TRIALS)]
         if given:
-            who = "a plan that is made already" if allocator is None else f"allocator {recipe.allocator!r}"
+            who = "a plan that is made already" if target is None else f"allocator {recipe.allocator!r}"
             raise RequestError(
                 f"{option_name(given[0])} is of a sensitivity profile, and {who} reads none: drop it, or use "
                 f"--allocator {DEFAULT_FROM_PROFILE}"
@@ -156,9 +179,10 @@ def _profile_of(
         return None, None
     if recipe.profile is None:
         return None, ProfileSettings.of(recipe, by_block(backend).unit, target)
-    if given[1:]:
+    given = [name for name in given[1:] if not (is_tuned and name in _OF_TRIALS)]
+    if given:
         raise RequestError(
-            f"{option_name(given[1])} says how a profile is measured, and {recipe.profile} is one: drop it"
+            f"{option_name(given[0])} says how a profile is measured, and {recipe.profile} is one: drop it"
         )
     profile = SensitivityProfile.read(recipe.profile)
     check_profile(profile, backend, target.unit, target.grid if isinstance(target.grid, KeptOfGrid) else None)
@@ -230,8 +254,13 @@ def allocator_of(recipe: Recipe) -> Allocator:
     """The allocator of the recipe, with its options.
 
     Raises:
-        RequestError: unknown name, or a value that it refuses.
+        RequestError: unknown name, or a value that it refuses; or it is none, but the best of several.
     """
+    if recipe.allocator == AUTO:
+        raise RequestError(
+            f"allocator {AUTO!r} tries plans on the model, which takes more than a report or a profile: use "
+            "`owl-compress tune MODEL`, or run"
+        )
     allocator: Allocator = _created(ALLOCATORS, recipe.allocator or "", recipe, {})
     return allocator
 

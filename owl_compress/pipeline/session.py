@@ -95,7 +95,7 @@ class Session:
         asked = tasks_of(recipe)
         tasks = Tasks.of(asked, progress) if asked else None
         damage_text = text
-        if request.reads_damage and (text is None or recipe.damage_data is not None):
+        if request.measures_damage and (text is None or recipe.damage_data is not None):
             damage_text = read_damage_text(recipe)
         if loaded is None:
             loading = partial(
@@ -123,7 +123,7 @@ class Session:
             calibration,
             progress,
             held_out,
-            damage_text if request.reads_damage else None,
+            damage_text if request.measures_damage else None,
             announce,
             tasks,
         )
@@ -177,7 +177,7 @@ class Session:
         """
         if self.recipe.measure_samples is not None:
             return self.recipe.measure_samples
-        if not self.request.reads_damage and self.asks_for_dense and self.calibration is not None:
+        if not self.request.measures_damage and self.asks_for_dense and self.calibration is not None:
             return len(self.calibration)
         return DEFAULT_MEASURE_SAMPLES
 
@@ -255,12 +255,14 @@ class Session:
 
 
 def _measures(request: Request) -> bool:
-    return request.allocator is not None and request.allocator.reads_scores
+    if request.allocator is not None:
+        return request.allocator.reads_scores
+    return any(one.allocator.reads_scores for one in request.candidates)
 
 
 def looks_at_text(request: Request) -> bool:
     """Whether allocator or backend look at the calibration text."""
-    return _measures(request) or request.reads_damage or request.backend.statistic is not None
+    return _measures(request) or request.measures_damage or request.backend.statistic is not None
 
 
 def read_text(options: CalibrationOptions) -> Text | Chats:

@@ -91,14 +91,7 @@ class Workshop:
     @cached_property
     def passes(self) -> Passes:
         """What goes through the model for the backend's statistics."""
-        asked, windows, backend = asked_statistics(self.backend), self.calibration, self.backend
-        n_tokens = windows.ids.numel() if asked and windows is not None else 0
-        n_gradient_tokens = 0
-        if windows is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
-            n_gradient_tokens = windows_of_gradients(backend, windows).ids.numel()
-        survey = backend.survey
-        surveys = survey is not None and survey.statistic is not None
-        return Passes(n_tokens, n_gradient_tokens, surveys, self.options.statistics == "dense")
+        return passes_of(self.backend, self.calibration, self.options.statistics)
 
     @property
     def cost_of_standing(self) -> float:
@@ -206,6 +199,17 @@ class Workshop:
         runs = sum(n_blocks - places[trial.block] for trial in trials) / n_blocks
         n_seen = self.passes.of_trials if self.backend.statistic is not None else 0.0
         return n_seen + reference.windows.ids.numel() * (1 + runs)
+
+
+def passes_of(backend: Backend, windows: TokenWindows | None, source: StatisticsSource) -> Passes:
+    """What goes through the model for the statistics that a backend takes on these windows."""
+    n_tokens = windows.ids.numel() if asked_statistics(backend) and windows is not None else 0
+    n_gradient_tokens = 0
+    if windows is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
+        n_gradient_tokens = windows_of_gradients(backend, windows).ids.numel()
+    survey = backend.survey
+    surveys = survey is not None and survey.statistic is not None
+    return Passes(n_tokens, n_gradient_tokens, surveys, source == "dense")
 
 
 def _as_carried_out(plan: Plan, surveyed: Plan) -> Plan:

@@ -233,7 +233,7 @@ def test_the_same_text_is_evaluated_before_and_after(here: Path, recipe: MakeRec
 def test_a_budget_that_cannot_be_met_is_refused_before_importance_is_measured(
     here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = "owl_compress.pipeline.execution.measure_with_statistics"
+    measure = "owl_compress.pipeline.reports.measure_with_statistics"
     monkeypatch.setattr(measure, lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(RequestError, match="--allow-empty"):
         make_plan(Session.open(recipe("structured", prune_ratio=0.95, round_to=8)))
@@ -242,7 +242,7 @@ def test_a_budget_that_cannot_be_met_is_refused_before_importance_is_measured(
 def test_what_cannot_be_stored_is_refused_before_importance_is_measured(
     here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = "owl_compress.pipeline.execution.measure_with_statistics"
+    measure = "owl_compress.pipeline.reports.measure_with_statistics"
     monkeypatch.setattr(measure, lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(RequestError, match="asymmetric codes cannot be packed"):
         run(recipe("rtn", bits=3, group_size=16, asymmetric=True), "OUT")

@@ -151,7 +151,7 @@ def test_what_fits_no_linear_is_told_before_anything_is_measured(
     here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch,
     backend: str, options: dict[str, Any], message: str,
 ) -> None:  # fmt: skip
-    measure = "owl_compress.pipeline.execution.measure_with_statistics"
+    measure = "owl_compress.pipeline.reports.measure_with_statistics"
     monkeypatch.setattr(measure, lambda *_, **__: pytest.fail("measured"))
     session = Session.open(recipe(backend, **options))
     with pytest.raises(RequestError, match=message):

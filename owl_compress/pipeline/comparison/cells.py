@@ -17,7 +17,7 @@ from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, Topic, 
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.comparison.labels import group_label
 from owl_compress.pipeline.comparison.measures import SETTINGS
-from owl_compress.pipeline.methods import ALLOCATORS, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
+from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
 from owl_compress.pipeline.request import OF_PROFILES, Request
 from owl_compress.registry import Registry
 
@@ -98,11 +98,13 @@ def _taken(options: Options) -> set[str]:
     """The names that the methods and the budget of a cell have a use for."""
     methods = ((ALLOCATORS, options.get("allocator")), (BACKENDS, options.get("backend")))
     taken = {name for registry, method in methods for name in _options_of(registry, method)}
-    taken |= RECIPE_NAMES - {*_OF_BITS, *_OF_TIME, *OF_PROFILES, "profile"}
+    taken |= RECIPE_NAMES - {*_OF_BITS, *_OF_TIME, *OF_PROFILES, "profile", "candidates"}
     if {"bits", "size"} & options.keys():
         taken |= set(_OF_BITS)
     if {"speedup", "latency"} & options.keys():
         taken |= set(_OF_TIME)
+    if options.get("allocator") == AUTO:
+        taken |= {*OF_PROFILES, "profile", "candidates"}
     if _reads_damage(options.get("allocator")):
         taken |= {*OF_PROFILES, "profile"}
     return taken
@@ -207,6 +209,6 @@ _BUDGET_NAMES = frozenset(map(option_name, BUDGETS))
 
 _OF_ALLOCATION = frozenset(
     {"allocator", "plan", "seed", "low", "high", "set", "granularity", "solver", "no-tie"}
-    | {"profile", "measure-samples", *map(option_name, OF_PROFILES)}
+    | {"profile", "candidates", "measure-samples", *map(option_name, OF_PROFILES)}
 )
 """What says how a budget is divided, and not how large it is."""

@@ -67,7 +67,7 @@ def _compression(request: Request, texts: Texts) -> dict[str, Any]:
     if looks_at_text(request):
         options = calibration_options(recipe)
         content["calib"] = texts.digest(texts.calibration(options))
-        if request.reads_damage and recipe.damage_data is not None:
+        if request.measures_damage and recipe.damage_data is not None:
             content["damage"] = texts.digest(
                 texts.calibration(
                     calibration_options(recipe.model_copy(update={"calib": recipe.damage_data}))

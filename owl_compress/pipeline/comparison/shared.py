@@ -17,9 +17,10 @@ from owl_compress.models.state import parameter_device
 from owl_compress.pipeline.comparison.bench import Bench
 from owl_compress.pipeline.comparison.claims import Claims
 from owl_compress.pipeline.dividing import divide
-from owl_compress.pipeline.execution import make_plan, skipped_linears
+from owl_compress.pipeline.execution import make_plan
 from owl_compress.pipeline.feasibility import check_request
 from owl_compress.pipeline.profiling import check_given, profile_of
+from owl_compress.pipeline.reports import skipped_linears
 from owl_compress.pipeline.session import Session
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
@@ -51,7 +52,8 @@ class Shared:
             RequestError: see `make_plan`.
         """
         request = session.request
-        if request.plan is not None or not (session.measures or request.reads_damage):
+        is_made = request.plan is not None or request.candidates
+        if is_made or not (session.measures or request.reads_damage):
             return make_plan(session)
         check_request(session)
         if request.reads_damage:

@@ -1,0 +1,43 @@
+"""Importance reports of models that are loaded: what a session measures on the way to a plan."""
+
+from dataclasses import replace
+
+from owl_compress.allocators import Target
+from owl_compress.allocators.groups import partition
+from owl_compress.documents.report import ImportanceReport
+from owl_compress.importance.estimator import measure_with_statistics, outline
+from owl_compress.pipeline.session import Session
+
+
+def measured_report(session: Session) -> ImportanceReport | None:
+    """What the request wants measured of the model; None if nothing is.
+
+    Raises:
+        RequestError: see `owl_compress.importance.estimator.measure`.
+    """
+    windows, request = session.measuring, session.request
+    if windows is None or request.target is None:
+        return None
+    measured = measure_with_statistics(
+        session.loaded.model,
+        windows,
+        metrics=request.metrics,
+        partial=session.recipe.partial,
+        device=request.device,
+        batch_size=session.recipe.batch_size,
+        structure=replace(session.structure, spared=skipped_linears(session, request.target)),
+        identity=session.identity,
+        progress=session.progress,
+    )
+    session.keep(measured.statistics)
+    return measured.report
+
+
+def outlined(session: Session) -> ImportanceReport:
+    """The same with nothing measured: names and sizes."""
+    return outline(session.loaded.model, session.identity, session.structure)
+
+
+def skipped_linears(session: Session, target: Target) -> frozenset[str]:
+    """Linears that the target names to be left alone: nothing has to be known of them."""
+    return partition(outlined(session), target).skipped if target.skips else frozenset()
