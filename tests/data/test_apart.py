@@ -48,6 +48,22 @@ def test_no_window_shares_a_run_of_tokens_with_those_taken(
     check_apart(taken, found)
 
 
+def test_windows_shorter_than_a_run_are_held_apart_too(
+    prose: str, tokenizer_without_bos: PreTrainedTokenizerFast
+) -> None:
+    text = Text("prose", (prose,))
+    taken = sampled(tokenizer_without_bos, text, 10, "first")  # half of the text
+    found = windows_apart(tokenizer_without_bos, text, [taken], samples=30, seq_len=20, seed=0, bos="never")
+    for own in places(text, found, tokenizer_without_bos):
+        for other in places(text, taken, tokenizer_without_bos):
+            assert not (other.start <= own.start and own.stop <= other.stop)
+    check_apart(taken, found)
+    inside = sampled(tokenizer_without_bos, text, 1, "first")
+    inside = TokenWindows(inside.ids[:, 40:60], inside.record.model_copy(update={"seq_len": 20}))
+    with pytest.raises(RequestError, match="overlaps"):
+        check_apart(taken, inside)
+
+
 def test_the_same_seed_gives_the_same_windows_and_another_others(
     prose: str, tokenizer_without_bos: PreTrainedTokenizerFast
 ) -> None:
