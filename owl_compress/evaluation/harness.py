@@ -34,7 +34,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval has no types for us
         longest: tokens of the longest of these, with its continuation.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch_size: int | str, **options: Any) -> None:
         # It ties weights anew, which nobody asked for, and gives the tokenizer a padding token.
         max_length = resolve_max_length(model.config, tokenizer)
         tokenizer = deepcopy(tokenizer)
@@ -45,7 +45,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval has no types for us
                 tokenizer=tokenizer,
                 backend="causal",
                 batch_size=batch_size,
-                max_length=max_length,
+                **{"max_length": max_length} | options,
             )
         if self.prefix_token_id is None:
             raise RequestError(
