@@ -72,6 +72,19 @@ def test_rows_are_what_single_runs_give(compare: Callable[..., tuple[Row, ...]],
         )
 
 
+def test_plans_are_tried_where_the_best_is_asked_for(
+    compare: Callable[..., tuple[Row, ...]], here: Path
+) -> None:
+    tried = {"allocator": ["owl", "auto"], "candidates": "owl", "max-cost": "2500", "damage-samples": 2}
+    dense, owl, auto = compare(ONE | tried | {"damage-len": 16, "backend": "wanda"})
+    assert [row.status for row in (dense, owl, auto)] == [Status.DONE] * 3
+    assert owl.group == auto.group
+    assert "candidates" not in owl.recipe
+    done = owl_compress.run(Recipe.from_options(auto.recipe | {"data": "other.txt"}), here / "OUT").result
+    assert done.evaluation is not None
+    assert auto.perplexity["other.txt"] == done.evaluation.compressed
+
+
 def test_importance_is_measured_once_for_cells_that_see_the_same(
     compare: Callable[..., tuple[Row, ...]], here: Path
 ) -> None:
