@@ -116,8 +116,25 @@ class Bench:
             self.identity,
             calibration,
             self.progress,
+            tasks=self.texts.tasks(recipe),
             damage_text=damage_text,
             announce=self.announce,
+        )
+
+    def dense_session(self, request: Request) -> Session:
+        """A session in which the model stays as it is: of the request only the evaluation counts.
+
+        Raises:
+            RequestError: what a task is refused for.
+        """
+        return Session(
+            request,
+            self.loaded,
+            self.structure,
+            self.identity,
+            None,
+            self.progress,
+            tasks=self.texts.tasks(request.recipe),
         )
 
     def calibration(self, request: Request) -> TokenWindows | None:

@@ -174,7 +174,7 @@ def _of_dense() -> frozenset[str]:
     }
     for name, one in Recipe.model_fields.items():
         extra = one.json_schema_extra
-        if isinstance(extra, dict) and extra.get("topic") == Topic.EVALUATION.value:
+        if isinstance(extra, dict) and extra.get("topic") in {Topic.EVALUATION, Topic.TASKS}:
             names.add(option_name(one.alias or name))
     return frozenset(names)
 

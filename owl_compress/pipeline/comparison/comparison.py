@@ -20,6 +20,7 @@ from owl_compress.pipeline.comparison.bench import Bench
 from owl_compress.pipeline.comparison.carrying_out import Workplace
 from owl_compress.pipeline.comparison.cells import Cell, cells_of, grid_names
 from owl_compress.pipeline.comparison.claims import Claims
+from owl_compress.pipeline.comparison.figures import Figures
 from owl_compress.pipeline.comparison.fingerprints import fingerprint
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.provenance import provenance
@@ -225,7 +226,8 @@ class _Run:
             return
         metrics = dict.fromkeys(name for one in requests if _ranks(one) for name in one.metrics)
         shared = Shared(bench, self.out / SHARED, self.claims, tuple(metrics))
-        workplace = Workplace(bench, shared, self.comparison.measures, self.comparison.command)
+        figures = Figures(bench, self.comparison.measures)
+        workplace = Workplace(bench, shared, figures, self.comparison.command)
         for place in places:
             with self.claims.claimed(self.keys[place]) as is_ours:
                 if is_ours and not self._is_there(place):

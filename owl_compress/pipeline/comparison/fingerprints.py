@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from owl_compress.pipeline.comparison.cells import Cell
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.scoring import tasks_of
 from owl_compress.pipeline.session import calibration_options, evaluation_options, looks_at_text
 
 _NAMED_BY_CONTENT = {
-    "model", "revision", "calib", "data", "damage_data", "plan", "profile", "cost_table", "device", "strict",
+    "model", "revision", "calib", "data", "damage_data", "plan", "profile", "cost_table", "task_file",
+    "task_path", "device", "strict",
 }  # fmt: skip
 """What of a recipe says where something lies, and not what it is."""
 
@@ -40,6 +44,8 @@ def fingerprint(cell: Cell, measures: Measures, texts: Texts) -> str:
             "device": cell.request.device.type,
             "data": {name: texts.digest(texts.evaluation(one)) for name, one in evaluated(recipe, measures)},
         }
+        if tasks_of(recipe) is not None:
+            content["tasks"] = _of_tasks(recipe)
         content |= {"dense": _plain(cell.settings)} if cell.is_dense else _compression(cell.request, texts)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -55,6 +61,28 @@ def evaluated(recipe: Recipe, measures: Measures) -> list[tuple[str, Any]]:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: one for name, one in settings.items() if name.replace("-", "_") not in _NAMED_BY_CONTENT}
+
+
+def _of_tasks(recipe: Recipe) -> dict[str, Any]:
+    """Task files by what is in them, and who scores; what named tasks hold goes with its version."""
+    files = [*recipe.task_file, *([recipe.task_path] if recipe.task_path else [])]
+    return {"files": [_digest(Path(one)) for one in files], "lm_eval": _version_of("lm_eval")}
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, or of all files below a folder, with their names; of what is not there, its name."""
+    whole = hashlib.sha256(path.name.encode())
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with suppress(OSError):
+            whole.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
+    return whole.hexdigest()
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _compression(request: Request, texts: Texts) -> dict[str, Any]:

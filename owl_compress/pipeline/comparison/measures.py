@@ -33,18 +33,15 @@ class Measures:
         """What the settings of a grid in `folder` ask for.
 
         Raises:
-            RequestError: nothing to measure, a text named twice, or a value that cannot be meant.
+            RequestError: a text named twice, or a value that cannot be meant.
         """
         own = {one.name for one in options_of(MeasureOptions)}
         texts = _texts(settings.get("data"), folder, where)
+        given = {name: value for name, value in settings.items() if name in own}
         try:
-            options: MeasureOptions = build(
-                MeasureOptions, "compare", {name: value for name, value in settings.items() if name in own}
-            )
+            options: MeasureOptions = build(MeasureOptions, "compare", given)
         except RequestError as error:
             raise RequestError(f"{where}: {error}") from error
-        if not texts:
-            raise RequestError(f"{where}: nothing is measured: add data, one text or a list of texts")
         return cls(texts, options)
 
     @property

@@ -1,13 +1,15 @@
-"""Texts and checkpoints that cells name, each read or looked at once, and what tells it from another."""
+"""Texts, tasks and checkpoints that cells name, each read once, and what tells it from another."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from owl_compress.checkpoints.identity import checkpoint_key
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, read_texts
 from owl_compress.documents.recipe import Recipe
+from owl_compress.evaluation.tasks import TaskOptions, Tasks
+from owl_compress.pipeline.scoring import tasks_of
 
 AnyText = Text | Chats
 
@@ -20,6 +22,7 @@ class Texts:
     _texts: dict[tuple[object, ...], AnyText] = field(default_factory=dict)
     _digests: dict[int, str] = field(default_factory=dict)
     _models: dict[tuple[str, str | None], str] = field(default_factory=dict)
+    _tasks: dict[TaskOptions, Tasks] = field(default_factory=dict)
 
     def calibration(self, options: CalibrationOptions) -> AnyText:
         """The text of calibration options.
@@ -62,6 +65,20 @@ class Texts:
                 whole.update(repr(text.conversations).encode())
             self._digests[id(text)] = whole.hexdigest()
         return self._digests[id(text)]
+
+    def tasks(self, recipe: Recipe) -> Tasks | None:
+        """The tasks of a recipe, with their samples; None where it names none.
+
+        Raises:
+            RequestError: see `Tasks.of`.
+        """
+        asked = tasks_of(recipe)
+        if asked is None:
+            return None
+        key = replace(asked, seed=0, batch_size=1)
+        if key not in self._tasks:
+            self._tasks[key] = Tasks.of(asked)
+        return replace(self._tasks[key], options=asked)
 
     def model(self, recipe: Recipe) -> str:
         """What tells the checkpoint of a recipe from others.
