@@ -1,5 +1,6 @@
 """Comparison: every cell of a grid carried out, each a row, with what seeds do to it."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from owl_compress.cli import options
-from owl_compress.cli.comparison_sheets import rows_sheet
+from owl_compress.cli.comparison_sheets import costs_sheet, rows_sheet
 from owl_compress.cli.console import Output
 from owl_compress.cli.watching import watch_for
 from owl_compress.consent import Consent
@@ -17,6 +18,7 @@ from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
     from owl_compress.pipeline.comparison.comparison import Comparison
+    from owl_compress.pipeline.comparison.processes import Jobs
 
 _DEFECT = 1
 
@@ -30,6 +32,9 @@ def compare(
         options.out_option("Folder of results: new, or one to go on in. Required, but for --dry-run."),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="In the place of the grid's device.")] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", metavar="N", help="Processes that share out the cells, a GPU each.")
+    ] = 1,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and what they will cost; write nothing.")
     ] = False,
@@ -40,25 +45,48 @@ def compare(
 ) -> None:
     """Carry out every cell of a grid, dense first, each a row; what has its row already is left alone."""
     from owl_compress.pipeline.comparison.comparison import Comparison
+    from owl_compress.pipeline.comparison.processes import Jobs
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the folder of results, or add --dry-run")
     output = Output(as_json=as_json, quiet=quiet)
     consent = Consent(trust_remote_code, allow_pickle)
-    command = ["owl-compress", *sys.argv[1:]]
-    comparison = Comparison.read(grid, consent, device=device, command=command)
-    if out is not None:
-        _carry_out(comparison, out, output)
+    command = shlex.join(["owl-compress", *sys.argv[1:]])
+    comparison = Comparison.read(grid, consent, device=device).named(command)
+    if dry_run:
+        _show_costs(comparison, out, output)
+    elif out is not None:
+        _carry_out(comparison, out, Jobs.of(jobs, device), output)
 
 
-def _carry_out(comparison: "Comparison", out: Path, output: Output) -> None:
+def _carry_out(comparison: "Comparison", out: Path, jobs: "Jobs", output: Output) -> None:
+    from owl_compress.pipeline.comparison.share import Share
+
+    share = Share.from_environment()
+    if not share.leads:  # one of several processes under torchrun: who leads speaks
+        comparison.run(out, share=share)
+        return
     with watch_for(output) as watch:
-        rows = comparison.run(out, watch.progress, watch, watch.say)
+        rows = comparison.run(out, watch.progress, watch, watch.say, share, jobs)
     baseline = comparison.measures.options.baseline
     output.answer([row.model_dump(mode="json") for row in rows], rows_sheet(rows, baseline))
     output.say(_in_words(rows, out))
     if any(row.status is Status.FAILED for row in rows):
         raise typer.Exit(_DEFECT)
+
+
+def _show_costs(comparison: "Comparison", out: Path | None, output: Output) -> None:
+    from owl_compress.pipeline.comparison.cost import costs
+
+    found = costs(comparison, out, output.progress)
+    answer = [
+        {
+            "name": one.cell.name, "group": one.cell.group, "forward_tokens": one.forward_tokens,
+            "seconds": one.seconds, "note": one.note or None,
+        }
+        for one in found
+    ]  # fmt: skip
+    output.answer(answer, costs_sheet(found))
 
 
 def _in_words(rows: Sequence[Row], out: Path) -> str:

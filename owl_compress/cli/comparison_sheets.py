@@ -1,10 +1,15 @@
 """A comparison as tables on the terminal."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from owl_compress.cli.sheet import Column, Sheet
+from owl_compress.cli.watching import duration
 from owl_compress.documents.comparison import Row
 from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of
+
+if TYPE_CHECKING:
+    from owl_compress.pipeline.comparison.cost import CellCost
 
 
 def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
@@ -32,6 +37,24 @@ def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
         f"{row.status}: {row.name} ({row.group}): {row.reason}" for row in rows if row.reason is not None
     ]
     return Sheet(f"Comparison, {len(rows)} cells", tuple(columns), tuple(notes))
+
+
+def costs_sheet(costs: "Sequence[CellCost]") -> Sheet:
+    """One line for each cell that is to be."""
+    tokens, seconds = sum(one.forward_tokens for one in costs), sum(one.seconds for one in costs)
+    n_left = sum(not one.note for one in costs)
+    columns = (
+        Column("cell", tuple(one.cell.name for one in costs), is_text=True),
+        Column("group", tuple("" if one.cell.is_dense else one.cell.group for one in costs), is_text=True),
+        Column("forward tokens", tuple("" if one.note else f"{one.forward_tokens:,}" for one in costs)),
+        Column("at least", tuple("" if one.note else duration(one.seconds) for one in costs)),
+        Column("note", tuple(one.note for one in costs), is_text=True),
+    )
+    notes = (
+        f"{n_left} of {len(costs)} cells to carry out: {tokens:,} tokens through the model, "
+        f"{duration(seconds)} at the speed of the dense model here; what backends and tasks do comes on top",
+    )
+    return Sheet(f"{len(costs)} cells", columns, notes)
 
 
 def _kept(method: Method) -> str:

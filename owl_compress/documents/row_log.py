@@ -25,6 +25,11 @@ class RowLog:
         """
         return read_rows(self.path) if self.path.exists() else ()
 
+    @property
+    def size(self) -> int:
+        """Bytes so far: where a `RowReader` of what comes from now on begins."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def append(self, row: Row) -> None:
         """Write one row, and see it on the disk before going on: what was said to be done stays done.
 
@@ -48,6 +53,29 @@ class RowLog:
                         raise
             finally:
                 os.close(handle)
+
+
+@dataclass
+class RowReader:
+    """Reads what was appended to a log since it was last asked, by whichever process."""
+
+    path: Path
+    offset: int = 0
+
+    def fresh(self) -> tuple[Row, ...]:
+        """The rows of whole lines that came since then; lines that are none are left to `read_rows`."""
+        if not self.path.exists():
+            return ()
+        with disk_errors(self.path), self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        found = []
+        for line in whole.decode("ascii", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(Row.parse(line))
+        return tuple(found)
 
 
 @contextmanager

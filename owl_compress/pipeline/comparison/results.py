@@ -1,13 +1,17 @@
 """The folder of a comparison: begun with its grid, ended with tables of its rows."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from time import monotonic, sleep
 
 from owl_compress.documents.comparison import GRID, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
 from owl_compress.documents.disk import disk_errors, write_text
 from owl_compress.documents.outputs import is_empty
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_tables import comparison_table, rows_as_csv, summary_as_csv
+
+_SECONDS_TO_BEGIN = 60.0
 
 
 def prepare_folder(out: Path, grid: str) -> None:
@@ -27,6 +31,23 @@ def prepare_folder(out: Path, grid: str) -> None:
             )
         (out / SHARED).mkdir(parents=True, exist_ok=True)
     write_text(out / GRID, grid)
+
+
+def await_folder(out: Path, grid: str) -> None:
+    """Wait until the process that leads has begun the folder with this grid.
+
+    Raises:
+        RequestError: it has not after a minute.
+    """
+    deadline = monotonic() + _SECONDS_TO_BEGIN
+    while monotonic() < deadline:
+        with suppress(OSError):
+            if (out / GRID).read_text(encoding="utf-8") == grid and (out / SHARED).is_dir():
+                return
+        sleep(0.1)
+    raise RequestError(
+        f"results folder {out} was not begun by the process that leads: all have to see the same folder"
+    )
 
 
 def write_tables(out: Path, rows: Sequence[Row], baseline: str) -> None:
