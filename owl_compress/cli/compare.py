@@ -13,7 +13,7 @@ from owl_compress.cli.comparison_sheets import costs_sheet, rows_sheet
 from owl_compress.cli.console import Output
 from owl_compress.cli.watching import watch_for
 from owl_compress.consent import Consent
-from owl_compress.documents.comparison import TABLE, Row, Status
+from owl_compress.documents.comparison import ROWS, TABLE, Row, Status, read_rows
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
@@ -66,8 +66,14 @@ def _carry_out(comparison: "Comparison", out: Path, jobs: "Jobs", output: Output
     if not share.leads:  # one of several processes under torchrun: who leads speaks
         comparison.run(out, share=share)
         return
-    with watch_for(output) as watch:
-        rows = comparison.run(out, watch.progress, watch, watch.say, share, jobs)
+    try:
+        with watch_for(output) as watch:
+            rows = comparison.run(out, watch.progress, watch, watch.say, share, jobs)
+    except KeyboardInterrupt as error:
+        kept = len(read_rows(out / ROWS)) if (out / ROWS).exists() else 0
+        raise RequestError(
+            f"interrupted: {out} keeps {kept} rows of {len(comparison.cells)}; run the same command to go on"
+        ) from error
     baseline = comparison.measures.options.baseline
     output.answer([row.model_dump(mode="json") for row in rows], rows_sheet(rows, baseline))
     output.say(_in_words(rows, out))

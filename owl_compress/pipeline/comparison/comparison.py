@@ -15,7 +15,7 @@ from owl_compress.pipeline.comparison.claims import Claims
 from owl_compress.pipeline.comparison.identified import check_any, identify
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.processes import Jobs
-from owl_compress.pipeline.comparison.results import await_folder, prepare_folder, write_tables
+from owl_compress.pipeline.comparison.results import await_folder, prepare_folder, write_page, write_tables
 from owl_compress.pipeline.comparison.share import Share
 from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.comparison.watch import Unwatched, Watch
@@ -109,6 +109,8 @@ class Comparison:
                 rows = work.rows()
                 if share.leads:
                     write_tables(out, rows, self.measures.options.baseline)
+        if share.leads:
+            write_page(out, rows, self.measures.options.baseline, self.grid.text)
         return rows
 
 

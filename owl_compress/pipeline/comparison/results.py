@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
-from owl_compress.documents.comparison import GRID, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
+from owl_compress.documents.comparison import GRID, PAGE, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
 from owl_compress.documents.disk import disk_errors, write_text
 from owl_compress.documents.outputs import is_empty
 from owl_compress.errors import RequestError
@@ -59,3 +59,14 @@ def write_tables(out: Path, rows: Sequence[Row], baseline: str) -> None:
     write_text(out / SHEET, rows_as_csv(rows))
     write_text(out / SUMMARY, summary_as_csv(rows, baseline))
     write_text(out / TABLE, comparison_table(rows, baseline))
+
+
+def write_page(out: Path, rows: Sequence[Row], baseline: str, grid: str) -> None:
+    """Write the page of the rows.
+
+    Raises:
+        RequestError: the disk is full, or it cannot be written.
+    """
+    from owl_compress.pages.comparison_page import comparison_page  # noqa: PLC0415 - loads matplotlib
+
+    write_text(out / PAGE, comparison_page(rows, baseline, grid))

@@ -95,8 +95,6 @@ def test_paths_are_seen_from_the_grid(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "grid.yaml: nothing is measured: add data"),
-        ({"data": []}, "grid.yaml: nothing is measured: add data"),
         ({"data": ["a", "a"]}, "grid.yaml: data has 'a' twice"),
         ({"data": [["a"]]}, r"grid.yaml: data names texts, one or a list of them, not \['a'\]"),
         ({"data": "a", "prompt_len": 0}, "grid.yaml: compare: prompt-len 0 must be at least 1"),

@@ -219,6 +219,26 @@ def test_a_folder_of_something_else_is_left_alone(
     assert (here / name).read_text() == content
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"data": []}, "grid.yaml: nothing is measured: add data, one text or a list, or tasks"),
+        ({"data": "nowhere.txt"}, r"grid.yaml: .*nowhere.txt.* \(and so for all 3 cells\)"),
+        ({"model": "nowhere/at/all"}, r"grid.yaml: .*nowhere/at/all.* \(and so for all 3 cells\)"),
+        (
+            {"task-file": "nowhere.jsonl"},
+            r"grid.yaml: .*(nowhere.jsonl|lm-eval).* \(and so for all 3 cells\)",
+        ),
+    ],
+)
+def test_what_no_cell_can_do_without_is_told_before_anything_is_written(
+    changed: dict[str, Any], message: str, compare: Callable[..., Any], here: Path
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        compare(ONE | changed)
+    assert not (here / "RESULTS").exists()
+
+
 def test_an_impossible_grid_is_refused_before_anything_is_written(
     compare: Callable[..., Any], here: Path
 ) -> None:
