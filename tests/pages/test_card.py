@@ -264,7 +264,7 @@ def test_budgets_from_damages_say_how_these_were_measured_and_what_came_of_them(
         "](damage.png)", "one block after the other (2 parts)", "**wanda**. Damage is KL(dense ‖ changed)",
         "4 windows of 128 tokens from `` wiki`text` `` (seed 3", "as much as 12,346 tokens forward",
         "| predicted: the sum over all parts (kl) | 0.5 |", "profile (KL) | 0.4 |", "is 1.25 of that",
-        "Equal shares had less damage",
+        "Equal shares were carried out",
     ):  # fmt: skip
         assert said in section
     assert "equal shares (KL)" not in section  # nothing is said of what was not measured
