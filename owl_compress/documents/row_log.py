@@ -27,8 +27,15 @@ class RowLog:
 
     @property
     def size(self) -> int:
-        """Bytes so far: where a `RowReader` of what comes from now on begins."""
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Bytes of whole lines so far: where a `RowReader` of what comes from now on begins."""
+        if not self.path.exists():
+            return 0
+        with disk_errors(self.path):
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                return _end_of_whole_lines(handle)
+            finally:
+                os.close(handle)
 
     def append(self, row: Row) -> None:
         """Write one row, and see it on the disk before going on: what was said to be done stays done.

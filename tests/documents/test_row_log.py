@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from owl_compress.documents.comparison import Row
-from owl_compress.documents.row_log import RowLog
+from owl_compress.documents.row_log import RowLog, RowReader
 from owl_compress.errors import RequestError
 
 
@@ -39,6 +39,19 @@ def test_half_a_line_goes_when_the_next_row_is_written(n_left: int, tmp_path: Pa
     log.append(row("c"))
     assert [one.cell for one in log.rows()] == ["a", "c"]
     assert all(line.endswith("}") for line in log.path.read_text().splitlines())
+
+
+def test_what_comes_after_half_a_line_is_news(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    assert log.size == 0
+    log.append(row("a"))
+    with log.path.open("a") as file:
+        file.write(row("b", reason="x" * 900).line()[:-20])
+    news = RowReader(log.path, log.size)
+    assert news.fresh() == ()
+    log.append(row("c"))
+    assert [one.cell for one in news.fresh()] == ["c"]
+    assert news.fresh() == ()
 
 
 def test_half_a_line_may_be_all_there_is(tmp_path: Path) -> None:
