@@ -17,7 +17,7 @@ def accuracy_table(found: Sequence[TaskAccuracy]) -> Sheet:
         "Accuracy on tasks",
         (
             *_names(found, mean),
-            Column("value", tuple(score_in_words(one) for one in (*found, *mean))),
+            Column("value", _values(found, mean)),
             *(
                 Column(name, tuple(_other(one, name) for one in found) + ("",) * len(mean), is_optional=True)
                 for name in further
@@ -36,8 +36,8 @@ def accuracy_change_table(change: AccuracyChange) -> Sheet:
         "Accuracy on tasks",
         (
             *_names(before, means[0]),
-            Column("before", tuple(score_in_words(one) for one in (*before, *means[0]))),
-            Column("after", tuple(score_in_words(one) for one in (*after, *means[1]))),
+            Column("before", _values(before, means[0])),
+            Column("after", _values(after, means[1])),
             *_conditions(before, means[0]),
         ),
         _notes(before),
@@ -53,6 +53,10 @@ def _names(found: Sequence[TaskAccuracy], mean: Sequence[Score]) -> tuple[Column
         Column("task", (*(one.task for one in found), *[_MEAN] * len(mean)), is_text=True),
         Column("metric", (*(one.metric for one in found), *[""] * len(mean)), is_text=True),
     )
+
+
+def _values(found: Sequence[TaskAccuracy], mean: Sequence[Score]) -> tuple[str, ...]:
+    return (*map(score_in_words, found), *map(score_in_words, mean))
 
 
 def _conditions(found: Sequence[TaskAccuracy], mean: Sequence[Score]) -> tuple[Column, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -215,15 +216,16 @@ def _scores(metrics: Mapping[str, Any]) -> Iterable[tuple[str, Score]]:
     """The metrics of a task: lm-eval keeps them as "acc,none" and "acc_stderr,none", with the filter last."""
     for key, value in metrics.items():
         metric, comma, filtered = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not _is_finite(value):
+        number = _finite(value)
+        if not comma or metric.endswith("_stderr") or number is None:
             continue
-        stderr = metrics.get(f"{metric}_stderr,{filtered}")
-        label = metric if filtered == _NO_FILTER else key
-        yield label, Score(value=float(value), stderr=float(stderr) if _is_finite(stderr) else None)
+        stderr = _finite(metrics.get(f"{metric}_stderr,{filtered}"))
+        yield (metric if filtered == _NO_FILTER else key), Score(value=number, stderr=stderr)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _finite(value: Any) -> float | None:
+    """A number of Python's or numpy's; None for words ("N/A"), NaN and Inf."""
+    return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _chance(task: Any, samples: Iterable[Mapping[str, Any]]) -> float | None:

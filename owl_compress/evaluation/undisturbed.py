@@ -17,7 +17,8 @@ def undisturbed_process() -> Iterator[None]:
     """Inside, lm-eval is silent; random numbers, environment, logging and warnings are as before after it."""
     logger, environment = logging.getLogger("lm_eval"), dict(os.environ)
     level, python_state, numpy_state = logger.level, random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    is_in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's own
+    devices = [torch.cuda.current_device()] if is_in_use else []
     try:
         with (
             torch.random.fork_rng(devices),

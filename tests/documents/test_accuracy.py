@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from owl_compress.documents.accuracy import AccuracyChange, Score, TaskAccuracy, by_task
+from owl_compress.documents.accuracy import AccuracyChange, Score, TaskAccuracy, by_task, mean_of
 
 
 def accuracy(task: str = "boolq", **changes) -> TaskAccuracy:
@@ -33,3 +33,10 @@ def test_what_does_not_apply_is_left_out():
 def test_what_no_task_can_come_to_is_refused(wrong: dict[str, float]):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         accuracy(**wrong)
+
+
+def test_the_mean_counts_every_task_alike_and_takes_their_errors_as_independent():
+    mean = mean_of([accuracy(value=0.2, stderr=0.3, samples=10), accuracy("rte", value=0.6, stderr=0.4)])
+    assert mean.value == pytest.approx(0.4)
+    assert mean.stderr == pytest.approx(0.25)  # sqrt(0.09 + 0.16) / 2
+    assert mean_of([accuracy(), accuracy("rte", stderr=None)]).stderr is None

@@ -93,3 +93,15 @@ def test_words_are_those_that_texts_go_by() -> None:
 
     named = getattr(text, "NAMED", None) or vars(text)["_NAMED"]
     assert {BUILTIN, *named} == WORDS
+
+
+def test_task_files_are_found_like_texts(place: Path) -> None:
+    (place / "tasks").mkdir()
+    options = {"sparsity": 0.5, "allocator": "owl", "backend": "wanda", "model": "model"}
+    tasks = {"tasks": "boolq, rte", "task-file": ["text.txt", "gone.jsonl"], "task-path": "tasks"}
+    recipe = Recipe.from_options(options | tasks)
+    assert recipe.tasks == ("boolq", "rte")
+    written = recipe.seen_from(Path("sub/OUT"))
+    assert written.task_file == ("../../text.txt", "gone.jsonl")
+    assert written.task_path == "../../tasks"
+    assert written.beside(Path("sub/OUT")) == recipe

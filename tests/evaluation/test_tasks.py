@@ -5,6 +5,8 @@ import logging
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -327,6 +329,35 @@ def test_a_task_whose_samples_are_out_of_reach_names_what_needs_no_network() -> 
     assert message.startswith("task 'boolq' with its data set 'aps/super_glue' cannot be loaded (")
     assert message.endswith("give samples of your own with --task-file FILE.jsonl")
     assert "\n" not in message
+
+
+def test_a_hub_out_of_reach_is_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="'boolq' with its data set"):
+        Tasks.of(TaskOptions(tasks=("boolq",)))  # loads the module that is patched here
+    monkeypatch.setattr("owl_compress.evaluation.task_loading.hub_within_reach", lambda: nullcontext(False))
+    with pytest.raises(
+        RequestError, match="needs its data set 'aps/super_glue' from the Hugging Face hub, wh"
+    ):
+        Tasks.of(TaskOptions(tasks=("boolq",)))
+
+
+@pytest.mark.slow  # lm-eval reads all of its files for a group
+def test_a_group_that_adds_its_members_up_is_one_result(
+    own_tasks: Path, tiny_llama: Any, tokenizer: Any
+) -> None:
+    whole = (own_tasks / "bare.yaml").read_text()
+    (own_tasks / "again.yaml").write_text(whole.replace("bare_numbers", "again_numbers"))
+    (own_tasks / "both.yaml").write_text(
+        "group: both_numbers\ntask: [bare_numbers, again_numbers]\n"
+        "aggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    one = TaskOptions(tasks=("bare_numbers",), path=str(own_tasks))
+    (alone,) = accuracy(tiny_llama, tokenizer, one)
+    (both,) = accuracy(tiny_llama, tokenizer, replace(one, tasks=("both_numbers",)))
+    assert (both.task, both.samples, both.value) == ("both_numbers", 20, pytest.approx(alone.value))
+    assert both.stderr is not None
+    assert alone.stderr is not None
+    assert both.stderr < alone.stderr
 
 
 def test_files_that_would_be_one_task_are_refused(numbers: str, tmp_path: Path) -> None:

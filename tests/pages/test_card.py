@@ -9,6 +9,7 @@ from owl_compress.allocators.spread import PAPER
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.origin import Origin, origin_of
 from owl_compress.checkpoints.stored_forms import form_named
+from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy, by_task
 from owl_compress.documents.coverage import Coverage, LeftOut
 from owl_compress.documents.measurements import (
     DamageRecord,
@@ -230,6 +231,32 @@ def test_bits_for_a_part_of_the_blocks_are_told_as_such() -> None:
     coverage = Coverage(n_weights=800, left_out=(LeftOut(name="gate", n_blocks=2, n_weights=400),))
     text = model_card(result_of(plan).model_copy(update={"coverage": coverage}), plan, stored=DENSE)
     assert "over the compressed linears, which hold 50 % of the weights in its transformer blocks. " in text
+
+
+def test_accuracy_stands_beside_perplexity_or_alone() -> None:
+    plan = plan_of()
+    dense, compressed = (
+        TaskAccuracy(
+            task="boolq",
+            metric="acc",
+            value=value,
+            stderr=0.0112,
+            samples=3270,
+            shots=0,
+            chance=0.5,
+            version="2.0",
+        )
+        for value in (0.75, 0.625)
+    )
+    change = AccuracyChange(dense=by_task([dense]), compressed=by_task([compressed]))
+    row = "| `boolq` | acc | 0.7500 ± 0.0112 | 0.6250 ± 0.0112 | 0.5000 | 3,270 | 0 |"
+    for evaluated in (True, False):
+        result = result_of(plan, evaluated=evaluated).model_copy(update={"tasks": change})
+        card = model_card(result, plan, stored=DENSE)
+        assert row in card
+        assert ("perplexity" in card) is evaluated
+        assert card.count("Nothing else was measured.") == 1
+        assert "Not measured in this run" not in card
 
 
 def test_budgets_from_damages_say_how_these_were_measured_and_what_came_of_them() -> None:
