@@ -19,6 +19,7 @@ from owl_compress.cli import (
     report,
     run,
     sensitivity,
+    show,
     tune,
 )
 from owl_compress.cli.latency import DenseOptions, LatencyOptions
@@ -61,6 +62,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
     app.command("verify")(evaluate.verify)
     app.command("chart")(chart.chart)
     app.command("report")(report.report)
+    app.command("show")(show.show)
     app.command("list")(listing.list_)
     app.command("demo")(demo.demo)
     return app

@@ -18,7 +18,9 @@ from owl_compress.pages.words import perplexity_in_words
 _MOST_PANELS = 12
 """Groups whose budgets are drawn block by block."""
 
-_MOST_TIMED = 40
+_MOST_TIMED = 16
+"""Methods of groups whose times are drawn one by one."""
+
 _TOTAL = "total"
 
 
@@ -65,8 +67,11 @@ def _of_single_seeds(families: Sequence[Family], figure: Figure) -> str:
 
 
 def _curve_in_words(curve: Curve, family: Family) -> str:
-    told = (f"{perplexity_in_words(point.mean)} at {family.axis} {point.budget:g}" for point in curve.points)
-    return f"{curve.method}, {family.name}: {', '.join(told)}."
+    told = (
+        f"{perplexity_in_words(point.mean)} at {family.shown.get(point.budget, f'{point.budget:g}')}"
+        for point in curve.points
+    )
+    return f"{curve.method}, {family.name}, by {family.axis}: {', '.join(told)}."
 
 
 def budgets_pictures(rows: Sequence[Row], baseline: str) -> list[Picture]:
@@ -123,7 +128,7 @@ def size_picture(rows: Sequence[Row], baseline: str) -> Picture | None:
         return None
     figure = figures[0]
     priced = [
-        Priced(method.group, row.bytes_on_disk / 1e6, method.spreads[figure.name].mean)
+        Priced(_kind(row), row.bytes_on_disk / 1e6, method.spreads[figure.name].mean)
         for method in methods
         if figure.name in method.spreads and (row := method.rows[0]).bytes_on_disk is not None
     ]
@@ -132,31 +137,39 @@ def size_picture(rows: Sequence[Row], baseline: str) -> Picture | None:
     return Picture(
         f"{figure.name} against size on disk",
         " ".join(f"{one.kind}: {one.size:.4g} MB, {perplexity_in_words(one.quality)}." for one in priced),
-        "A mark for each method of a group. Size: the weight files, in megabytes.",
+        "A mark for each method at each budget. Size: the weight files, in megabytes.",
         lambda width: size_figure(priced, "MB on disk", figure.name, width),
     )
+
+
+def _kind(row: Row) -> str:
+    """What is drawn alike: the backend, and whether in a pattern."""
+    return f"{row.recipe.get('backend')}{' N:M' if 'nm' in row.recipe else ''}"
 
 
 def time_picture(rows: Sequence[Row], baseline: str) -> Picture | None:
     """Where the time of each method went."""
     methods = methods_of([row for row in rows if not row.dense], baseline)
-    seconds = {f"{one.name}, {one.group}": _stages(one) for one in methods}
-    seconds = {name: row for name, row in list(seconds.items())[:_MOST_TIMED] if row}
+    seconds = {f"{one.name}, {one.group}": _stages(one.rows) for one in methods}
+    told = "mean over seeds"
+    if len(seconds) > _MOST_TIMED:
+        names = dict.fromkeys(method.name for method in methods)
+        seconds = {
+            name: _stages([row for one in methods if one.name == name for row in one.rows]) for name in names
+        }
+        told = "mean over seeds and groups"
+    seconds = {name: row for name, row in seconds.items() if row}
     if not seconds:
         return None
-    left_out = len(methods) - len(seconds)
     return Picture(
         "Seconds of a cell, by stage",
         " ".join(f"{name}: {sum(row.values()):.3g} s." for name, row in seconds.items()),
-        "What cells share, such as importance, counts in the cell that measured it."
-        + (f" The other {left_out} are in the table." if left_out else ""),
-        lambda width: time_figure(seconds, width),
+        "What cells share, such as importance, counts in the cell that measured it.",
+        lambda width: time_figure(seconds, told, width),
     )
 
 
-def _stages(method: Method) -> Mapping[str, float]:
-    """Mean seconds over seeds, by stage."""
-    stages = dict.fromkeys(stage for row in method.rows for stage in row.seconds if stage != _TOTAL)
-    return {
-        stage: sum(row.seconds.get(stage, 0.0) for row in method.rows) / len(method.rows) for stage in stages
-    }
+def _stages(rows: Sequence[Row]) -> Mapping[str, float]:
+    """Mean seconds, by stage."""
+    stages = dict.fromkeys(stage for row in rows for stage in row.seconds if stage != _TOTAL)
+    return {stage: sum(row.seconds.get(stage, 0.0) for row in rows) / len(rows) for stage in stages}

@@ -46,8 +46,8 @@ def size_figure(priced: Sequence[Priced], size: str, quality: str, width: float)
     return figure
 
 
-def time_figure(seconds: Mapping[str, Mapping[str, float]], width: float) -> Figure:
-    """A bar for each method, cut into its stages: `seconds` by method and stage."""
+def time_figure(seconds: Mapping[str, Mapping[str, float]], told: str, width: float) -> Figure:
+    """A bar for each method, cut into its stages: `seconds` by method and stage; `told` says of what."""
     stages = list(dict.fromkeys(stage for row in seconds.values() for stage in row))
     names = row_names(list(seconds), width)
     figure = Figure(figsize=(width, 1.0 + row_height(names) * len(seconds)))
@@ -65,8 +65,8 @@ def time_figure(seconds: Mapping[str, Mapping[str, float]], width: float) -> Fig
         )
         left = [start + more for start, more in zip(left, widths, strict=True)]
     axes.set_yticks(places, names, fontsize=9, parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(seconds) - 0.4, -0.6)  # the first on top
     tick_plainly(axes.xaxis, is_logarithmic=False, most=6 if inches(axes) > 5 else 4)
-    axes.set_title("Seconds of a cell, mean over seeds", loc="left", color=INK, fontsize=10.5, pad=6)
+    axes.set_title(f"Seconds of a cell, {told}", loc="left", color=INK, fontsize=10.5, pad=6)
     legend_below(figure)
     return figure

@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
 from pathlib import Path, PurePath
 from textwrap import fill
 
@@ -29,7 +31,7 @@ INK, QUIET, GRID, BAR = "#1f2933", "#7b8794", "#e4e7eb", "#f0b429"
 LINES = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#8c6d00", "#56b4e9")
 """Told apart by colour-blind eyes too, after Okabe and Ito (2008), three of them darker."""
 
-_LEGEND_COLUMNS = 4
+_LEGEND_COLUMNS, _LEGEND_ROW, _ABOVE_LEGEND = 4, 0.2, 0.14
 GRID_TICKS = 8
 """Steps of a grid that is coarse enough for a tick at each."""
 KEPT_WORDS = {
@@ -121,6 +123,44 @@ def legend_below(figure: Figure, entries: Sequence[Artist] | None = None) -> Non
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Equal panels in rows and columns, and the room around them, in inches.
+
+    The layout engine of matplotlib asks every label of every axes for its size, twice: where there are many
+    panels of which all is known beforehand, that takes seconds.
+    """
+
+    n_rows: int
+    columns: int
+    width: float
+    height: float
+    above: float
+    below: float
+    left: float
+    between_rows: float
+    between_columns: float
+    right: float = 0.12
+
+    def figure(self) -> Figure:
+        """A figure of the right size, laid out for `subplots`."""
+        high = self.above + self.n_rows * self.height + (self.n_rows - 1) * self.between_rows + self.below
+        gaps = self.between_columns * (self.columns - 1)
+        panel = (self.width - self.left - self.right - gaps) / self.columns
+        figure = Figure(figsize=(self.width, high))
+        figure.subplots_adjust(
+            left=self.left / self.width, right=1 - self.right / self.width,
+            top=1 - self.above / high, bottom=self.below / high,
+            hspace=self.between_rows / self.height, wspace=self.between_columns / panel,
+        )  # fmt: skip
+        return figure
+
+
+def legend_height(labels: Sequence[str], width: float) -> float:
+    """Inches that a legend takes below a picture."""
+    return _ABOVE_LEGEND + _LEGEND_ROW * ceil(len(labels) / legend_columns(labels, width))
 
 
 def legend_columns(labels: Sequence[str], width: float) -> int:

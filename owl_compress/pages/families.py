@@ -6,7 +6,9 @@ A family is what stays the same along a curve: model, backend, text, and all els
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
 
 from owl_compress.documents.comparison import Row, Status, by_group
 from owl_compress.documents.grid import varying
@@ -18,6 +20,8 @@ from owl_compress.pages.words import as_asked, asked_name
 
 _OF_BUDGET = {*map(option_name, BUDGETS), "plan"}
 _OF_METHOD = {"allocator", "seed"}
+_WORDLESS = {"pattern": "nm"}
+"""What a label says without a word before it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Family:
         name: what tells it from other families.
         axis: what the budget is called.
         budgets: all of them, rising, each with the name of its group.
+        shown: what budgets are called where that is not their number: "3:8".
         curves: the methods in the order in which they come.
         dense: the figure of the dense model; None where it was not measured.
     """
@@ -61,6 +66,7 @@ class Family:
     budgets: Mapping[float, str]
     curves: tuple[Curve, ...]
     dense: float | None
+    shown: Mapping[float, str] = field(default_factory=dict)
 
 
 def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Family, ...]:
@@ -73,7 +79,7 @@ def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Fam
         members.setdefault(json.dumps(_fixed(row, of_method), sort_keys=True), []).append(row)
     fixed = [_fixed(rows_of_one[0], of_method) for rows_of_one in members.values()]
     told = ["backend", *(name for name in varying(fixed) if name not in {"backend", "unit"})]
-    names = [label({name: one.get(name) for name in told}) for one in fixed]
+    names = [label({_WORDLESS.get(name, name): one.get(name) for name in told}) for one in fixed]
     methods = _called([row for row in rows if not row.dense], baseline)
     return tuple(
         _family(name, own, methods, figure, _dense(done, own[0], figure))
@@ -92,11 +98,11 @@ def _method_options(rows: Sequence[Row]) -> set[str]:
     return _OF_METHOD | {name for members in groups for name in varying([row.recipe for row in members])}
 
 
-def _fixed(row: Row, of_method: Iterable[str]) -> dict[str, object]:
+def _fixed(row: Row, of_method: Iterable[str]) -> dict[str, JsonValue]:
     """What of a row is the same along its curve."""
     left_out = {*of_method, *_OF_BUDGET}
-    kept: dict[str, object] = {name: value for name, value in row.recipe.items() if name not in left_out}
-    return kept | {"unit": str(row.unit), "N:M": "nm" in row.recipe}
+    kept: dict[str, JsonValue] = {name: value for name, value in row.recipe.items() if name not in left_out}
+    return kept | {"unit": str(row.unit), "pattern": "N:M" if "nm" in row.recipe else None}
 
 
 def _dense(done: Iterable[Row], row: Row, figure: Figure) -> float | None:
@@ -111,9 +117,12 @@ def _family(
     unit = rows[0].unit or Unit.DENSITY
     points: dict[str, dict[float, list[Row]]] = {}
     groups: dict[float, str] = {}
+    shown: dict[float, str] = {}
     for row in rows:
         budget = round(as_asked(unit, row.asked or 0.0), 9)
         groups[budget] = row.group
+        if "nm" in row.recipe:
+            shown[budget] = str(row.recipe["nm"])
         points.setdefault(methods[row.cell].name, {}).setdefault(budget, []).append(row)
     curves = [
         Curve(
@@ -123,7 +132,8 @@ def _family(
         )
         for method, by_budget in points.items()
     ]
-    return Family(name, asked_name(unit), dict(sorted(groups.items())), tuple(curves), dense)
+    axis = "N:M, N kept of M" if shown else asked_name(unit)
+    return Family(name, axis, dict(sorted(groups.items())), tuple(curves), dense, shown)
 
 
 def _point(budget: float, rows: Sequence[Row], figure: Figure) -> Point:

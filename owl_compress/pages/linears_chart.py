@@ -16,18 +16,18 @@ from owl_compress.pages.drawing import (
     LINES,
     QUIET,
     Array,
+    Panels,
     block_labels,
     broken,
     legend_below,
-    legend_columns,
+    legend_height,
     tidy,
 )  # fmt: skip
 from owl_compress.plain_text import plain
 
 _COLUMNS, _NARROW_COLUMNS = 4, 2
-_HEIGHT, _LEFT = 1.0, 0.52
+_HEIGHT, _LEFT, _GAP = 1.0, 0.52, 0.16
 _TITLE, _LINE, _AROUND, _NUMBERS = 0.2, 0.16, 0.2, 0.3
-_LEGEND, _LEGEND_ROW = 0.12, 0.2
 _LETTERS_PER_INCH = 11
 
 _TICKS = 3
@@ -49,18 +49,16 @@ def linears_figure(
     roles = list(dict.fromkeys(role for one in series for role in one.values))
     columns = min(len(roles), _COLUMNS if width > 5 else _NARROW_COLUMNS)
     n_rows = ceil(len(roles) / columns)
-    has_legend = len(series) > 1
     lines = broken(what, width)
     names = [fill(plain(role), int(_LETTERS_PER_INCH * width / columns)) for role in roles]
     between = _LINE * max(name.count("\n") + 1 for name in names) + _AROUND
-    above, below = _TITLE * (lines.count("\n") + 1) + between, _NUMBERS + _legend_height(series, width)
-    height = above + _HEIGHT * n_rows + between * (n_rows - 1) + below
-    figure = Figure(figsize=(width, height))
-    # So many axes are slow to be laid out by the engine; here all that has to fit beside them is known.
-    figure.subplots_adjust(
-        left=_LEFT / width, right=1 - 0.1 / width, top=1 - above / height, bottom=below / height,
-        hspace=between / _HEIGHT, wspace=0.08,
-    )  # fmt: skip
+    legend = legend_height([one.label for one in series], width) if len(series) > 1 else 0.0
+    above = _TITLE * (lines.count("\n") + 1) + between
+    figure = Panels(
+        n_rows, columns, width, _HEIGHT, above, _NUMBERS + legend, _LEFT,
+        between_rows=between, between_columns=_GAP,
+    ).figure()  # fmt: skip
+    height = figure.get_figheight()
     grid = list(figure.subplots(n_rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     for spare in grid[len(roles) :]:
         spare.remove()
@@ -81,17 +79,9 @@ def linears_figure(
         fontsize=11,
         parse_math=False,
     )
-    if has_legend:
+    if legend:
         legend_below(figure, grid[0].get_legend_handles_labels()[0])
     return figure
-
-
-def _legend_height(series: Sequence[Series], width: float) -> float:
-    """Inches; none for a single series, which the title names."""
-    if len(series) < 2:
-        return 0.0
-    labels = [one.label for one in series]
-    return _LEGEND + _LEGEND_ROW * ceil(len(labels) / legend_columns(labels, width))
 
 
 def _draw(axes: Axes, series: Sequence[tuple[Series, Array]], *, bars: bool) -> None:

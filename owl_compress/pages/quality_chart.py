@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,9 +17,11 @@ from owl_compress.pages.drawing import (
     INK,
     LINES,
     QUIET,
+    Panels,
     broken,
     inches,
     legend_below,
+    legend_height,
     row_height,
     row_names,
     tidy,
@@ -30,7 +33,8 @@ _MARKERS = "osD^vP<>"
 MOST_NAMED = 7
 """Methods that get a colour; of more, the best do, and the rest is grey."""
 
-_COLUMNS, _HEIGHT = 2, 3.1
+_COLUMNS, _HEIGHT, _LEFT = 2, 2.3, 0.62
+_AROUND, _LINE, _BELOW = 0.2, 0.16, 0.5
 _SPAN = 2.5
 """Largest over least from which a scale is logarithmic."""
 
@@ -84,21 +88,26 @@ def curves_figure(
     """A panel for each family: a line for each method, a band from the least to the largest of its seeds."""
     columns = 1 if width < 5 else min(_COLUMNS, len(families))
     n_rows = ceil(len(families) / columns)
-    figure = Figure(figsize=(width, 0.7 + _HEIGHT * n_rows))
-    figure.set_layout_engine("constrained", h_pad=0.07, w_pad=0.07)
+    names = [broken(f"{what}, {family.name}", width / columns) for family in families]
+    entries = _legend(families, looks)
+    legend = legend_height([str(one.get_label()) for one in entries], width)
+    above = _AROUND + _LINE * max(name.count("\n") + 1 for name in names)
+    figure = Panels(
+        n_rows, columns, width, _HEIGHT, above, _BELOW + legend, _LEFT,
+        between_rows=above + _BELOW, between_columns=_LEFT,
+    ).figure()  # fmt: skip
     grid = list(figure.subplots(n_rows, columns, squeeze=False).flat)
     for spare in grid[len(families) :]:
         spare.remove()
-    for axes, family in zip(grid, families, strict=False):
+    for axes, family, name in zip(grid, families, names, strict=False):
         tidy(axes)
         for curve in sorted(family.curves, key=lambda one: looks[one.method].is_named):
             _draw(axes, curve, looks[curve.method])
         _scale(axes, family, is_ratio=is_ratio)
         _dense(axes, family)
-        name = broken(f"{what}, {family.name}", width / columns if columns > 1 else width)
         axes.set_title(name, loc="left", color=INK, fontsize=10.5, pad=7, parse_math=False)
         axes.set_xlabel(family.axis, color=INK)
-    legend_below(figure, _legend(families, looks))
+    legend_below(figure, entries)
     return figure
 
 
@@ -121,7 +130,8 @@ def _scale(axes: Axes, family: Family, *, is_ratio: bool) -> None:
     budgets = list(family.budgets)
     step = max(1, ceil(len(budgets) / 8))
     axes.xaxis.set_major_locator(FixedLocator(budgets[::step]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    shown = family.shown
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown.get(round(value, 9), f"{value:g}")))
     means = [point.mean for curve in family.curves for point in curve.points]
     if is_ratio and min(means) > 0 and max(means) > _SPAN * min(means):
         axes.set_yscale("log")
@@ -139,13 +149,15 @@ def tick_plainly(axis: Axis, *, is_logarithmic: bool, most: int = 7) -> None:
 
 
 def _dense(axes: Axes, family: Family) -> None:
-    """The dense model as a dotted line."""
+    """The dense model as a dotted line, its name on the side of the curves."""
     if family.dense is None:
         return
+    is_above = family.dense > fmean(point.mean for curve in family.curves for point in curve.points)
     axes.axhline(family.dense, color=QUIET, linewidth=1.1, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
-        f"dense {family.dense:.4g}", (1, family.dense), xycoords=("axes fraction", "data"), xytext=(-3, 3),
-        textcoords="offset points", ha="right", va="bottom", color=QUIET, fontsize=8.5,
+        f"dense {family.dense:.4g}", (1, family.dense), xycoords=("axes fraction", "data"),
+        xytext=(-3, -3 if is_above else 3), textcoords="offset points", ha="right",
+        va="top" if is_above else "bottom", color=QUIET, fontsize=8.5,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ accuracies as they are.
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import expm1, fsum, log, sqrt
 
 from owl_compress.documents.comparison import Row, by_group
@@ -193,6 +194,7 @@ def _deviation(values: Sequence[float], mean: float) -> float | None:
     return sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+@cache
 def _quantile(degrees: int) -> float:
     """Of Student's distribution, so that the interval has the confidence."""
     from scipy.stats import t  # noqa: PLC0415 - takes a second to load, and single seeds need none

@@ -123,7 +123,14 @@ def test_other_backends_and_kinds_of_budget_are_other_families() -> None:
     (figure,) = figures_of(rows)
     families = families_of(rows, figure, "uniform")
     assert [list(family.budgets) for family in families] == [[0.5], [0.5], [0.5], [3.0]]
-    assert [family.axis for family in families] == ["sparsity", "sparsity", "sparsity", "bits per weight"]
+    assert [family.axis for family in families] == [
+        "sparsity",
+        "N:M, N kept of M",
+        "sparsity",
+        "bits per weight",
+    ]
+    assert [family.name for family in families] == ["wanda", "wanda N:M", "sparsegpt", "gptq"]
+    assert families[1].shown == {0.5: "4:8"}
 
 
 def test_of_many_methods_the_best_have_colours_and_the_rest_is_grey() -> None:
