@@ -15,6 +15,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 
 _SPARSITY = 0.6
+_PAGE = "page.html"
 _METRIC, _LAM = "lod@10", 0.08
 _SAMPLES, _MEASURE_SAMPLES, _SEQ_LEN, _WINDOWS = 16, 16, 512, 16
 
@@ -40,6 +41,7 @@ def demo(
 ) -> None:
     """Prune the embedded SmolLM2-135M to 60 % sparsity, uniformly and by OWL, and compare."""
     from owl_compress.documents.disk import output_folder
+    from owl_compress.documents.measurements import Evaluation
     from owl_compress.pages.chart import budget_chart
     from owl_compress.pipeline.folder import save
     from owl_compress.pipeline.quality import evaluate
@@ -50,7 +52,8 @@ def demo(
     check_output_folder(out, overwrite=overwrite)
     output.say("a few minutes on a CPU: SmolLM2-135M is loaded, measured and pruned twice")
     dense = Session.open(_recipe("uniform", device), progress=output.progress)
-    rows = [_Row("dense", 0.0, 0.0, evaluate(dense).perplexity, 0.0)]
+    before = evaluate(dense)
+    rows = [_Row("dense", 0.0, 0.0, before.perplexity, 0.0)]
     with output_folder(out, overwrite=overwrite) as folder:
         plans: dict[str, Plan] = {}
         for name in ("uniform", "owl"):
@@ -58,7 +61,9 @@ def demo(
                 _recipe(name, device), dense.loaded, dense.calibration, progress=output.progress
             )
             trial = try_out(session, dense.held_out_windows)
-            totals, result = trial.result.totals, trial.result
+            measured = Evaluation(dense=before, compressed=trial.perplexity)
+            result = trial.result.model_copy(update={"evaluation": measured})
+            totals = result.totals
             rows.append(
                 _Row(name, 1 - totals.asked, 1 - totals.achieved, trial.perplexity.perplexity, trial.seconds)
             )
@@ -70,10 +75,18 @@ def demo(
                 trial.report.write(folder / "report.json")
                 budget_chart(trial.report, trial.plan, folder / "budgets.png", _METRIC, others=plans)
             plans[name] = trial.plan
+        _write_page(folder)
     output.answer([row.__dict__ for row in rows], _table(rows))
-    output.say(
-        f"the chart of importance and budgets is {out / 'budgets.png'}; reports and plans lie beside it"
-    )
+    output.say(f"reports, plans, results and the chart lie in {out}; open {out / _PAGE} to look at them")
+
+
+def _write_page(folder: Path) -> None:
+    """Write the page of all documents in the folder, beside them."""
+    from owl_compress.documents.disk import write_text
+    from owl_compress.documents.findings import read_findings
+    from owl_compress.pages.document_page import document_page
+
+    write_text(folder / _PAGE, document_page(read_findings([folder])))
 
 
 def _table(rows: Sequence[_Row]) -> Sheet:

@@ -29,10 +29,16 @@ def test_demo(here: Path, done: Callable[..., Any], tiny_demo: None) -> None:
     for words in ("dense", "uniform", "owl", "sparsity asked", "0.6000"):
         assert words in outcome.out
     assert {path.name for path in (here / "demo").iterdir()} == {
-        "budgets.png", "report.json",
+        "budgets.png", "report.json", "page.html",
         "plan-owl.json", "plan-uniform.json", "result-owl.json", "result-uniform.json",
     }  # fmt: skip
     assert (here / "demo" / "budgets.png").read_bytes().startswith(b"\x89PNG")
+    page = (here / "demo" / "page.html").read_text(encoding="utf-8")
+    for name in ("uniform", "owl"):
+        result = json.loads((here / "demo" / f"result-{name}.json").read_text())
+        after = result["evaluation"]["compressed"]["perplexity"]
+        assert f"<dt>perplexity, {name}</dt><dd>{after:,.2f}<" in page
+    assert outcome.err.rstrip().endswith("open demo/page.html to look at them")
 
 
 def test_demo_compares_on_equal_terms(here: Path, done: Callable[..., Any], tiny_demo: None) -> None:
