@@ -85,6 +85,7 @@ class Allocator(Protocol):
     # Further, where it follows somebody: `credit`, a ClassVar with the words for the model card, in Markdown.
     # And where it divides by the damages of a sensitivity profile: `reads_damage`, a ClassVar that is True.
     # Then it is given a profile and no report, its groups are parts of the profile, and they have `damage`.
+    # And where `--allocator auto` is to try it: see `Tunable`.
 
     def settled(self, target: Target) -> Self:
         """The same allocator with every option that was left open (None) settled for this target.

@@ -267,3 +267,19 @@ class TestFromPython:
         monkeypatch.setattr(DenseReference, "divergence_by_window", lambda *_: [float("nan")] * 8)
         with pytest.raises(RequestError, match="every plan damages the model beyond numbers"):
             tune(opened())
+
+
+@pytest.mark.slow
+def test_on_the_embedded_model_the_plan_is_not_worse_than_equal_shares_on_text_it_has_not_seen() -> None:
+    given = {
+        "model": "builtin", "calib": "builtin", "data": "builtin", "samples": 4, "seq_len": 128,
+        "max_windows": 8, "damage_samples": 2, "damage_len": 64, "backend": "wanda", "nm": "3:8",
+    }  # fmt: skip
+    session = Session.open(Recipe.from_options(given | {"allocator": "auto", "candidates": ["uniform"]}))
+    windows = session.held_out_windows
+    tuned = try_out(session, windows)
+    equal = try_out(
+        Session.open(Recipe.from_options(given | {"allocator": "uniform"}), session.loaded), windows
+    )
+    assert tuned.result.totals.achieved == pytest.approx(equal.result.totals.achieved, abs=1e-3)
+    assert tuned.perplexity.perplexity <= 1.01 * equal.perplexity.perplexity
