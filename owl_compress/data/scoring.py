@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from owl_compress.data.tokens import PlacedTokens
-from owl_compress.errors import RequestError
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +103,3 @@ class Course:
         begins = torch.arange(n_windows)[:, None] * self.step
         ranges = torch.tensor(runs, dtype=torch.int64).reshape(-1, 2) - begins + front
         return Scoring(ranges, placed.extents(text, runs), self.stride, protocol)
-
-
-def check_stride(stride: int | None, seq_len: int) -> None:
-    """Refuse windows between which tokens would go unscored.
-
-    Raises:
-        RequestError: see above.
-    """
-    if stride is not None and stride >= seq_len:
-        raise RequestError(
-            f"stride {stride} is not below the {seq_len} tokens of a window, so that not every token would "
-            f"be scored: set --stride to {seq_len - 1} at most, or drop it for windows that do not overlap"
-        )

@@ -10,13 +10,21 @@ from torch import Tensor
 
 from owl_compress.arguments import checked
 from owl_compress.data.drawing import Draw
-from owl_compress.data.scoring import Course, Scoring, check_stride
+from owl_compress.data.scoring import Course, Scoring
 from owl_compress.data.text import Chats, Purpose, Text, load_text
 from owl_compress.data.tokens import Bos, read_placed_tokens, read_tokens
+from owl_compress.data.window_checks import (
+    check_choice,
+    check_max_windows,
+    check_samples,
+    check_seq_len,
+    check_stride,
+    check_window,
+)
 from owl_compress.documents.protocols import with_protocol
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.documents.recipe import DEFAULT_SAMPLES
-from owl_compress.errors import RequestError, nearest
+from owl_compress.errors import RequestError
 from owl_compress.progress import SILENT, Progress
 
 Sampling = Literal["first", "random"]
@@ -41,10 +49,10 @@ class CalibrationOptions:
     chat_template: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("sampling", self.sampling, get_args(Sampling))
-        _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
-        _check_samples(self.samples, self.seed)
-        _check_seq_len(self.seq_len)
+        check_choice("sampling", self.sampling, get_args(Sampling))
+        check_choice("bos", self.bos, ("auto", *get_args(Bos)))
+        check_samples(self.samples, self.seed)
+        check_seq_len(self.seq_len)
 
 
 @checked
@@ -66,10 +74,10 @@ class EvaluationOptions:
     protocol: str | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("bos", self.bos, ("auto", *get_args(Bos)))
-        _check_max_windows(self.max_windows)
-        _check_seq_len(self.seq_len)
-        _check_stride(self.stride)
+        check_choice("bos", self.bos, ("auto", *get_args(Bos)))
+        check_max_windows(self.max_windows)
+        check_seq_len(self.seq_len)
+        check_stride(self.stride, self.seq_len)
         given = {**vars(self), "data": self.source}
         try:
             settled = with_protocol({name: value for name, value in given.items() if name != "source"})
@@ -179,9 +187,9 @@ def sample_windows(
     Raises:
         RequestError: too little text, no BOS token, or a number out of range.
     """
-    _check_choice("sampling", sampling, get_args(Sampling))
-    _check_window(seq_len, bos)
-    _check_samples(samples, seed)
+    check_choice("sampling", sampling, get_args(Sampling))
+    check_window(seq_len, bos)
+    check_samples(samples, seed)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
     text = text.written_for(tokenizer, progress)
@@ -228,9 +236,8 @@ def evaluation_windows(
     Raises:
         RequestError: the text is shorter than one window, no BOS token, or a number out of range.
     """
-    _check_window(seq_len, bos)
-    _check_max_windows(max_windows)
-    _check_stride(stride)
+    check_window(seq_len, bos)
+    check_max_windows(max_windows)
     check_stride(stride, seq_len)
     prefix = _window_prefix(tokenizer, bos)
     payload = seq_len - len(prefix)
@@ -254,7 +261,7 @@ def resolve_bos(requested: str, family_default: Bos) -> Bos:
     """
     if requested == "auto":
         return family_default
-    _check_choice("bos", requested, ("auto", *get_args(Bos)))
+    check_choice("bos", requested, ("auto", *get_args(Bos)))
     chosen: Bos = requested  # type: ignore[assignment]  # checked the line before
     return chosen
 
@@ -287,38 +294,6 @@ def check_batch_size(batch_size: int) -> None:
     """
     if batch_size < 1:
         raise RequestError(f"batch size {batch_size} is below 1: set --batch-size to at least 1")
-
-
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise RequestError(f"unknown {what} {value!r}: {nearest(value, choices)}")
-
-
-def _check_samples(samples: int, seed: int) -> None:
-    if samples < 1:
-        raise RequestError(f"{samples} samples are too few: set --samples to at least 1")
-    if seed < 0:
-        raise RequestError(f"seed {seed} is negative: set --seed to 0 or more")
-
-
-def _check_max_windows(max_windows: int | None) -> None:
-    if max_windows is not None and max_windows < 1:
-        raise RequestError(f"{max_windows} windows are too few: set --max-windows to at least 1")
-
-
-def _check_stride(stride: int | None) -> None:
-    if stride is not None and stride < 1:
-        raise RequestError(f"a stride of {stride} tokens goes nowhere: set --stride to at least 1")
-
-
-def _check_window(seq_len: int, bos: str) -> None:
-    _check_choice("bos", bos, get_args(Bos))
-    _check_seq_len(seq_len)
-
-
-def _check_seq_len(seq_len: int | None) -> None:
-    if seq_len is not None and seq_len < 2:
-        raise RequestError(f"sequence length {seq_len} is below 2: set --seq-len to at least 2")
 
 
 def _check_enough(text: Text, n_tokens: int, samples: int, seq_len: int, payload: int) -> None:
