@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from owl_compress.errors import RequestError
     from owl_compress.evaluation.agreement import agreement, dense_predictions
     from owl_compress.evaluation.perplexity import perplexity
+    from owl_compress.evaluation.tasks import TaskOptions, Tasks, accuracy
     from owl_compress.importance.estimator import measure
     from owl_compress.pipeline.comparison.comparison import compare
     from owl_compress.pipeline.execution import make_plan, run
@@ -57,7 +58,10 @@ _HOMES = {
     "Result": "documents.result",
     "SensitivityProfile": "documents.sensitivity",
     "Session": "pipeline.session",
+    "TaskOptions": "evaluation.tasks",
+    "Tasks": "evaluation.tasks",
     "TimingOptions": "pipeline.timing",
+    "accuracy": "evaluation.tasks",
     "agreement": "evaluation.agreement",
     "allocate": "pipeline.stages",
     "calibrate": "pipeline.stages",
@@ -92,7 +96,10 @@ __all__ = [
     "Result",
     "SensitivityProfile",
     "Session",
+    "TaskOptions",
+    "Tasks",
     "TimingOptions",
+    "accuracy",
     "agreement",
     "allocate",
     "calibrate",

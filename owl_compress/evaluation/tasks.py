@@ -38,6 +38,7 @@ _CHOICES = "multiple_choice"
 _NO_FILTER = "none"
 
 
+@checked
 @dataclass(frozen=True)
 class TaskOptions:
     """Which tasks, and how they are asked.
@@ -54,8 +55,8 @@ class TaskOptions:
     """
 
     tasks: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
-    path: str | None = None
+    files: tuple[Path | str, ...] = ()
+    path: Path | str | None = None
     limit: int | None = None
     shots: int | None = None
     seed: int = 0
@@ -79,6 +80,7 @@ class Tasks:
     loaded: "LoadedTasks"
 
     @classmethod
+    @checked
     def of(cls, options: TaskOptions, progress: Progress = SILENT) -> "Tasks":
         """Find the tasks and load their samples; no model is needed for that.
 
@@ -153,9 +155,9 @@ def accuracy(
     return tuple(_accuracy(name, found, loaded) for name in loaded.rows)
 
 
-def _check_names_of_files(paths: Iterable[str]) -> None:
+def _check_names_of_files(paths: Iterable[Path | str]) -> None:
     """Refuse two files whose tasks would have one name."""
-    seen: dict[str, str] = {}
+    seen: dict[str, Path | str] = {}
     for path in paths:
         name = task_name(Path(path))
         if name in seen:
@@ -165,7 +167,7 @@ def _check_names_of_files(paths: Iterable[str]) -> None:
         seen[name] = path
 
 
-def _checked_place(path: str) -> Path:
+def _checked_place(path: Path | str) -> Path:
     place = given_path(path)
     if not place.exists():
         raise RequestError(f"task path {path} does not exist: name a task file (.yaml), or a folder of them")
