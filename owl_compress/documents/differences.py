@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from owl_compress.documents.kinds import AnyDocument
+from owl_compress.documents.means import block_means
 from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
@@ -54,7 +55,7 @@ class Quantity:
             return None
         from scipy.stats import spearmanr  # noqa: PLC0415 - takes a second to load
 
-        return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+        return float(spearmanr([one for one, _ in pairs], [other for _, other in pairs]).statistic)
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,7 @@ def _of_results(one: Result, other: Result) -> Difference:
 
 
 def _by_block(one: Result, other: Result, read: Callable[[LinearResult], float]) -> dict[str, Pair]:
-    return _paired(*(_means(result.budgets, read) for result in (one, other)))
-
-
-def _means(rows: Iterable[LinearResult], read: Callable[[LinearResult], float]) -> dict[str, float]:
-    """Means over the weights of each block."""
-    sums: dict[str, tuple[float, int]] = {}
-    for row in rows:
-        total, weights = sums.get(row.block, (0.0, 0))
-        sums[row.block] = (total + row.n_weights * read(row), weights + row.n_weights)
-    return {block: total / weights for block, (total, weights) in sums.items()}
+    return _paired(block_means(one.budgets, read), block_means(other.budgets, read))
 
 
 def _of_profiles(one: SensitivityProfile, other: SensitivityProfile) -> Difference:

@@ -62,8 +62,12 @@ class Findings:
             return tuple(block.name for block in self.report.blocks)
         if self.profile:
             return self.profile.blocks
-        named = (*self.plans.values(), *self.results.values())
-        return tuple(dict.fromkeys(one.block for document in named for one in document.budgets))
+        return tuple(dict.fromkeys(one.block for document in self.budgeted for one in document.budgets))
+
+    @property
+    def budgeted(self) -> tuple[Plan | Result, ...]:
+        """All that names budgets: plans, then results."""
+        return (*self.plans.values(), *self.results.values())
 
 
 def read_findings(paths: Sequence[Path]) -> Findings:

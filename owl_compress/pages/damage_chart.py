@@ -29,6 +29,7 @@ from owl_compress.pages.drawing import (
     legend_below,
     number_blocks,
     paint_cells,
+    settle_bar,
     tidy,
     width_for,
     write_png,
@@ -252,9 +253,7 @@ def _bar(part: SubFigure, colours: ScalarMappable, label: str, height: float) ->
     bar = part.colorbar(colours, ax=drawn, label=label, aspect=height / _BAR_WIDTH, pad=0.015)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, length=0, which="both")
     bar.ax.yaxis.label.set_color(INK)
-    bar.outline.set_visible(False)
-    bar.solids.set_rasterized(rasterized=False)  # as an image it could not follow the page's colours
-    bar.solids.set_edgecolor("face")
+    settle_bar(bar)
 
 
 def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from owl_compress.documents.findings import Findings
-from owl_compress.documents.plan import LinearBudget
+from owl_compress.documents.means import block_means
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import Unit
@@ -65,7 +65,7 @@ def _importance_in_words(report: ImportanceReport, metric: str) -> str:
 
 def _budget_in_words(budgets: Budgets) -> str:
     scale, unit = (1, " bits") if budgets.unit is Unit.BITS else (100, " %")
-    means = _block_means(budgets.members)
+    means = block_means(budgets.members, lambda one: one.value)
     values = [scale * value for value in means.values()]
     return f"{budgets.label} at {budgets.asked} keeps {_ends(values, list(means), unit)}."
 
@@ -117,11 +117,3 @@ def _ends(values: Sequence[float] | Array, blocks: Sequence[str], unit: str) -> 
     row = np.asarray(values, float)
     low, high = int(np.nanargmin(row)), int(np.nanargmax(row))
     return f"from {row[low]:.4g}{unit} in {blocks[low]} to {row[high]:.4g}{unit} in {blocks[high]}"
-
-
-def _block_means(members: Sequence[LinearBudget]) -> dict[str, float]:
-    sums: dict[str, tuple[float, int]] = {}
-    for one in members:
-        total, weights = sums.get(one.block, (0.0, 0))
-        sums[one.block] = (total + one.n_weights * one.value, weights + one.n_weights)
-    return {block: total / weights for block, (total, weights) in sums.items()}

@@ -1,9 +1,10 @@
 """The tables of one compression: each block, each linear, each result, sizes before and after."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from owl_compress.documents.findings import Findings
-from owl_compress.documents.result import LinearResult, Result
+from owl_compress.documents.means import block_means
+from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.pages.page import Column, Table
 from owl_compress.pages.words import (
@@ -34,8 +35,9 @@ def block_table(findings: Findings, metric: str) -> Table:
         )
     for name, result in findings.results.items():
         unit = result.budgets[0].unit
-        achieved = _means(result.budgets, lambda one, unit=unit: as_asked(unit, one.achieved))
-        error = _means(result.budgets, lambda one: one.relative_error)
+        kept = block_means(result.budgets, lambda one: one.achieved)
+        achieved = {block: as_asked(unit, value) for block, value in kept.items()}
+        error = block_means(result.budgets, lambda one: one.relative_error)
         columns.append(_budgets(_headed("achieved", name, findings.results), achieved, blocks, unit))
         columns.append(_numbers(_headed("error", name, findings.results), error, blocks))
     columns += _metrics(findings, blocks, [one for one in _known_metrics(findings) if one != metric])
@@ -62,9 +64,8 @@ def _block_sizes(findings: Findings) -> dict[str, int]:
     """Weights in the linears of each block, as far as budgets or the report name them."""
     if findings.report:
         return {one.name: one.n_weights for one in findings.report.blocks}
-    documents = (*findings.plans.values(), *findings.results.values())
     sizes = dict[str, int]()
-    for one in documents[0].budgets if documents else ():
+    for one in findings.budgeted[0].budgets if findings.budgeted else ():
         sizes[one.block] = sizes.get(one.block, 0) + one.n_weights
     return sizes
 
@@ -236,18 +237,9 @@ def _linears(findings: Findings) -> tuple[list[str], dict[str, int]]:
     sizes: dict[str, int] = {}
     if findings.report:
         sizes |= {one.name: one.n_weights for block in findings.report.blocks for one in block.linears}
-    for document in (*findings.plans.values(), *findings.results.values()):
+    for document in findings.budgeted:
         sizes |= {one.name: one.n_weights for one in document.budgets if one.name not in sizes}
     return list(sizes), sizes
-
-
-def _means(rows: Sequence[LinearResult], read: Callable[[LinearResult], float]) -> Values:
-    """Means over the weights of each block."""
-    sums: dict[str, tuple[float, int]] = {}
-    for row in rows:
-        total, weights = sums.get(row.block, (0.0, 0))
-        sums[row.block] = (total + row.n_weights * read(row), weights + row.n_weights)
-    return {block: total / weights for block, (total, weights) in sums.items()}
 
 
 def _headed(what: str, name: str, among: Mapping[str, object]) -> str:

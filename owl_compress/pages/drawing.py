@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.path import Path as Outline
@@ -186,6 +187,14 @@ def paint_cells(
         for shade in found
     ]
     axes.add_collection(PathCollection(paths, facecolors=list(found), edgecolors="white", linewidths=width))
+
+
+def settle_bar(bar: Colorbar) -> None:
+    """Take the frame off a bar of colours; as an image it could not follow the colours of a page."""
+    bar.outline.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_rasterized(rasterized=False)
+        bar.solids.set_edgecolor("face")
 
 
 def write_png(figure: Figure, path: Path) -> None:

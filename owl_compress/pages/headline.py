@@ -36,9 +36,8 @@ def kind_of(findings: Findings) -> str:
 def title_of(findings: Findings) -> str:
     """What is compressed, and how far."""
     model = short_name(findings.model)
-    budgeted = list(findings.results.values()) or list(findings.plans.values())
-    if budgeted:
-        asked = all_asked([Budgets.of(one) for one in findings.plans.values() or findings.results.values()])
+    if findings.budgeted:
+        asked = all_asked([Budgets.of(one) for one in findings.plans.values() or findings.budgeted])
         if findings.results:
             return f"{model} at {asked}"
         return f"Budgets for {model} at {asked}" if model else f"Budgets at {asked}"

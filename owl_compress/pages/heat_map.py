@@ -12,7 +12,16 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from owl_compress.pages.drawing import INK, QUIET, broken, number_blocks, paint_cells, tidy
+from owl_compress.pages.drawing import (
+    INK,
+    QUIET,
+    broken,
+    inches,
+    number_blocks,
+    paint_cells,
+    settle_bar,
+    tidy,
+)
 from owl_compress.plain_text import plain
 
 Grid = np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -120,15 +129,13 @@ def _draw(axes: Axes, one: HeatMap, alike: Sequence[HeatMap]) -> None:
     axes.invert_yaxis()
     axes.set_yticks(range(len(one.roles)), [plain(role) for role in one.roles], fontsize=9, parse_math=False)
     axes.set_title(
-        broken(one.title, axes.figure.get_figwidth()), loc="left", color=INK, fontsize=11, pad=6,
+        broken(one.title, inches(axes)), loc="left", color=INK, fontsize=11, pad=6,
         parse_math=False,
     )  # fmt: skip
     bar = axes.figure.colorbar(ScalarMappable(norm, colours), ax=axes, pad=0.015, aspect=9, fraction=0.05)
     _tick(bar.ax.yaxis, alike)
     bar.ax.tick_params(colors=QUIET, labelcolor=INK, length=0, which="both", labelsize=9)
-    bar.outline.set_visible(False)
-    bar.solids.set_rasterized(rasterized=False)  # as an image it could not follow the page's colours
-    bar.solids.set_edgecolor("face")
+    settle_bar(bar)
 
 
 def _norm(maps: Sequence[HeatMap]) -> Normalize:

@@ -21,7 +21,7 @@ def roles_of(findings: Findings) -> dict[str, str]:
     """What each linear is in its block: its role, or where that is not known its name below the block."""
     roles = {
         budget.name: budget.name.removeprefix(f"{budget.block}.")
-        for document in (*findings.plans.values(), *findings.results.values())
+        for document in findings.budgeted
         for budget in document.budgets
     }
     if findings.profile:

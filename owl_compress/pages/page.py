@@ -204,11 +204,11 @@ def _drawn(section: Section, styles: Styles, numbers: Iterable[int]) -> _DrawnSe
 
 def _picture(picture: Picture, key: str, styles: Styles) -> _Drawn:
     words = picture.title, picture.text
-    wide, narrow = (
-        svg_of(lambda width=width: picture.draw(width), f"{key}{name}", words, styles)
-        for name, width in (("w", WIDE), ("n", NARROW))
-    )
-    return _Drawn(wide, narrow, picture.caption)
+
+    def drawn(name: str, width: float) -> Markup:
+        return svg_of(lambda: picture.draw(width), f"{key}{name}", words, styles)
+
+    return _Drawn(drawn("w", WIDE), drawn("n", NARROW), picture.caption)
 
 
 def _hash(text: str) -> str:

@@ -8,6 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
@@ -24,7 +25,7 @@ PIXELS_PER_INCH = 90
 _POINTS_PER_INCH = 72
 
 # Text of names is no formula, and the same figure is the same text every time.
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "owl-compress",
     "text.parse_math": False,
@@ -76,7 +77,8 @@ def svg_of(draw: Callable[[], Figure], key: str, words: tuple[str, str], styles:
         # The font that text is measured in lacks signs which the reader's font has.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         written = io.BytesIO()
-        FigureCanvasSVG(draw()).print_svg(written, metadata=_NO_METADATA)
+        canvas: Any = FigureCanvasSVG(draw())
+        canvas.print_svg(written, metadata=_NO_METADATA)
     text = _CONTROL.sub(lambda found: plain(found[0]), written.getvalue().decode())
     picture = ET.fromstring(text)  # noqa: S314 - matplotlib wrote it, just now
     _settle_in_(picture, key, styles)
