@@ -29,6 +29,9 @@ Pair = tuple[tuple[str, str], list[int], list[int]]
 class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval has no types for us
     """A model in memory, as lm-eval sees it, that refuses what lm-eval would let pass.
 
+    Log-likelihoods are in float32 whatever the model's type. lm-eval by itself sums them up in that type, and
+    a sum of -100 is known to no more than 0.5 in bfloat16: choices would often be equally likely.
+
     Attributes:
         cut: prompts that were longer than the model's context and lost their beginning.
         longest: tokens of the longest of these, with its continuation.
@@ -45,7 +48,7 @@ class LiveModel(HFLM):  # type: ignore[misc]  # lm-eval has no types for us
                 tokenizer=tokenizer,
                 backend="causal",
                 batch_size=batch_size,
-                **{"max_length": max_length} | options,
+                **{"max_length": max_length, "softmax_dtype": "float32"} | options,
             )
         if self.prefix_token_id is None:
             raise RequestError(

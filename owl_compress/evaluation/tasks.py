@@ -114,8 +114,9 @@ def accuracy(
 ) -> tuple[TaskAccuracy, ...]:
     """Score a causal language model on tasks, one result for each, in the order in which they are named.
 
-    All is lm-eval's: prompts, tokens, log-likelihoods, metrics and their standard errors. A group that adds
-    its members up is one result. Prompts begin with what the tokenizer puts there by itself; no chat template
+    All is lm-eval's: prompts, tokens, log-likelihoods (in float32, see
+    `owl_compress.evaluation.harness.LiveModel`), metrics and their standard errors. A group that adds its
+    members up is one result. Prompts begin with what the tokenizer puts there by itself; no chat template
     is used. The model keeps its weights, mode and place; with `device` it is moved there for the duration.
     Random numbers, logging and environment of the process are left as they were.
 

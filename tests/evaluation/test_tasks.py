@@ -61,7 +61,8 @@ def log_likelihoods(model: nn.Module, tokenizer: Any, prompt: str, choices: list
     for choice in choices:
         ids = torch.tensor([tokenizer(f"{prompt} {choice}")["input_ids"]])
         with torch.no_grad():
-            log_probabilities = functional.log_softmax(model(input_ids=ids).logits[0], dim=-1)
+            logits = model(input_ids=ids).logits[0].float()
+            log_probabilities = functional.log_softmax(logits, dim=-1)
         positions = range(n_prompt, ids.shape[1])
         sums.append(sum(float(log_probabilities[at - 1, ids[0, at]]) for at in positions))
     return sums
@@ -100,6 +101,18 @@ def test_the_log_holds_what_was_asked_and_what_the_model_made_of_it(
         assert line["asked"] == [[prompt, f" {choice}"] for choice in sample["choices"]]
         expected = log_likelihoods(tiny_llama, tokenizer, prompt, sample["choices"])
         assert [value for value, _ in line["answers"]] == pytest.approx(expected, abs=1e-3)
+
+
+def test_log_likelihoods_are_in_float32_whatever_the_type_of_the_model(
+    scored: Scored, numbers: str, tmp_path: Path, tiny_llama: Any, tokenizer: Any
+) -> None:
+    tiny_llama.to(torch.bfloat16)
+    scored(numbers, log=tmp_path / "log.jsonl")
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    for line, sample in zip(map(json.loads, lines), SAMPLES, strict=True):
+        prompt = f"Question: {sample['question']}\nAnswer:"
+        expected = log_likelihoods(tiny_llama, tokenizer, prompt, sample["choices"])
+        assert [value for value, _ in line["answers"]] == pytest.approx(expected, abs=0.02)  # of about -20
 
 
 def test_a_limit_takes_the_first_samples(scored: Scored, numbers: str, tmp_path: Path) -> None:
