@@ -22,6 +22,7 @@ NAMED_SETS: Mapping[str, tuple[str, ...]] = {
 
 _NAME = re.compile(r"""^["']?(task|group|tag)["']?\s*:[ \t]*["']?([^\s"'\[{#|>&*!]+)""", re.MULTILINE)
 _LIST_OF_TAGS = re.compile(r"""^["']?tag["']?\s*:[ \t]*\n((?:[ \t]*-[ \t]*\S+[ \t]*\n?)+)""", re.MULTILINE)
+_MOST_BYTES = 2**20
 _ITEM = re.compile(r"""-[ \t]*["']?([^\s"']+)""")
 
 
@@ -56,7 +57,7 @@ def tasks_in(place: Path) -> Mapping[str, Path | None]:
         RequestError: a file that cannot be read.
     """
     # What several tasks have in common, tags too, stands in files without an ending.
-    files = [path for path in place.rglob("*") if path.suffix in {".yaml", ""} and path.is_file()]
+    files = [path for path in place.rglob("*") if path.suffix in {".yaml", ""} and _is_small_file(path)]
     found: dict[str, Path | None] = {}
     # The first of two tasks of one name is lm-eval's, too.
     for path in sorted(files, key=Path.as_posix) if place.is_dir() else [place]:
@@ -67,6 +68,11 @@ def tasks_in(place: Path) -> Mapping[str, Path | None]:
         for kind, name in _names_in(text):
             found.setdefault(name, path if kind == "task" else None)
     return found
+
+
+def _is_small_file(path: Path) -> bool:
+    """Whether it may be a task file; what else lies in the folder of a user is not read."""
+    return path.is_file() and path.stat().st_size <= _MOST_BYTES
 
 
 def _names_in(text: str) -> Iterator[tuple[str, str]]:
