@@ -126,6 +126,4 @@ def scheme_table(scheme: "Scheme") -> Sheet:
         Column("plans", tuple(str(names.count(name)) for name in allocators)),
         Column("settings", tuple(_settings(scheme, name) for name in allocators), is_text=True),
     )
-    left_out = ", ".join(one.name for one in scheme.left_out)
-    why = f"left out: {left_out}; --profile or a larger --max-cost brings it in"
-    return Sheet("Plans to try", columns, (*([why] if left_out else []), scheme.in_words))
+    return Sheet("Plans to try", columns, (scheme.in_words,))

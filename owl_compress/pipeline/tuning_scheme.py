@@ -29,6 +29,9 @@ from owl_compress.refinement.workshop import passes_of
 _SETTINGS_OF_EACH = (None, 3, 2, 1, 0)
 """How many settings of each allocator are tried, the more the better; see `thinned`."""
 
+_OF_PROFILES_ALONE = ("part", "levels", "measure")
+"""Options that say how a profile is measured, and nothing else: whoever gives one wants a profile."""
+
 _SHARES_OF_WINDOWS = (1, 2, 4, 8, 16)
 """By how much fewer windows the backend may see."""
 
@@ -154,13 +157,19 @@ class Scheme:
         """What is about to be done, in a line."""
         plans = " then ".join(f"{one.plans:,}" for one in self.rounds)
         first = "measuring a sensitivity profile, then " if self.profiling else ""
-        return f"{first}trying {plans} plans: at most {self.forward_tokens:,.0f} tokens through the model"
+        left_out = ", ".join(one.name for one in self.left_out)
+        without = (
+            f"; without {left_out}, which --profile or a larger --max-cost brings in" if left_out else ""
+        )
+        cost = f"at most {self.forward_tokens:,.0f} tokens through the model"
+        return f"{first}trying {plans} plans: {cost}{without}"
 
 
 def scheme_of(session: Session) -> Scheme:
     """The most that can be tried for the cost that is allowed, and everything where nobody says.
 
-    A profile is measured where a candidate that reads one is named, or the cost that is allowed covers it.
+    A profile is measured where a candidate that reads one is named, where it is said how to measure one, or
+    where the cost that is allowed covers it.
 
     Raises:
         RequestError: not even equal shares and one other plan are within the cost; a profile that is wanted
@@ -185,11 +194,12 @@ def _profiling(
     """How a profile is measured, and its cost; None where nobody wants it, or what is allowed is too little.
 
     Raises:
-        RequestError: it is asked for by name, and costs too much.
+        RequestError: it is asked for, and costs too much.
     """
     settings, every = session.request.profiling, session.request.candidates
     named = session.recipe.candidates or ()
-    is_named = any(one.reads_damage and one.allocator.name in named for one in every)
+    is_described = any(getattr(session.recipe, name) is not None for name in _OF_PROFILES_ALONE)
+    is_named = is_described or any(one.reads_damage and one.allocator.name in named for one in every)
     if settings is None or (most is None and not is_named):
         return None, 0.0
     if most is not None:

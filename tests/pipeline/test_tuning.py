@@ -240,6 +240,7 @@ class TestCost:
         (one,) = (one for one in found.document.candidates if one.allocator == "sensitivity")
         assert one.damage
         assert scheme_of(opened(candidates=None)).left_out[0].name == "sensitivity"
+        assert scheme_of(opened(candidates=None, levels="0.2,0.4,0.8")).left_out == ()
 
     def test_a_profile_that_is_named_is_measured(self, opened: Opened, judged_on: list[TokenWindows]) -> None:
         found = tune(opened(candidates="sensitivity", levels="0.2,0.4,0.8"))
