@@ -1,6 +1,5 @@
 """One cell carried out: the model compressed as it says and measured, as `run` does but for the writing."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import fsum
 from pathlib import Path
@@ -100,7 +99,7 @@ def _compress_(session: Session, plan: Plan) -> Result:
         return compress_(session, plan, Path(folder))
 
 
-def _counted(result: Result, plan: Plan) -> Mapping[str, Any]:
+def _counted(result: Result, plan: Plan) -> dict[str, Any]:
     """What a result says of budgets."""
     weights: dict[str, list[tuple[float, int]]] = {}
     for row in result.budgets:

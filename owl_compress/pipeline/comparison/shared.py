@@ -4,7 +4,7 @@ Reports and profiles lie in files, so that other processes and later runs find t
 are large, are held in memory.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -151,5 +151,5 @@ def _metrics_of(report: ImportanceReport) -> set[str]:
     return {name for block in report.blocks for name in block.metrics}
 
 
-def _linears_of(statistics: DenseStatistics) -> Collection[str]:
+def _linears_of(statistics: DenseStatistics) -> set[str]:
     return {name for groups in statistics.blocks.values() for group in groups for name in group.linears}
