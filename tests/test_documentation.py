@@ -204,7 +204,16 @@ def test_everything_registered_is_described(registry: Any, page: str) -> None:
 
 
 def test_every_option_is_real() -> None:
-    outside = {"--no-deps", "--perturb", "--help", "--no", "--merge", "--model"}  # of others; --no-NAME
+    outside = {
+        "--nproc-per-node",
+        "--no-python",
+        "--no-deps",
+        "--perturb",
+        "--help",
+        "--no",
+        "--merge",
+        "--model",
+    }  # of others; --no-NAME
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(PAGES.values())))
     lines = "\n".join(re.findall(r"^- `python .*`$", PAGES[MEASURED], re.M))
     lines += "\n".join(re.findall(r"^python benchmarks/.*$", PAGES[STUDIES], re.M))
