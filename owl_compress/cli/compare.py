@@ -44,15 +44,17 @@ def compare(
     quiet: options.Quiet = False,
 ) -> None:
     """Carry out every cell of a grid, dense first, each a row; what has its row already is left alone."""
+    from owl_compress.pipeline.comparison.cells import Place
     from owl_compress.pipeline.comparison.comparison import Comparison
     from owl_compress.pipeline.comparison.processes import Jobs
+    from owl_compress.pipeline.comparison.share import own_gpu
 
     if out is None and not dry_run:
         raise RequestError("missing option --out / -o: name the folder of results, or add --dry-run")
     output = Output(as_json=as_json, quiet=quiet)
     consent = Consent(trust_remote_code, allow_pickle)
     command = shlex.join(["owl-compress", *sys.argv[1:]])
-    comparison = Comparison.read(grid, consent, device=device).named(command)
+    comparison = Comparison.read(grid, consent, place=Place(device, own_gpu())).named(command)
     if dry_run:
         _show_costs(comparison, out, output)
     elif out is not None:

@@ -48,6 +48,19 @@ class Cell:
     group: str = ""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where cells are carried out: on `device` in the place of the grid's, or, of GPUs, on this one alone."""
+
+    device: str | None = None
+    gpu: str | None = None
+
+    def of(self, device: str) -> str:
+        """The device of a cell whose recipe says `device`."""
+        device = self.device or device
+        return self.gpu if self.gpu is not None and device in {"auto", "cuda"} else device
+
+
 def grid_names() -> GridNames:
     """What a grid may say: options of every method that is registered, and what is measured."""
     every = (*ALLOCATORS.every_option(), *BACKENDS.every_option())
@@ -55,12 +68,12 @@ def grid_names() -> GridNames:
 
 
 def cells_of(
-    grid: Grid, folder: Path, *, consent: Consent = NO_CONSENT, device: str | None = None
+    grid: Grid, folder: Path, *, consent: Consent = NO_CONSENT, place: Place | None = None
 ) -> tuple[Cell, ...]:
     """The cells of a grid whose files are seen from `folder`; a dense model stands before what is made of it.
 
     An option counts in the cells whose allocator, backend or budget has it, and is left out of the others;
-    cells that become the same by that are one. `device` takes the place of the grid's.
+    cells that become the same by that are one. Each is carried out at `place`, see there.
 
     Raises:
         RequestError: the same cell twice.
@@ -72,7 +85,7 @@ def cells_of(
     found: dict[str, tuple[str, int, Cell]] = {}
     for raw, options, taken in zip(grid.cells, given, taken_by, strict=True):
         fitted = {name: value for name, value in options.items() if name in taken or name not in anywhere}
-        cell, identity = _resolved(fitted, folder, consent, device)
+        cell, identity = _resolved(fitted, folder, consent, place or Place())
         written = json.dumps(fitted, sort_keys=True, default=str)
         if identity in found:
             before, case, _ = found[identity]
@@ -125,7 +138,7 @@ def _reads_damage(allocator: Any) -> bool:
         return False
 
 
-def _resolved(options: Options, folder: Path, consent: Consent, device: str | None) -> tuple[Cell, str]:
+def _resolved(options: Options, folder: Path, consent: Consent, place: Place) -> tuple[Cell, str]:
     """The cell, and what makes it the same as another one."""
     settings = {option_name(name): value for name, value in options.items()}
     identity = json.dumps(settings, sort_keys=True, default=str)
@@ -133,8 +146,7 @@ def _resolved(options: Options, folder: Path, consent: Consent, device: str | No
         recipe = Recipe.from_options(options, "options").beside(folder)
         identity = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
         settings = recipe.settings
-        if device is not None:
-            recipe = recipe.model_copy(update={"device": device})
+        recipe = recipe.model_copy(update={"device": place.of(recipe.device)})
         return Cell(settings, Request.of(recipe, consent=consent)), identity
     except RequestError as error:
         return Cell(settings, None, " ".join(str(error).split())), identity

@@ -10,13 +10,13 @@ from owl_compress.documents.comparison import SHARED, Row
 from owl_compress.documents.grid import Grid
 from owl_compress.documents.paths import given_path
 from owl_compress.errors import RequestError
-from owl_compress.pipeline.comparison.cells import Cell, cells_of, grid_names
+from owl_compress.pipeline.comparison.cells import Cell, Place, cells_of, grid_names
 from owl_compress.pipeline.comparison.claims import Claims
 from owl_compress.pipeline.comparison.identified import check_any, identify
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.processes import Jobs
 from owl_compress.pipeline.comparison.results import await_folder, prepare_folder, write_page, write_tables
-from owl_compress.pipeline.comparison.share import Share
+from owl_compress.pipeline.comparison.share import Share, own_gpu
 from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.comparison.watch import Unwatched, Watch
 from owl_compress.pipeline.comparison.work import Work
@@ -50,9 +50,9 @@ class Comparison:
         path: Path | str,
         consent: Consent = NO_CONSENT,
         *,
-        device: str | None = None,
+        place: Place | None = None,
     ) -> "Comparison":
-        """Read the grid at `path` and resolve its cells; `device` takes the place of the grid's.
+        """Read the grid at `path` and resolve its cells, which are carried out at `place`.
 
         Raises:
             RequestError: see `Grid.read`, `cells_of` and `Measures.of`; or no cell can be satisfied.
@@ -61,7 +61,7 @@ class Comparison:
         grid = Grid.read(path, grid_names())
         measures = Measures.of(grid.settings, path.parent, str(path))
         try:
-            cells = cells_of(grid, path.parent, consent=consent, device=device)
+            cells = cells_of(grid, path.parent, consent=consent, place=place)
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from error
         check_any(path, [cell.refusal for cell in cells])
@@ -102,7 +102,7 @@ class Comparison:
         with Claims.within(out / SHARED) as claims:
             work = Work(self, out, claims, identified, texts, share, progress, watch or Unwatched(), announce)
             try:
-                if jobs is not None and len(jobs.devices) > 1 and self.path is not None:
+                if jobs is not None and len(jobs.gpus) > 1 and self.path is not None:
                     work.watch_others(jobs.run(self.path, out, self.consent, self.command))
                 work.all_cells()
             finally:
@@ -133,5 +133,5 @@ def compare(
     Raises:
         RequestError: a grid that cannot be meant, a folder that holds something else, or a full disk.
     """
-    comparison = Comparison.read(grid, consent, device=device)
+    comparison = Comparison.read(grid, consent, place=Place(device, own_gpu()))
     return comparison.run(given_path(out), progress, jobs=Jobs.of(jobs, device))

@@ -29,9 +29,10 @@ _CODE = "from owl_compress.pipeline.comparison.processes import main; main()"
 
 @dataclass(frozen=True)
 class Jobs:
-    """So many processes on these devices, one for each; None is the device of the grid."""
+    """So many processes, each with the GPU that is its alone, if there are any; `device` as the user said."""
 
-    devices: tuple[str | None, ...]
+    gpus: tuple[str | None, ...]
+    device: str | None = None
 
     @classmethod
     def of(cls, n_jobs: int, device: str | None) -> "Jobs":
@@ -45,7 +46,7 @@ class Jobs:
         if n_jobs < 1:
             raise RequestError(f"--jobs {n_jobs} is no number of processes: give 1 or more")
         if n_jobs == 1:
-            return cls((device,))
+            return cls((None,), device)
         if device not in {None, "auto", "cpu", "cuda"}:
             raise RequestError(f"--jobs {n_jobs} takes a device for each: drop --device {device}, or --jobs")
         n_gpus = torch.cuda.device_count() if device != "cpu" else 0
@@ -54,8 +55,8 @@ class Jobs:
                 f"--jobs {n_jobs} takes as many GPUs and there are {n_gpus}: ask for that many"
             )
         if not n_gpus:
-            return cls((device,) * n_jobs)
-        return cls(tuple(f"cuda:{number}" for number in range(n_jobs)))
+            return cls((None,) * n_jobs, device)
+        return cls(tuple(f"cuda:{number}" for number in range(n_jobs)), device)
 
     def run(self, grid: Path, out: Path, consent: Consent, command: str) -> Iterator[Row]:
         """Start them on a folder that was begun; yield the rows as they come, until all have ended.
@@ -70,11 +71,12 @@ class Jobs:
                     _process(
                         out / SHARED / f"process-{rank}.log",
                         self._threads,
-                        grid=str(grid), out=str(out), consent=asdict(consent), command=command, device=device,
-                        rank=rank, of=len(self.devices), start=news.offset, parent=os.getpid(),
+                        grid=str(grid), out=str(out), consent=asdict(consent), command=command,
+                        device=self.device, gpu=gpu, rank=rank, of=len(self.gpus), start=news.offset,
+                        parent=os.getpid(),
                     )
                 )
-                for rank, device in enumerate(self.devices)
+                for rank, gpu in enumerate(self.gpus)
             ]  # fmt: skip
             while any(process.poll() is None for process in processes):
                 yield from news.fresh()
@@ -84,7 +86,7 @@ class Jobs:
     @property
     def _threads(self) -> int:
         """Of each: the cores are shared out, too."""
-        return max(1, (os.cpu_count() or 1) // len(self.devices))
+        return max(1, (os.cpu_count() or 1) // len(self.gpus))
 
 
 @contextmanager
@@ -123,12 +125,15 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def main(arguments: Sequence[str] = ()) -> None:  # noqa: ARG001 - nothing is on the command line
     """One of the processes: its task is on stdin."""
+    from owl_compress.pipeline.comparison.cells import Place  # noqa: PLC0415 - loads torch
     from owl_compress.pipeline.comparison.comparison import Comparison  # noqa: PLC0415 - it imports this
     from owl_compress.pipeline.comparison.share import Share  # noqa: PLC0415
 
     task = json.load(sys.stdin)
     heed_signals()
-    comparison = Comparison.read(task["grid"], Consent(**task["consent"]), device=task["device"])
+    comparison = Comparison.read(
+        task["grid"], Consent(**task["consent"]), place=Place(task["device"], task["gpu"])
+    )
     comparison = comparison.named(task["command"])
     share = Share(task["rank"], task["of"], leads=False, start=task["start"], parent=task["parent"])
     try:
