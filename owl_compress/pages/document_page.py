@@ -10,18 +10,17 @@ from owl_compress.pages.document_pictures import (
     damage_picture,
     errors_picture,
 )
-from owl_compress.pages.document_tables import (
-    block_table,
-    footprint_table,
-    linear_table,
-    part_table,
-    result_facts,
-    results_table,
-)
+from owl_compress.pages.document_tables import block_table, linear_table, part_table
 from owl_compress.pages.headline import key_figures, kind_of, summary_of, title_of
 from owl_compress.pages.linear_pictures import linear_pictures, roles_of
 from owl_compress.pages.making import made_section
 from owl_compress.pages.page import Facts, Page, Part, Prose, Section, render
+from owl_compress.pages.result_tables import (
+    accuracy_table,
+    footprint_table,
+    result_facts,
+    results_table,
+)
 from owl_compress.pages.words import short_name
 
 _METRIC = "lod@5"
@@ -110,7 +109,8 @@ def _sizes(findings: Findings) -> list[Part]:
         if dense
         else "Quality was not measured in this run; owl-compress eval does."
     )
-    return [*parts, Prose(told), *_there(*map(footprint_table, results.values()))]
+    tables = (make(result) for result in results.values() for make in (accuracy_table, footprint_table))
+    return [*parts, Prose(told), *_there(*tables)]
 
 
 def _tables(findings: Findings, metric: str) -> list[Part]:

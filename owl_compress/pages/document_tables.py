@@ -1,4 +1,4 @@
-"""The tables of one compression: each block, each linear, each result, sizes before and after."""
+"""The tables of one compression: each block, each linear, each part of a profile."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,11 +11,7 @@ from owl_compress.pages.words import (
     as_asked,
     asked_name,
     block_numbers,
-    budget_in_words,
-    number_format,
-    perplexity_in_words,
-    seconds_in_words,
-    size_in_words,
+    budget_format,
 )
 
 Values = Mapping[str, float]
@@ -107,109 +103,6 @@ def _of_result(name: str, result: Result, findings: Findings, names: Sequence[st
     ]
 
 
-def result_facts(result: Result) -> list[tuple[str, str]]:
-    """What was asked, what was got, and what it cost, one under the other."""
-    unit, totals = result.budgets[0].unit, result.totals
-    facts = [
-        (f"{asked_name(unit)} asked", budget_in_words(unit, totals.asked)),
-        (f"{asked_name(unit)} achieved, counted", budget_in_words(unit, totals.achieved)),
-        ("compressed weights", f"{totals.n_weights:,}"),
-    ]
-    if result.evaluation:
-        dense, compressed = result.evaluation.dense.perplexity, result.evaluation.compressed.perplexity
-        facts += [
-            ("perplexity before", perplexity_in_words(dense)),
-            ("perplexity after", perplexity_in_words(compressed)),
-        ]
-        agreement = result.evaluation.agreement
-        if agreement:
-            facts += [
-                ("KL divergence from the dense model", f"{agreement.kl:.4g} nats"),
-                (
-                    "same likeliest token",
-                    f"{100 * agreement.top1:.2f} % of {agreement.positions:,} positions",
-                ),
-            ]
-    if totals.bytes_on_disk is not None:
-        facts.append(
-            ("weight files", f"{size_in_words(totals.bytes_on_disk)} ({totals.bytes_on_disk:,} bytes)")
-        )
-    facts += [
-        ("bits per weight, whole model", f"{totals.bits_per_weight:.4g}"),
-        ("parameters before", f"{totals.n_params_before:,}"),
-        ("parameters after", f"{totals.n_params_after:,}"),
-        ("time to compress", seconds_in_words(result.wall_seconds)),
-        ("peak host memory", size_in_words(result.peak_host_bytes)),
-    ]
-    if result.peak_device_bytes:
-        facts.append(("peak device memory", size_in_words(result.peak_device_bytes)))
-    return facts
-
-
-def results_table(results: Mapping[str, Result]) -> Table:
-    """The same of several, a row for each."""
-    rows = list(results.values())
-    unit = rows[0].budgets[0].unit
-    evaluations = [one.evaluation for one in rows]
-    columns = [
-        Column.of_words("result", results),
-        Column.of_words("backend", (one.backend.name for one in rows)),
-        _of_rows(
-            f"{asked_name(unit)} asked", [as_asked(unit, one.totals.asked) for one in rows], _form(unit)
-        ),
-        _of_rows("achieved", [as_asked(unit, one.totals.achieved) for one in rows], _form(unit)),
-    ]
-    if any(evaluations):
-        dense = [one.dense.perplexity if one else None for one in evaluations]
-        after = [one.compressed.perplexity if one else None for one in evaluations]
-        columns.append(Column.told("perplexity before", dense, perplexity_in_words))
-        columns.append(Column.told("perplexity after", after, perplexity_in_words))
-    columns += _sizes("on disk", [one.totals.bytes_on_disk for one in rows])
-    columns += [
-        _of_rows("bits per weight", [one.totals.bits_per_weight for one in rows], ".3f"),
-        _of_rows("parameters", [one.totals.n_params_after for one in rows], ",.0f"),
-        Column.told("time", [one.wall_seconds for one in rows], seconds_in_words),
-        *_sizes("host memory", [one.peak_host_bytes for one in rows]),
-        *_sizes("device memory", [one.peak_device_bytes or None for one in rows]),
-    ]
-    return Table("Each result", columns)
-
-
-def _sizes(heading: str, sizes: Sequence[int | None]) -> list[Column]:
-    """A column of bytes; none where nothing is known."""
-    if all(size is None for size in sizes):
-        return []
-    return [Column.told(heading, sizes, lambda size: size_in_words(int(size)))]
-
-
-def footprint_table(result: Result) -> Table | None:
-    """What is smaller than before; None where that was not counted."""
-    if result.footprint is None:
-        return None
-    before, after = result.footprint.before, result.footprint.after
-    rows = [
-        ("parameters", before.n_params, after.n_params),
-        ("key-value cache, bytes per token", before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token),
-        ("operations per token, blocks", before.flops_per_token_blocks, after.flops_per_token_blocks),
-        (
-            "operations per token, attention",
-            before.flops_per_token_attention,
-            after.flops_per_token_attention,
-        ),
-        ("operations per token, output layer", before.flops_per_token_head, after.flops_per_token_head),
-    ]
-    shares = [1 - new / old if old and new is not None else None for _, old, new in rows]
-    return Table(
-        f"What is smaller; attention is over {before.context_len:,} tokens",
-        [
-            Column.of_words("", (name for name, *_ in rows)),
-            Column.of_numbers("before", (old for _, old, _ in rows), ",.0f"),
-            Column.of_numbers("after", (new for *_, new in rows), ",.0f"),
-            Column.of_numbers("removed", shares, ".4f"),
-        ],
-    )
-
-
 def part_table(findings: Findings) -> Table | None:
     """Damage of each part of a profile at each level; None without a profile."""
     profile = findings.profile
@@ -227,7 +120,7 @@ def part_table(findings: Findings) -> Table | None:
     ]
     for level in levels:
         shown = profile.grid.shown(level) if profile.grid else f"{level:.3g}"
-        columns.append(_of_rows(shown, [curve.get(level) for curve in curves]))
+        columns.append(Column.of_numbers(shown, [curve.get(level) for curve in curves]))
     kept = "bits per weight" if profile.unit is Unit.BITS else f"the {profile.unit} kept"
     return Table(f"Damage of each part; columns are {'N:M' if profile.grid else kept}", columns)
 
@@ -255,17 +148,8 @@ def _counts(heading: str, sizes: Mapping[str, int], names: Sequence[str]) -> Col
 
 
 def _numbers(heading: str, values: Values, names: Sequence[str]) -> Column:
-    return _of_rows(heading, [values.get(name) for name in names])
+    return Column.of_numbers(heading, [values.get(name) for name in names])
 
 
 def _budgets(heading: str, values: Values, names: Sequence[str], unit: Unit) -> Column:
-    return _of_rows(heading, [values.get(name) for name in names], _form(unit))
-
-
-def _of_rows(heading: str, values: Sequence[float | None], form: str | None = None) -> Column:
-    known = [value for value in values if value is not None]
-    return Column.of_numbers(heading, values, form or number_format(known))
-
-
-def _form(unit: Unit) -> str:
-    return ".2f" if unit is Unit.BITS else ".4f"
+    return Column.of_numbers(heading, [values.get(name) for name in names], budget_format(unit))

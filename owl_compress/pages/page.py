@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from owl_compress.pages.svg import Styles, svg_of
+from owl_compress.pages.words import number_format
 from owl_compress.plain_text import plain
 
 WIDE, NARROW = 10.4, 3.72
@@ -101,9 +102,11 @@ class Column:
         return cls(heading, [Cell(one, is_text=True) for one in words], is_text=True)
 
     @classmethod
-    def of_numbers(cls, heading: str, values: Iterable[float | None], form: str) -> "Column":
+    def of_numbers(cls, heading: str, values: Iterable[float | None], form: str | None = None) -> "Column":
         """A column of numbers, all in one format; what is not known is a dash."""
-        return cls.told(heading, values, lambda value: format(value, form))
+        values = list(values)
+        shown = form or number_format(value for value in values if value is not None)
+        return cls.told(heading, values, lambda value: format(value, shown))
 
     @classmethod
     def told(cls, heading: str, values: Iterable[float | None], words: Callable[[float], str]) -> "Column":

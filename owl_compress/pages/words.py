@@ -118,7 +118,12 @@ def perplexity_in_words(value: float) -> str:
 
 def budget_in_words(unit: Unit, value: float) -> str:
     """A value of a plan as it is asked for: sparsities to four decimals, bits to two."""
-    return f"{as_asked(unit, value):.{2 if unit is Unit.BITS else 4}f}"
+    return format(as_asked(unit, value), budget_format(unit))
+
+
+def budget_format(unit: Unit) -> str:
+    """The format of such a value."""
+    return ".2f" if unit is Unit.BITS else ".4f"
 
 
 def score_in_words(score: Score | TaskAccuracy) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy
 from owl_compress.documents.findings import Findings, Found
 from owl_compress.documents.measurements import DamageRecord, Evaluation, PerplexityRecord
 from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
@@ -192,6 +193,17 @@ def test_every_kind_of_finding_has_a_page_with_pictures(kind: str) -> None:
     assert "nan" not in re.sub(r"<[^>]*>", "", html).lower()
 
 
+def test_names_of_strangers_end_nothing() -> None:
+    name = "</svg></title><script>alert(1)</script>$x^2$\u202e"
+    model = MODEL.model_copy(update={"id": name})
+    plan = plan_of(2, roles=("attn.q", name), spread=0.01, name=name)
+    report = report_of(2, roles=("attn.q", name)).model_copy(update={"model": model})
+    html = document_page(findings_of(report=report, plans={name: plan}, recipe=name))
+    assert html.count("<script>") == html.count("</script>") == 1
+    assert html.count("</svg>") == html.count("<svg")
+    assert "\u202e" not in html
+
+
 def test_a_block_that_a_plan_leaves_alone_is_a_gap_and_a_dash() -> None:
     html = document_page(findings_of(report=report_of(4), plans={"owl": plan_of(3)}))
     assert '<td class="n">–</td>' in html
@@ -205,6 +217,34 @@ def test_what_was_predicted_and_what_it_came_to_stand_beside_the_curves() -> Non
     plan = plan_of(3)
     findings = findings_of(results={"owl": result_of(plan, sensitivity=record)})
     assert "<dt>predicted: the sum over all parts (kl)</dt><dd>1.5</dd>" in document_page(findings)
+
+
+def test_accuracy_and_bits_per_byte_stand_beside_perplexity() -> None:
+    def task(value: float) -> TaskAccuracy:
+        return TaskAccuracy(
+            task="boolq",
+            metric="acc",
+            value=value,
+            stderr=0.0125,
+            samples=1500,
+            shots=0,
+            chance=0.5,
+            version="1",
+        )
+
+    result = result_of(PLAN)
+    assert result.evaluation is not None
+    after = result.evaluation.compressed.model_copy(update={"bits_per_byte": 1.25})
+    before = result.evaluation.dense.model_copy(update={"bits_per_byte": 0.875})
+    measured = result.evaluation.model_copy(update={"dense": before, "compressed": after})
+    tasks = AccuracyChange(dense={"boolq": task(0.7)}, compressed={"boolq": task(0.65)})
+    changed = result.model_copy(update={"evaluation": measured, "tasks": tasks})
+    html = document_page(findings_of(results={"wanda": changed}))
+    assert "<dt>bits per byte after</dt><dd>1.2500</dd>" in html
+    row = re.search(r"<td>boolq</td>.*", html)
+    assert row is not None
+    cells = re.findall(r">([^<>]+)</td>", row[0])
+    assert cells == ["boolq", "acc", "1,500", "0.7000", "0.0125", "0.6500", "0.0125", "-0.0500", "0.5000"]
 
 
 def test_budgets_in_two_units_are_refused() -> None:
