@@ -74,6 +74,13 @@ def row_names(names: Sequence[str], width: float) -> list[str]:
     return [fill(plain(name), int(_SMALL_LETTERS_PER_INCH * _SHARE_OF_NAMES * width)) for name in names]
 
 
+def cut_names(names: Sequence[str], width: float) -> list[str]:
+    """Names of rows on one line each; of long ones the end, which tells them apart."""
+    most = int(_SMALL_LETTERS_PER_INCH * _SHARE_OF_NAMES * width)
+    shown = map(plain, names)
+    return [name if len(name) <= most else f"…{name[1 - most :]}" for name in shown]
+
+
 def row_height(names: Sequence[str]) -> float:
     """Inches of each row, for names that are broken already."""
     return _LINE * max(name.count("\n") + 1 for name in names) + _BETWEEN_ROWS

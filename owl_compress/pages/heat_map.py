@@ -16,13 +16,13 @@ from owl_compress.pages.drawing import (
     INK,
     QUIET,
     broken,
+    cut_names,
     inches,
     number_blocks,
     paint_cells,
     settle_bar,
     tidy,
 )
-from owl_compress.plain_text import plain
 
 Grid = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
@@ -127,7 +127,7 @@ def _draw(axes: Axes, one: HeatMap, alike: Sequence[HeatMap]) -> None:
     )  # fmt: skip
     axes.set_ylim(-0.5, len(one.roles) - 0.5)
     axes.invert_yaxis()
-    axes.set_yticks(range(len(one.roles)), [plain(role) for role in one.roles], fontsize=9, parse_math=False)
+    axes.set_yticks(range(len(one.roles)), cut_names(one.roles, inches(axes)), fontsize=9, parse_math=False)
     axes.set_title(
         broken(one.title, inches(axes)), loc="left", color=INK, fontsize=11, pad=6,
         parse_math=False,
