@@ -505,7 +505,7 @@ class Recipe(Frozen):
             name: getattr(self, name)
             for name in ("model", "calib", "data", "damage_data", "cost_table", "task_path")
         }
-        changed = {name: renamed(value) for name, value in names.items() if value is not None}
+        changed: dict[str, Any] = {name: renamed(value) for name, value in names.items() if value is not None}
         changed = {name: value for name, value in changed.items() if value != names[name]}
         if self.task_file:
             changed["task_file"] = tuple(map(renamed, self.task_file))
