@@ -76,7 +76,7 @@ def test_a_plan_takes_the_place_of_budget_and_allocator(tmp_path: Path) -> None:
 
 
 def test_lists_by_nature_are_one_value_and_a_list_of_them_is_an_axis(tmp_path: Path) -> None:
-    assert {"set", "skip", "parts", "bit_choices", "levels", "tasks", "task_file"} == LISTS
+    assert {"candidates", "set", "skip", "parts", "bit_choices", "levels", "tasks", "task_file"} == LISTS
     one = cells("model: m\nbits: 3\nbit-choices: [2, 3, 4]\nskip: [a, b]\n", tmp_path)
     assert [(cell["bit_choices"], cell["skip"]) for cell in one] == [([2, 3, 4], ["a", "b"])]
     several = cells("model: m\nbits: 3\nbit-choices: [[2, 3, 4], [2, 4]]\nset: [{a: 0.5}, {}]\n", tmp_path)

@@ -103,7 +103,7 @@ class Bench:
             structure = self._settled
         check_covered(coverage_of(structure), partial=recipe.partial)
         damage_text = None
-        if request.reads_damage:
+        if request.measures_damage:
             source = recipe.calib if recipe.damage_data is None else recipe.damage_data
             options = CalibrationOptions(
                 source, text_field=recipe.text_field, chat_template=recipe.chat_template

@@ -31,6 +31,7 @@ from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.comparison.work import by_model
 from owl_compress.pipeline.feasibility import check_plan, check_request
 from owl_compress.pipeline.session import Session
+from owl_compress.pipeline.tuning_scheme import scheme_of
 from owl_compress.progress import SILENT, Progress
 
 _FORWARD_AND_BACK = 3
@@ -129,7 +130,10 @@ class _Count:
             return 0
         key, n_calibration = calibration.record.token_ids_sha256, _tokens(calibration)
         tokens = 0
-        if session.measuring is not None:
+        if session.request.candidates:  # importance and a profile are measured in the course of it
+            scheme = scheme_of(session)
+            tokens += round(scheme.cost_of(scheme.rounds))
+        elif session.measuring is not None:
             tokens += self._once(
                 f"report {session.measuring.record.token_ids_sha256}", _tokens(session.measuring)
             )
