@@ -274,9 +274,10 @@ class TestFromPython:
 def test_on_the_embedded_model_the_plan_is_not_worse_than_equal_shares_on_text_it_has_not_seen() -> None:
     given = {
         "model": "builtin", "calib": "builtin", "data": "builtin", "samples": 4, "seq_len": 128,
-        "max_windows": 8, "damage_samples": 2, "damage_len": 64, "backend": "wanda", "nm": "3:8",
+        "max_windows": 8, "backend": "wanda", "nm": "3:8",
     }  # fmt: skip
-    session = Session.open(Recipe.from_options(given | {"allocator": "auto", "candidates": ["uniform"]}))
+    tried = {"allocator": "auto", "candidates": ["uniform"], "damage_samples": 2, "damage_len": 64}
+    session = Session.open(Recipe.from_options(given | tried))
     windows = session.held_out_windows
     tuned = try_out(session, windows)
     equal = try_out(
