@@ -6,15 +6,12 @@ python benchmarks/tables.py > docs/measured.md
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import mean
 from textwrap import fill
-from typing import Any
 
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
+from damage_table import damage_section
+from layout import WIDTH, Row, number, section, several, table
 
-Row = dict[str, Any]
-
-_WIDTH = 120
 _RESULTS = Path(__file__).parent / "results"
 _AUTHORS = json.loads((Path(__file__).parent / "authors_smollm2.json").read_text())
 _INTRODUCTION = (
@@ -29,9 +26,9 @@ _INTRODUCTION = (
 
 def main() -> None:
     """Print the page."""
-    introduction = f"# Measured\n\n{fill(_INTRODUCTION, _WIDTH)}\n"
+    introduction = f"# Measured\n\n{fill(_INTRODUCTION, WIDTH)}\n"
     measured = [
-        _sensitivity(),
+        damage_section(_rows("sensitivity"), _known()),
         _rank_correlation(),
         _unstructured(),
         _nm(),
@@ -57,76 +54,13 @@ def _rows(name: str) -> list[Row]:
     ]
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits, whole from 1000 on."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _section(title: str, text: str, table: str) -> str:
-    return f"## {title}\n\n{fill(text, _WIDTH)}\n\n{table}"
-
-
-# The rows of other benchmarks that the same target has with other allocators, OWL tuned or at its best lam.
-_BESIDE = {
-    "wanda 0.5": ("wanda S=0.5 uniform", "wanda S=0.5 owl lod@10 lam=0.08", ""),
-    "wanda 0.6": ("wanda S=0.6 uniform", "wanda S=0.6 owl lod@10 lam=0.08", ""),
-    "wanda 0.7": ("wanda S=0.7 uniform", "wanda S=0.7 owl lod@10 lam=0.08", ""),
-    "sparsegpt 0.6": ("sparsegpt S=0.6 uniform", "sparsegpt S=0.6 owl lod@10 lam=0.08", ""),
-    "sparsegpt 0.7": ("sparsegpt S=0.7 uniform", "sparsegpt S=0.7 owl lod@10 lam=0.08", ""),
-    **{
-        f"wanda N:M {nm}": (f"wanda {nm} uniform", f"wanda {nm} owl", f"wanda {nm} linear-depth")
-        for nm in ("4:8", "3:8", "2:8")
-    },
-    "gptq 3.0, 2,3,4": ("gptq 3.0, 2,3,4 uniform group_size=64", "gptq 3.0, 2,3,4 owl group_size=64", ""),
-    "gptq 3.5, 3,4": ("", "gptq 3.5, 3,4 owl group_size=64", ""),
-    "rtn 3.5, 3,4": ("", "rtn 3.5, 3,4 owl group_size=64", ""),
-    **{
-        f"structured {ratio}": (
-            f"structured {ratio} uniform importance=wanda repair=True",
-            f"structured {ratio} owl importance=wanda repair=True high=1.0",
-            f"structured {ratio} linear-depth importance=wanda repair=True",
-        )
-        for ratio in (0.2, 0.4, 0.6)
-    },
-}
-
-
-def _sensitivity() -> str:
-    rows = [row for row in _rows("sensitivity") if row.get("perplexity")]
-    if not rows:
-        return ""
-    known: dict[str, float] = {}
+def _known() -> dict[str, float]:
+    """The first perplexity of every name."""
+    found: dict[str, float] = {}
     for name in ("perplexity", "grids", "structured"):
         for row in _rows(name):
-            known.setdefault(row["name"], row["perplexity"])
-    measured: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        target, _, method = row["name"].rpartition(" ")
-        measured.setdefault(target, {}).setdefault(method, []).append(row)
-    cells = []
-    for target, methods in measured.items():
-        beside = [_number(known.get(name)) or "–" for name in _BESIDE.get(target, ("", "", ""))]
-        found = methods.get("sensitivity", [])
-        first = next((row for row in found if row["seed"] == 0), None)
-        sums = f"{first['predicted_damage']:.3g} / {first['damage']:.3g}" if first else "–"
-        refined = _several([row["perplexity"] for row in methods.get("refine", [])])
-        cells.append((target, *beside, _several([row["perplexity"] for row in found]), refined, sums))
-    text = (
-        "Perplexity of budgets from measured damage (KL on 4 windows of 128 tokens held apart from the "
-        "calibration windows; blocks for densities and N:M, tied linears for bits, sublayers for widths, "
-        "which are repaired) beside those of the other allocators, from the rows of the sections below. "
-        "Several calibration seeds: mean and range. *Damages* is the sum of the single damages over the "
-        "damage measured of the whole plan. (`sensitivity.py`)"
-    )
-    header = ("target", "uniform", "owl", "linear-depth", "sensitivity", "refined", "damages")
-    return _section("Budgets from measured damage", text, _table(header, cells))
+            found.setdefault(row["name"], row["perplexity"])
+    return found
 
 
 def _rank_correlation() -> str:
@@ -139,9 +73,7 @@ def _rank_correlation() -> str:
         "Spearman's rank correlation, over the parts of the model, of measures that cost less with the KL of "
         "the profiles above; at each level by itself, and then the mean over levels. (`rank_correlation.py`)"
     )
-    return (
-        _section("Cheap measures of damage", text, _table(("", "parts", *measures), cells)) if cells else ""
-    )
+    return section("Cheap measures of damage", text, table(("", "parts", *measures), cells)) if cells else ""
 
 
 def _unstructured() -> str:
@@ -154,8 +86,8 @@ def _unstructured() -> str:
         figures = [row["perplexity"] for row in draws.values()]
         figures += [_AUTHORS[name]] if name in _AUTHORS else []
         plain = draws[0]["perplexity"] if 0 in draws else None
-        spread = f"{_number(min(figures))} to {_number(max(figures))}" if len(figures) > 1 else ""
-        cells.append((name, _number(plain), spread, _number(expected)))
+        spread = f"{number(min(figures))} to {number(max(figures))}" if len(figures) > 1 else ""
+        cells.append((name, number(plain), spread, number(expected)))
     text = (
         "*Separate code* is an independent run of the same protocol; its counts are rounded per row, ours "
         "are exact. *Range* adds runs in which every weight was first changed by a millionth of itself "
@@ -165,13 +97,13 @@ def _unstructured() -> str:
         "(`grids/unstructured.yaml`)"
     )
     header = ("method", "perplexity", "range", "separate code")
-    table = _table(header, cells)
-    return _section("Unstructured sparsity", text, f"{table}\n{fill(_beside_the_authors(), _WIDTH)}\n")
+    printed = table(header, cells)
+    return section("Unstructured sparsity", text, f"{printed}\n{fill(_beside_the_authors(), WIDTH)}\n")
 
 
 def _beside_the_authors() -> str:
     """What the authors' own code gives, and what that says of the figures of separate code."""
-    figures = "; ".join(f"{name} {_number(value)}" for name, value in _AUTHORS.items() if name != "source")
+    figures = "; ".join(f"{name} {number(value)}" for name, value in _AUTHORS.items() if name != "source")
     return (
         f"The authors' own code (github.com/luuyin/OWL) on the same tokens: {figures}. Its LOD agrees with "
         "ours to 1e-16 in all 30 blocks, its plans to 6e-17, and its masks are the same through nine blocks, "
@@ -190,18 +122,10 @@ def _grid(rows: Iterable[Row], budget_of: Callable[[Row], str], method_of: Calla
         budgets += [budget] if budget not in budgets else []
         methods.setdefault(method_of(row), {}).setdefault(budget, []).append(row["perplexity"])
     cells = [
-        (method, *(_several(figures.get(budget, [])) for budget in budgets))
+        (method, *(several(figures.get(budget, [])) for budget in budgets))
         for method, figures in methods.items()
     ]
-    return _table(("", *budgets), cells)
-
-
-def _several(figures: Sequence[float]) -> str:
-    if not figures:
-        return "–"
-    if len(figures) == 1:
-        return _number(figures[0])
-    return f"{_number(mean(figures))} ({_number(min(figures))} to {_number(max(figures))})"
+    return table(("", *budgets), cells)
 
 
 def _chosen(rows: Iterable[Row]) -> str:
@@ -222,7 +146,7 @@ def _nm() -> str:
     text = (
         "Wanda; N weights kept of every 8 on average, each block its own N; equal budgets. (`grids/nm.yaml`)"
     )
-    return _section("Mixed N:M", text, table + _chosen(rows))
+    return section("Mixed N:M", text, table + _chosen(rows))
 
 
 def _bits() -> str:
@@ -244,7 +168,7 @@ def _bits() -> str:
         "for gptq. (`grids/bits.yaml`)"
     )
     ordered = sorted(rows, key=lambda row: row["name"].split()[0])
-    return _section("Mixed bits", text, _grid(ordered, budget, method) + _chosen(rows))
+    return section("Mixed bits", text, _grid(ordered, budget, method) + _chosen(rows))
 
 
 def _structured() -> str:
@@ -263,7 +187,7 @@ def _structured() -> str:
         "four of the calibration windows. (`grids/structured.yaml`)"
     )
     table = _grid(rows, lambda row: f"{float(row['name'].split()[1]):.0%}", method)
-    return _section("Structured removal", text, table + _chosen(rows))
+    return section("Structured removal", text, table + _chosen(rows))
 
 
 def _latency() -> str:
@@ -289,7 +213,7 @@ def _latency() -> str:
         "model is of random weights. (`latency.py`)"
     )
     header = ("", "promised", "products", "blocks", "blocks of promised", "model")
-    return _section("Speed of what structured removal leaves", text, _table(header, cells))
+    return section("Speed of what structured removal leaves", text, table(header, cells))
 
 
 def _memory() -> str:
@@ -307,7 +231,7 @@ def _memory() -> str:
     header = ("what", "model", "blocks", "weights", "one block", "peak beside")
     commands = dict.fromkeys(row["command"] for row in [*runs, *structured])
     made_by = "\nMade by:\n\n" + "".join(f"- `python benchmarks/{command}`\n" for command in commands)
-    return _section("Memory", text, _table(header, cells) + made_by)
+    return section("Memory", text, table(header, cells) + made_by)
 
 
 def _memory_of_a_run(row: Row) -> Sequence[str]:
@@ -345,7 +269,7 @@ def _stability() -> str:
         "Largest change of any block's density (owl, 70 % sparsity) when importance is measured on the first "
         "1, 2, 4 … of 128 sequences of 512 tokens instead of all of them. (`plan_stability.py`)"
     )
-    return _section("How many sequences fix a plan", text, _table(header, cells))
+    return section("How many sequences fix a plan", text, table(header, cells))
 
 
 _SEQUENTIAL = {
@@ -370,7 +294,7 @@ def _dense_statistics() -> str:
         draws["sequential"] += [
             row for row in _rows(earlier) if row["name"] == its_name and row.get("perturb", 0) not in measured
         ]
-        figures = (_several([row["perplexity"] for row in drawn]) for drawn in draws.values())
+        figures = (several([row["perplexity"] for row in drawn]) for drawn in draws.values())
         cells.append((name, *figures, _ratios_of_time(rows, name)))
     text = (
         "Perplexity where the backend is told of the inputs of each block behind the compressed ones before "
@@ -381,7 +305,7 @@ def _dense_statistics() -> str:
         "rows are those of the tables above)"
     )
     header = ("method", "sequential", "dense", "time")
-    return _section("Statistics of the dense model", text, _table(header, cells))
+    return section("Statistics of the dense model", text, table(header, cells))
 
 
 def _ratios_of_time(rows: Iterable[Row], name: str) -> str:
@@ -413,7 +337,7 @@ def _speed() -> str:
         "ones; *sparsegpt* over wanda; *gptq* over sparsegpt; *against_gptqmodel*, gptq over the package "
         "GPTQModel. (`speed.py`)"
     )
-    return _section("What the steps cost", text, _table(("", "tokens", "threads", "median", "ratios"), cells))
+    return section("What the steps cost", text, table(("", "tokens", "threads", "median", "ratios"), cells))
 
 
 if __name__ == "__main__":
