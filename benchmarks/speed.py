@@ -29,7 +29,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import load_text
 from owl_compress.data.windows import TokenWindows
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.importance.profile import ProfileOptions, profile
 from owl_compress.pipeline.execution import compress_
 

@@ -32,7 +32,8 @@ from owl_compress.cli.options import (
     of_recipe,
     with_options,
 )
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, plain_name
+from owl_compress.documents.option_names import plain_name
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 
 _OF_DAMAGE = {"samples": DEFAULT_MEASURE_SAMPLES}
 """What commands that measure damage take of the calibration text where nobody says."""

@@ -17,7 +17,7 @@ from owl_compress.consent import Consent
 from owl_compress.documents.accuracy import by_task
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.paths import given_path
-from owl_compress.documents.recipe import Topic
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # help must not wait for torch

@@ -10,8 +10,10 @@ import typer
 from pydantic.fields import FieldInfo
 
 from owl_compress.consent import CONSENT_NAMES
+from owl_compress.documents.option_names import option_name
 from owl_compress.documents.paths import given_path
-from owl_compress.documents.recipe import RECIPE_NAMES, Recipe, Topic, option_name
+from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.options import Option, options_of
 
 _CONSENT = "Consent"

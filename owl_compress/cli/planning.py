@@ -11,7 +11,8 @@ from owl_compress.cli.tables import plan_table, report_table
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.kinds import read_source
-from owl_compress.documents.recipe import Recipe, Topic
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.errors import RequestError
 
 MEASURE_TOPICS = (Topic.TEXT, Topic.SEED, Topic.MACHINE)

@@ -11,7 +11,7 @@ from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import Topic
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.options import build, option, options_of
 from owl_compress.pages.words import number_format

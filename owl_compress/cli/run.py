@@ -13,7 +13,8 @@ from owl_compress.cli.task_tables import accuracy_change_table
 from owl_compress.cli.tune import scheme_table
 from owl_compress.consent import Consent
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import Recipe, Topic, is_recipe
+from owl_compress.documents.recipe import Recipe, is_recipe
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # a refusal must not wait for torch

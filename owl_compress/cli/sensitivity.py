@@ -8,7 +8,7 @@ from owl_compress.cli.console import Output
 from owl_compress.cli.tables import sensitivity_table
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
-from owl_compress.documents.recipe import Topic
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.documents.sensitivity import SensitivityProfile
 
 SENSITIVITY_TOPICS = (

@@ -9,7 +9,7 @@ from owl_compress.cli.console import Output
 from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file, write_together
-from owl_compress.documents.recipe import Topic
+from owl_compress.documents.recipe_fields import Topic
 from owl_compress.documents.tuning import TriedCandidate, TuningDocument
 from owl_compress.errors import RequestError
 from owl_compress.pages.words import number_format

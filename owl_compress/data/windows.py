@@ -23,7 +23,7 @@ from owl_compress.data.window_checks import (
 )
 from owl_compress.documents.protocols import with_protocol
 from owl_compress.documents.provenance import CalibrationRecord
-from owl_compress.documents.recipe import DEFAULT_SAMPLES
+from owl_compress.documents.recipe_fields import DEFAULT_SAMPLES
 from owl_compress.errors import RequestError
 from owl_compress.progress import SILENT, Progress
 

@@ -17,7 +17,9 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from owl_compress.consent import CONSENT_NAMES
-from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, option_name, plain_name
+from owl_compress.documents.option_names import option_name, plain_name
+from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
+from owl_compress.documents.recipe_fields import BUDGETS
 from owl_compress.documents.strict_json import read_text
 from owl_compress.documents.yaml12 import key_lines, load_plain
 from owl_compress.errors import RequestError, nearest, shown

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them: 300MB, 0.3GB, 250MiB, 120ms."""
+"""Sizes, times and numbers of tokens as people write them: 300MB, 0.3GB, 250MiB, 120ms, 60k."""
 
 import re
 from decimal import Decimal
@@ -12,6 +12,8 @@ _BYTES = {
 }
 _SECONDS = {"": Decimal(1), "s": Decimal(1), "ms": Decimal("1e-3"), "us": Decimal("1e-6")}
 _MOST_BYTES = 2**63
+_THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([km]?)", re.IGNORECASE)
 
 
 def parsed_bytes(text: str) -> int:
@@ -51,3 +53,9 @@ def _split(text: str, what: str) -> tuple[Decimal, str]:
     if found is None:
         raise ValueError(what)
     return Decimal(found[1] + (found[2] or "")), found[3].lower()
+
+
+def n_tokens(text: str) -> int:
+    """The number that 60000, 60k or 1.5M stands for; 0 for what is no number."""
+    found = _TOKENS.fullmatch(text.strip())
+    return round(float(found[1]) * _THOUSANDS[found[2].lower()]) if found else 0

@@ -13,7 +13,8 @@ from pydantic import JsonValue
 from owl_compress.documents.comparison import Row, Status, by_group
 from owl_compress.documents.grid import varying
 from owl_compress.documents.labels import label
-from owl_compress.documents.recipe import BUDGETS, option_name
+from owl_compress.documents.option_names import option_name
+from owl_compress.documents.recipe_fields import BUDGETS
 from owl_compress.documents.units import Unit
 from owl_compress.pages.seeds import Figure, Method, Spread, methods_of
 from owl_compress.pages.words import as_asked, asked_name

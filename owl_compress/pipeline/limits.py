@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from owl_compress.allocators import Target
 from owl_compress.documents.costs import CostTable, Phase
 from owl_compress.documents.quantities import parsed_bytes, parsed_seconds
-from owl_compress.documents.recipe import LIMITS, Recipe
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import LIMITS
 from owl_compress.documents.units import BitsGrid, Unit
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.methods import BACKENDS

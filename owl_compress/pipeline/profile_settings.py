@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from owl_compress.allocators import Target
-from owl_compress.documents.recipe import Recipe, n_tokens
+from owl_compress.documents.quantities import n_tokens
+from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError

@@ -15,7 +15,8 @@ from owl_compress.data.windows import TokenWindows, resolve_bos
 from owl_compress.device import resolve_device
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, DEFAULT_SAMPLES, Recipe
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES, DEFAULT_SAMPLES
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.importance.estimator import outline

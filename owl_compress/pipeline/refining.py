@@ -11,7 +11,9 @@ from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, TokenWindows, resolve_bos
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe, n_tokens
+from owl_compress.documents.quantities import n_tokens
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.models.limits import check_vocabulary, resolve_seq_len

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from owl_compress.allocators import Allocator, Source, Target, allocate, reads_damage
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.device import resolve_device
+from owl_compress.documents.option_names import option_name
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
-from owl_compress.documents.recipe import AVERAGES, BUDGETS, RECIPE_NAMES, Recipe, option_name
+from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
+from owl_compress.documents.recipe_fields import AVERAGES, BUDGETS
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError, nearest

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from owl_compress.documents.recipe import Recipe, option_name
+from owl_compress.documents.option_names import option_name
+from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.tasks import TaskOptions
 

@@ -16,7 +16,8 @@ from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows, read_texts
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.tasks import Tasks

@@ -6,7 +6,8 @@ from typing import Any
 
 from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.pipeline.execution import compress_

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from owl_compress.allocators import CHEAPEST, EQUAL_SHARES, Allocator, Target, Tunable, reads_damage
-from owl_compress.documents.recipe import Recipe, option_name
+from owl_compress.documents.option_names import option_name
+from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError, nearest
 from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS
 

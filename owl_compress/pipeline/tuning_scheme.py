@@ -7,7 +7,7 @@ from typing import Any
 
 from owl_compress.compression.contract import Backend
 from owl_compress.data.windows import TokenWindows
-from owl_compress.documents.recipe import n_tokens
+from owl_compress.documents.quantities import n_tokens
 from owl_compress.documents.tuning import TuningRound
 from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DEFAULT_POSITIONS

@@ -10,7 +10,8 @@ import torch
 from owl_compress.consent import Consent
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device
-from owl_compress.documents.recipe import DEFAULT_MEASURE_SAMPLES, Recipe
+from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_, make_plan, run

@@ -13,7 +13,9 @@ from owl_compress.allocators import reads_damage
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.grid import Grid, GridNames, Options, varying
 from owl_compress.documents.labels import label
-from owl_compress.documents.recipe import BUDGETS, RECIPE_NAMES, Recipe, Topic, option_name
+from owl_compress.documents.option_names import option_name
+from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
+from owl_compress.documents.recipe_fields import BUDGETS, Topic
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.comparison.labels import group_label
 from owl_compress.pipeline.comparison.measures import SETTINGS

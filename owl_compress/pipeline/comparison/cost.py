@@ -15,7 +15,8 @@ from owl_compress.compression.contract import Backend, GradientReader
 from owl_compress.compression.gradient_memory import windows_of_gradients
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.comparison import ROWS
-from owl_compress.documents.recipe import DEFAULT_SAMPLES, n_tokens
+from owl_compress.documents.quantities import n_tokens
+from owl_compress.documents.recipe_fields import DEFAULT_SAMPLES
 from owl_compress.documents.row_log import RowLog
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import placed

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pydantic import JsonValue
 
 from owl_compress.documents.labels import label
+from owl_compress.documents.option_names import option_name
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.recipe import BUDGETS, option_name
+from owl_compress.documents.recipe_fields import BUDGETS
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.pipeline.request import Request
 
