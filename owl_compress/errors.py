@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_SHOWN = 120
+_MOST_NAMES, _NEAREST_NAMES = 40, 5
 
 
 class RequestError(Exception):
@@ -20,10 +21,18 @@ class RequestError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint "did you mean 'x'?" for the known name nearest to `name`, else the list of all known names."""
+    """The hint "did you mean 'x'?" for the known name nearest to `name`, else the list of all known names.
+
+    Where they are more than fit a line, of all of them the few that are nearest.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(names)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    if len(names) <= _MOST_NAMES:
+        return "known: " + ", ".join(names)
+    close = difflib.get_close_matches(name, names, n=_NEAREST_NAMES, cutoff=0.0)
+    return f"of {len(names)} known names the nearest are {', '.join(close)}"
 
 
 def first_problem(error: "ValidationError") -> str:

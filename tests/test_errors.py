@@ -36,6 +36,12 @@ def test_the_nearest_name_is_offered_or_else_all_of_them(name: str, hint: str) -
     assert nearest(name, iter(["wanda", "sparsegpt", "rtn"])) == hint
 
 
+def test_of_many_names_the_few_nearest_are_offered() -> None:
+    assert nearest("zz1", [f"name-{number}" for number in range(99)]) == (
+        "of 99 known names the nearest are name-1, name-91, name-81, name-71, name-61"
+    )
+
+
 def test_nothing_known_is_said_so() -> None:
     assert nearest("wanda", ()) == "known: "
 

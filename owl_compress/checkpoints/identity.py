@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+from owl_compress.checkpoints.files import unreadable
 from owl_compress.checkpoints.hub import quietly_explained
 from owl_compress.checkpoints.loading import locate
 
@@ -28,23 +29,30 @@ def checkpoint_key(source: str, *, revision: str | None = None, allow_pickle: bo
     if found.gguf:
         return f"gguf {_digest([folder / found.gguf])}"
     files = sorted(one for one in folder.iterdir() if one.suffix in _KINDS and one.name not in _OURS)
-    return f"folder {_digest(files)}"
+    return f"folder {_digest([one for one in files if one.is_file()])}"
 
 
 def _commit(hub_id: str, source: str, revision: str | None) -> str:
     """The commit that a branch or tag stands for, as the cache has it, or the hub."""
-    cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
-    if not isinstance(cached, str):
-        with quietly_explained(source):
+    with quietly_explained(source):  # the cache refuses what is no name of the hub, too
+        cached = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+        if not isinstance(cached, str):
             cached = hf_hub_download(hub_id, "config.json", revision=revision)
     return Path(cached).parent.name
 
 
 def _digest(files: list[Path]) -> str:
-    """sha256 of the names and contents of `files`."""
+    """sha256 of the names and contents of `files`.
+
+    Raises:
+        RequestError: one of them cannot be read.
+    """
     whole = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
         whole.update(f"{path.name} {content}\n".encode())
     return whole.hexdigest()

@@ -107,13 +107,22 @@ class Row(Frozen):
             raise ValueError(first_problem(error)) from error
 
 
+def is_whole(line: str) -> bool:
+    """Whether a line is JSON from its start to its end, be it a row or not."""
+    try:
+        json.loads(line.lstrip("\ufeff"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def read_rows(path: Path) -> tuple[Row, ...]:
     """The rows of a file, in the order in which their cells came first; of those of a cell, the last.
 
     A last line that is not whole, as a process that was killed leaves it, is passed over.
 
     Raises:
-        RequestError: unreadable, or a line before the last one that is no row.
+        RequestError: unreadable, or a whole line that is no row.
     """
     try:
         lines = read_text(path).split("\n")
@@ -127,7 +136,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
         try:
             row = Row.parse(line)
         except ValueError as error:
-            if number == last:
+            if number == last and not is_whole(line):
                 break
             raise RequestError(
                 f"{path}: line {number} is no row ({error}): take it out, and its cell runs again"

@@ -7,6 +7,7 @@ grid itself names neither budget nor plan, it holds only what its cases share.
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -158,7 +159,8 @@ class _Branch:
                 if not budgets:
                     axes.append(budgets)
                 budgets += [one for one in options if one[name] is not None]
-        return axes
+        # Budgets that are all null are as good as not given: cells without one, which say so.
+        return [axis for axis in axes if axis]
 
     def _way(self, name: str, place: _Place) -> tuple[str | int, ...]:
         start: tuple[str | int, ...] = (CASES, self.case - 1) if name in self.own else ()
@@ -251,7 +253,7 @@ def _values(name: str, value: Any, where: str) -> list[Any]:
     if not value:
         raise RequestError(f"{where}{shown_name} has no values, which leaves no cell: name one at least")
     written = [json.dumps(one, sort_keys=True, default=str) for one in value]
-    twice = next((one for one in written if written.count(one) > 1), None)
+    twice = next((one for one, count in Counter(written).items() if count > 1), None)
     if twice is not None:
         raise RequestError(f"{where}{shown_name} has {twice} twice, which is the same cell twice: drop one")
     return list(value)

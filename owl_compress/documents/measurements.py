@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, computed_field
+from pydantic import Field, PositiveFloat, PositiveInt, computed_field
 
 from owl_compress.documents.document import Frozen, is_none
 from owl_compress.documents.provenance import CalibrationRecord
@@ -19,7 +19,7 @@ class PerplexityRecord(Frozen):
     window is. They are left out where the tokenizer does not tell which text a token stands for.
     """
 
-    perplexity: float
+    perplexity: PositiveFloat
     tokens: int
     windows: int
     seq_len: int

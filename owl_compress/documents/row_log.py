@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from owl_compress.documents.comparison import Row, read_rows
+from owl_compress.documents.comparison import Row, is_whole, read_rows
 from owl_compress.documents.disk import disk_errors
 from owl_compress.interrupts import undisturbed
 
@@ -101,14 +101,22 @@ def _locked(handle: int) -> Iterator[None]:
 
 
 def _end_of_whole_lines(handle: int) -> int:
-    """Where the last whole line ends, in bytes."""
-    end = os.lseek(handle, 0, os.SEEK_END)
+    """Where the last whole line ends, in bytes; a line that was cut may have got an end from an editor."""
+    end = _end_of_lines(handle, os.lseek(handle, 0, os.SEEK_END))
+    start = _end_of_lines(handle, end - 1)
+    os.lseek(handle, start, os.SEEK_SET)
+    last = os.read(handle, end - start).decode(errors="replace")
+    return end if not last.strip() or is_whole(last) else start
+
+
+def _end_of_lines(handle: int, end: int) -> int:
+    """Behind the last line break of the first `end` bytes."""
     step = 4096
-    start = end
+    start = max(0, end)
     while start > 0:
-        start = max(0, start - step)
+        start, stop = max(0, start - step), start
         os.lseek(handle, start, os.SEEK_SET)
-        place = os.read(handle, min(step, end - start)).rfind(b"\n")
+        place = os.read(handle, stop - start).rfind(b"\n")
         if place >= 0:
             return start + place + 1
     return 0

@@ -11,13 +11,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from math import expm1, fsum, log, sqrt
+from math import expm1, fsum, inf, log, sqrt
 
 from owl_compress.documents.comparison import Row, by_group
 from owl_compress.documents.grid import varying
 from owl_compress.documents.labels import label
 
 _CONFIDENCE = 0.95
+_SQUARED_SAFELY = 1e150
 SEED = "seed"
 
 
@@ -34,7 +35,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """The spread of at least one value."""
-        mean = fsum(values) / len(values)
+        mean = _mean(values)
         return cls(len(values), mean, _deviation(values, mean), min(values), max(values))
 
 
@@ -69,9 +70,9 @@ class Figure:
             return None
         scale: Callable[[float], float] = log if self.is_ratio else float
         differences = [scale(values[seed]) - scale(others[seed]) for seed in common]
-        mean = fsum(differences) / len(differences)
+        mean = _mean(differences)
         sd = _deviation(differences, mean)
-        back: Callable[[float], float] = expm1 if self.is_ratio else float
+        back: Callable[[float], float] = _as_ratio if self.is_ratio else float
         if sd is None:
             return Paired(len(common), back(mean), None, None, None, None)
         reach = _quantile(len(common) - 1) * sd / sqrt(len(common))
@@ -188,10 +189,28 @@ def method_name(row: Row) -> str:
     return " ".join(word for word in words if not word.startswith(f"{SEED}=")) or row.group
 
 
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return fsum(values) / len(values)
+    except OverflowError:  # the sum is beyond floats, the mean is not
+        return fsum(value / len(values) for value in values)
+
+
 def _deviation(values: Sequence[float], mean: float) -> float | None:
     if len(values) < 2:
         return None
-    return sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    deviations = [value - mean for value in values]
+    # A model that lost its mind has a perplexity whose square is beyond floats.
+    scale = max(map(abs, deviations)) if max(map(abs, deviations)) > _SQUARED_SAFELY else 1.0
+    return scale * sqrt(fsum((one / scale) ** 2 for one in deviations) / (len(values) - 1))
+
+
+def _as_ratio(difference: float) -> float:
+    """The relative change that a difference of logarithms stands for; inf where it is beyond floats."""
+    try:
+        return expm1(difference)
+    except OverflowError:
+        return inf
 
 
 @cache

@@ -97,6 +97,12 @@ def test_nothing_in_an_axis_leaves_the_option_out(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_budgets_that_are_nothing_leave_cells_without_one(tmp_path: Path) -> None:
+    assert cells("model: m\nsparsity: null\n", tmp_path) == [{"model": "m"}]
+    assert cells("model: m\nsparsity: [null]\nnm: null\n", tmp_path) == [{"model": "m"}]
+    assert cells("model: m\nsparsity: null\nnm: 2:4\n", tmp_path) == [{"model": "m", "nm": "2:4"}]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -123,3 +129,8 @@ def test_what_cannot_be_meant_is_refused_with_its_line(text: str, message: str, 
 def test_more_cells_than_anybody_has_time_for_are_refused(tmp_path: Path) -> None:
     seeds = list(range(101))
     assert "has 10,201 cells" in refusal(f"model: m\nseed: {seeds}\nsamples: {seeds}\n", tmp_path)
+
+
+def test_a_long_list_is_looked_through_in_no_time() -> None:
+    with pytest.raises(RequestError, match="has 100,000 cells"):
+        Grid.of({"model": "m", "sparsity": 0.5, "seed": list(range(100_000))}, NAMES)

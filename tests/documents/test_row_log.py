@@ -41,6 +41,20 @@ def test_half_a_line_goes_when_the_next_row_is_written(n_left: int, tmp_path: Pa
     assert all(line.endswith("}") for line in log.path.read_text().splitlines())
 
 
+def test_half_a_line_goes_even_with_an_end_and_what_is_whole_stays(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    log.append(row("a"))
+    with log.path.open("a") as file:
+        file.write(row("b", reason="x" * 9000).line()[:5000] + "\n")
+    assert [one.cell for one in log.rows()] == ["a"]
+    log.append(row("c"))
+    assert [one.cell for one in log.rows()] == ["a", "c"]
+    with log.path.open("a") as file:
+        file.write('{"schema": "owl-compress/row/9"}\n')
+    with pytest.raises(RequestError, match="line 3 is no row"):
+        log.rows()
+
+
 def test_what_comes_after_half_a_line_is_news(tmp_path: Path) -> None:
     log = RowLog(tmp_path / "rows.jsonl")
     assert log.size == 0

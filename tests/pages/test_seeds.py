@@ -1,6 +1,6 @@
 """What seeds do: spreads, and paired comparisons with the baseline of a group."""
 
-from math import exp, log
+from math import exp, inf, log
 from statistics import mean, stdev
 from typing import Any
 
@@ -37,6 +37,14 @@ def test_spread_is_that_of_the_values() -> None:
     assert (spread.n, spread.mean, spread.low, spread.high) == (3, mean(UNIFORM), 40.0, 44.0)
     assert spread.sd == pytest.approx(stdev(UNIFORM))
     assert Spread.of([1.0]).sd is None
+
+
+def test_what_is_beyond_floats_is_told_all_the_same() -> None:
+    spread = Spread.of([1e308, 1e308, 1.0])
+    assert (spread.mean, spread.sd) == pytest.approx((2 / 3 * 1e308, 3**-0.5 * 1e308))
+    lost = [row("owl", seed, one) for seed, one in enumerate((1e-300, 1e300, 40.0))]
+    paired = methods_of([*ROWS[:3], *lost])[1].against["perplexity t"]
+    assert (paired.low, paired.high, paired.is_told_apart) == (-1.0, inf, False)
 
 
 def test_methods_are_compared_in_pairs_of_equal_seeds_by_the_logarithm() -> None:

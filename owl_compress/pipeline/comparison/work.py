@@ -162,8 +162,9 @@ class Work:
         self.append(row)
 
     def append(self, row: Row) -> None:
-        """Write a row down, and tell of it."""
+        """Write a row down, and tell of it; settled by that, whatever becomes of the file."""
         self.log.append(row)
+        self._settled.add(row.cell)
         self.watch.ended(row)
 
     def row(self, place: int, status: Status, reason: str) -> Row:
