@@ -36,6 +36,7 @@ class Cell:
         request: the same resolved; None where it cannot be satisfied.
         refusal: why not, in one line.
         is_dense: whether the model is left as it is: then of the request only model and evaluation count.
+        said: what the grid says for it; `settings` have the defaults besides, where there is a request.
         axes: what varies in the grid, and its value here.
         name: of these values.
         group: of what has to spend the same.
@@ -45,6 +46,7 @@ class Cell:
     request: Request | None
     refusal: str | None = None
     is_dense: bool = False
+    said: Mapping[str, JsonValue] = field(default_factory=dict)
     axes: Mapping[str, JsonValue] = field(default_factory=dict)
     name: str = ""
     group: str = ""
@@ -142,16 +144,16 @@ def _reads_damage(allocator: Any) -> bool:
 
 def _resolved(options: Options, folder: Path, consent: Consent, place: Place) -> tuple[Cell, str]:
     """The cell, and what makes it the same as another one."""
-    settings = {option_name(name): value for name, value in options.items()}
+    said = settings = {option_name(name): value for name, value in options.items()}
     identity = json.dumps(settings, sort_keys=True, default=str)
     try:
         recipe = Recipe.from_options(options, "options").beside(folder)
         identity = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
         settings = recipe.settings
         recipe = recipe.model_copy(update={"device": place.of(recipe.device)})
-        return Cell(settings, Request.of(recipe, consent=consent)), identity
+        return Cell(settings, Request.of(recipe, consent=consent), said=said), identity
     except RequestError as error:
-        return Cell(settings, None, " ".join(str(error).split())), identity
+        return Cell(settings, None, " ".join(str(error).split()), said=said), identity
 
 
 def _with_dense(cells: Sequence[Cell]) -> list[Cell]:
@@ -199,8 +201,7 @@ _OF_DENSE = _of_dense()
 
 def _named(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     cells = list(cells)
-    compressed = [cell.settings for cell in cells if not cell.is_dense]
-    names = [name for name in varying(compressed) if name != "device"]
+    names = [name for name in _varying([cell for cell in cells if not cell.is_dense]) if name != "device"]
     labelled = []
     for cell in cells:
         axes = {name: cell.settings[name] for name in names if name in cell.settings}
@@ -217,6 +218,15 @@ def _named(cells: Iterable[Cell]) -> tuple[Cell, ...]:
         name = label(axes) or label({"allocator": cell.settings.get("allocator")}) or group
         labelled.append(replace(cell, axes=axes, name=name, group=group))
     return tuple(labelled)
+
+
+def _varying(cells: Sequence[Cell]) -> list[str]:
+    """What tells the cells apart; what a refused one leaves out, such as a default, tells it from none."""
+    resolved = [cell.settings for cell in cells if cell.request is not None]
+    if len(resolved) == len(cells):
+        return list(varying(resolved))
+    telling = {*varying(resolved), *varying([cell.said for cell in cells])}
+    return [name for name in varying([cell.settings for cell in cells]) if name in telling]
 
 
 _BUDGET_NAMES = frozenset(map(option_name, BUDGETS))

@@ -36,6 +36,17 @@ def test_cells_of_a_model_stand_together_behind_it() -> None:
     assert found == ["dense a", "a uniform", "a owl", "dense b", "b uniform", "b owl"]
 
 
+def test_a_refused_cell_does_not_lengthen_the_names_of_the_others() -> None:
+    found = cells(sparsity=[0.5, 1.5], allocator=["uniform", "owl"], data="other.txt")
+    assert [cell.name for cell in found if cell.request is not None] == [
+        "dense", "sparsity=0.5 uniform", "sparsity=0.5 owl",
+    ]  # fmt: skip
+    assert [cell.name for cell in found if cell.request is None] == [
+        "sparsity=1.5 uniform", "sparsity=1.5 owl",
+    ]  # fmt: skip
+    assert {cell.group for cell in found} == {"dense", "wanda sparsity=0.5", "wanda sparsity=1.5"}
+
+
 def test_an_option_counts_in_the_cells_that_have_it() -> None:
     found = names(sparsity=0.5, allocator=["uniform", "owl"], lam=[0.05, 0.08])
     assert found == ["dense", "uniform", "owl lam=0.05", "owl lam=0.08"]
