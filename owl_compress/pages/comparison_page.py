@@ -141,8 +141,19 @@ def _left_out(rows: Sequence[Row]) -> list[Part]:
     return [table] if table else []
 
 
+def _seen_by(some: Sequence[Row], rows: Sequence[Row], *, is_drawn: bool) -> str:
+    """What tells the rows that saw one selection of a text from those that saw another."""
+    models, seeds = (
+        ", ".join(dict.fromkeys(map(str, values)))
+        for values in ([row.recipe.get("model") for row in some], [row.seed for row in some])
+    )
+    several = len({str(row.recipe.get("model")) for row in rows}) > 1
+    return (f" for {models}" if several else "") + (f" by seed {seeds}" if is_drawn else "")
+
+
 def _made(rows: Sequence[Row], grid: str | None) -> list[Part]:
     facts: dict[str, dict[str, None]] = {}
+    texts: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         made = row.provenance
         facts.setdefault("command", {})[made.command] = None
@@ -151,8 +162,12 @@ def _made(rows: Sequence[Row], grid: str | None) -> list[Part]:
             ", ".join(f"{name} {value}" for name, value in made.machine.items())
         ] = None
         for text, digest in made.texts.items():
-            facts.setdefault(f"tokens of {text}, sha256", {})[digest] = None
+            texts.setdefault((text, digest), []).append(row)
     pairs = [(name, value) for name, values in facts.items() for value in values]
+    several = {text for text, _ in texts if sum(text == other for other, _ in texts) > 1}
+    for (text, digest), seen_by in texts.items():
+        whose = _seen_by(seen_by, rows, is_drawn=text == "calib") if text in several else ""
+        pairs.append((f"tokens of {text}{whose}, sha256", digest))
     parts: list[Part] = [Facts(pairs)]
     if grid:
         parts += [Prose("The grid:"), Code(grid.strip())]

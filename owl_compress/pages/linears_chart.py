@@ -101,7 +101,8 @@ def _tick_blocks(axes: Axes, blocks: Sequence[str]) -> None:
     labels = block_labels(blocks)
     last = len(blocks) - 1
     axes.set_xlim(-0.6, last + 0.6)
-    places = sorted({round(last * step / (_TICKS - 1)) for step in range(_TICKS)})
+    ticks = len(blocks) if len(blocks) <= 2 * _TICKS else _TICKS
+    places = sorted({round(last * step / max(1, ticks - 1)) for step in range(ticks)})
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_major_formatter(
         FuncFormatter(lambda place, _: labels[round(place)] if 0 <= round(place) <= last else "")

@@ -157,6 +157,21 @@ def test_a_page_says_who_is_best_and_whether_by_more_than_seeds_do() -> None:
         assert told in html
 
 
+def test_of_texts_that_differ_a_page_says_whose_they_are() -> None:
+    def row(model: str, seed: int) -> Row:
+        texts = {"calib": f"drawn {model} {seed}", "data test.txt": f"read {model}"}
+        made = MADE.model_copy(update={"texts": texts})
+        one = row_of("owl", 0.5, seed, 30.0, provenance=made)
+        return one.model_copy(update={"recipe": one.recipe | {"model": model}})
+
+    html = comparison_page([row("a/model", 0), row("a/model", 1)])
+    for told in ("calib by seed 0,", "calib by seed 1,", "data test.txt,"):
+        assert f"tokens of {told} sha256" in html
+    html = comparison_page([row("a/model", 0), row("b/model", 0)])
+    for told in ("calib for a/model by seed 0,", "data test.txt for a/model,", "data test.txt for b/model,"):
+        assert f"tokens of {told} sha256" in html
+
+
 def test_accuracy_and_agreement_have_pictures_of_their_own() -> None:
     agreement = AgreementRecord(
         kl=0.5, top1=0.8, positions=10, against="dense", data="test.txt", windows=1, seq_len=16, bos="first"
