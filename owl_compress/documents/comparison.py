@@ -20,6 +20,9 @@ ROWS, GRID, TABLE, SHEET, SUMMARY, PAGE, SHARED = (
 )  # fmt: skip
 """What a folder of results holds."""
 
+CELLS = "cells.json"
+"""In `SHARED`: the fingerprints of the cells of the grid, in its order; rows may be of earlier grids, too."""
+
 
 class Status(StrEnum):
     """What became of a cell."""

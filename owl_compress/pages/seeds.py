@@ -178,7 +178,10 @@ def _by_seed(rows: Sequence[Row], figure: Figure) -> dict[int, float]:
 
 
 def _method_key(row: Row) -> str:
-    return json.dumps({name: value for name, value in row.axes.items() if name != SEED}, sort_keys=True)
+    """All that a row was made by but the seed; rows of several grids may differ in what is no axis of any."""
+    settings = {name: value for name, value in row.recipe.items() if name != "device"}
+    told = [{name: one for name, one in given.items() if name != SEED} for given in (row.axes, settings)]
+    return json.dumps(told, sort_keys=True)
 
 
 def method_name(row: Row) -> str:

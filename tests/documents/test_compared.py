@@ -37,6 +37,16 @@ def test_rows_are_read_up_to_one_that_was_cut_and_judged_by_their_group(folder: 
         assert found.baseline == "owl"
 
 
+def test_rows_of_other_grids_are_left_out_where_the_folder_says_which_are_of_the_last(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    cells = folder / "shared" / "cells.json"
+    cells.write_text('["b", "not yet there"]')
+    assert [one.cell for one in read_comparison(folder).rows] == ["b"]
+    assert [one.cell for one in read_comparison(folder / "rows.jsonl").rows] == ["a", "b"]
+    cells.write_text('["b", ')
+    assert [one.cell for one in read_comparison(folder).rows] == ["a", "b"]
+
+
 def test_a_grid_that_is_missing_or_broken_costs_nothing_but_itself(folder: Path) -> None:
     (folder / "grid.yaml").write_text("baseline: [")
     assert read_comparison(folder).baseline == "uniform"

@@ -61,6 +61,16 @@ def test_methods_are_compared_in_pairs_of_equal_seeds_by_the_logarithm() -> None
     assert paired.is_told_apart is bool(interval.high < 0)
 
 
+def test_rows_that_differ_in_what_is_no_axis_are_no_seeds_of_each_other() -> None:
+    more = [
+        row("owl", seed, 90.0, recipe={"allocator": "owl", "seed": seed, "samples": 8}, cell=f"more {seed}")
+        for seed in range(3)
+    ]
+    _, owl, other = methods_of([*ROWS, *more])
+    assert (len(owl.rows), owl.spreads["perplexity t"].mean) == (3, mean(OWL))
+    assert (len(other.rows), other.spreads["perplexity t"].sd) == (3, 0)
+
+
 @pytest.mark.parametrize(("owl", "is_told_apart"), [((30.0, 33.1, 31.4), True), ((36.0, 48.0, 42.0), False)])
 def test_a_difference_is_told_from_chance_where_the_interval_leaves_zero_out(
     owl: tuple[float, ...], is_told_apart: bool

@@ -1,11 +1,12 @@
 """The folder of a comparison: begun with its grid, ended with tables of its rows."""
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
-from owl_compress.documents.comparison import GRID, PAGE, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
+from owl_compress.documents.comparison import CELLS, GRID, PAGE, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
 from owl_compress.documents.disk import disk_errors, write_text
 from owl_compress.documents.outputs import is_empty
 from owl_compress.errors import RequestError
@@ -31,6 +32,15 @@ def prepare_folder(out: Path, grid: str) -> None:
             )
         (out / SHARED).mkdir(parents=True, exist_ok=True)
     write_text(out / GRID, grid)
+
+
+def note_cells(out: Path, keys: Sequence[str]) -> None:
+    """Write down which rows are those of the grid, whatever others the folder may hold.
+
+    Raises:
+        RequestError: the disk is full, or the file cannot be written.
+    """
+    write_text(out / SHARED / CELLS, json.dumps(keys, indent=1) + "\n")
 
 
 def await_folder(out: Path, grid: str) -> None:

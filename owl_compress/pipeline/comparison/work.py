@@ -19,6 +19,7 @@ from owl_compress.pipeline.comparison.claims import Claims
 from owl_compress.pipeline.comparison.figures import Figures
 from owl_compress.pipeline.comparison.identified import Identified
 from owl_compress.pipeline.comparison.provenance import provenance
+from owl_compress.pipeline.comparison.results import note_cells
 from owl_compress.pipeline.comparison.share import Share
 from owl_compress.pipeline.comparison.shared import Shared
 from owl_compress.pipeline.comparison.texts import Texts
@@ -93,6 +94,8 @@ class Work:
             return
         self._has_begun = True
         known = {row.cell: row for row in self.log.rows()}
+        if self.share.leads:
+            note_cells(self.out, self.keys)
         kept = self._kept(known)
         self._settled |= {row.cell for row in kept}
         self.watch.begin(self.comparison.cells, kept)
