@@ -1,7 +1,4 @@
-"""Our loader as a model of lm-eval: `lm_eval run --model owl-compress --model_args pretrained=OUT`.
-
-Imported by lm-eval, which finds it through `owl_compress.lm_eval_plugin`.
-"""
+"""Our loader as a model of lm-eval, of the type owl-compress; `owl_compress.lm_eval` makes it known there."""
 
 from inspect import signature
 from typing import Any
@@ -13,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from owl_compress.device import resolve_device
 from owl_compress.errors import RequestError, nearest
 from owl_compress.evaluation.harness import LiveModel
-from owl_compress.lm_eval_plugin import NAME
+from owl_compress.lm_eval import NAME
 from owl_compress.pipeline.stages import load
 
 _OF_LOADING = frozenset(

@@ -1,10 +1,9 @@
-"""A plain lm-eval scores whatever we load, as the model type owl-compress."""
+"""lm-eval scores whatever we load, as the model type owl-compress."""
 
 import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import owl_compress.lm_eval as way_in
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.tasks import TaskOptions, accuracy
@@ -21,7 +21,6 @@ from owl_compress.pipeline.stages import load
 
 pytestmark = pytest.mark.skipif(not find_spec("lm_eval"), reason="accuracy on tasks needs the extra 'eval'")
 
-ROOT = Path(__file__).parents[2]
 MakeRecipe = Callable[..., Recipe]
 SAMPLES = [
     {"question": f"What is {n}?", "choices": ["one", "two", "a few"], "label": n % 3} for n in range(9)
@@ -109,13 +108,11 @@ def test_what_cannot_be_meant_is_refused(here: Path, arguments: dict[str, Any], 
     assert message in str(caught.value)
 
 
-def test_the_way_in_is_declared_and_leads_to_the_model() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["entry-points"]["torch.backends"] == {"owl_compress": "owl_compress.lm_eval_plugin:offer"}
+def test_the_type_is_known_to_lm_eval_once_it_is_offered() -> None:
     with undisturbed_process():
         from lm_eval.api.registry import get_model
 
-        from owl_compress.lm_eval_plugin import offer
+        from owl_compress.lm_eval import offer
         from owl_compress.pipeline.lm_eval_model import OwlCompressLM
 
         offer()
@@ -131,19 +128,22 @@ def python(code: str) -> str:
 
 def test_lm_eval_keeps_the_models_of_its_own() -> None:
     code = (
-        "import lm_eval; from owl_compress.lm_eval_plugin import offer; offer(); import sys; "
+        "import lm_eval; from owl_compress.lm_eval import offer; offer(); import sys; "
         "from lm_eval.api.registry import model_registry; "
         "print('owl-compress' in model_registry, 'hf' in model_registry, 'torch' in sys.modules)"
     )
     assert python(code) == "True True False"
 
 
-def test_without_lm_eval_the_way_in_does_nothing() -> None:
-    code = (
-        "import sys; from owl_compress.lm_eval_plugin import offer; offer(); "
-        "print(sorted({'lm_eval', 'torch', 'pydantic', 'numpy'} & sys.modules.keys()))"
-    )
-    assert python(code) == "[]"
+def test_without_lm_eval_the_way_in_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(way_in, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit) as ended:
+        way_in.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install 'owl-compress[eval]'" in line
 
 
 @pytest.mark.slow
@@ -151,7 +151,16 @@ def test_the_command_line_of_lm_eval_finds_what_ours_finds(
     recipe: MakeRecipe, numbers: Path, here: Path
 ) -> None:
     run(recipe("structured", prune_ratio=0.4, round_to=8), "OUT")
-    harness = [sys.executable, "-m", "lm_eval", "run", "--tasks", "numbers.yaml", "--output_path", "found"]
+    harness = [
+        sys.executable,
+        "-m",
+        "owl_compress.lm_eval",
+        "run",
+        "--tasks",
+        "numbers.yaml",
+        "--output_path",
+        "found",
+    ]
     model = ["--model", "owl-compress", "--model_args", "pretrained=OUT", "--batch_size", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
