@@ -104,6 +104,8 @@ def _paired(paired: Paired | None, figure: Figure) -> str:
 def _of_seeds(methods: Iterable[Method], baseline: str) -> list[str]:
     """How spreads and differences are to be read, as far as there are any."""
     methods = list(methods)
+    if methods and not any(method.is_baseline for method in methods):
+        return [f"No cell is of allocator `{plain(baseline)}`, the baseline: nothing is compared with it."]
     if not any(method.against for method in methods):
         return []
     text = f"Differences are from `{baseline}` in the same group, perplexities in percent."

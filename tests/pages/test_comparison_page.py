@@ -15,6 +15,7 @@ from owl_compress.documents.measurements import AgreementRecord, PerplexityRecor
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_page import comparison_page
+from owl_compress.pages.comparison_tables import comparison_table
 from owl_compress.pages.families import families_of
 from owl_compress.pages.quality_chart import looks_of
 from owl_compress.pages.seeds import figures_of
@@ -219,3 +220,21 @@ def test_in_a_browser_all_is_drawn_and_every_cell_is_sorted(
     assert seeds == [*"0" * 9, *"1" * 9, *"2" * 9, "–"]
     assert chromium.messages == []
     assert set(chromium.requests) == {path.as_uri()}
+
+
+@pytest.mark.parametrize(
+    ("methods", "baseline", "said"),
+    [
+        (("uniform", "owl"), "uniform", "Differences are from `uniform`"),
+        (("owl", "linear-depth"), "uniform", "No cell is of allocator `uniform`, the baseline"),
+        (("uniform", "owl"), "er-plus", "No cell is of allocator `er-plus`, the baseline"),
+        (("uniform",), "uniform", ""),
+    ],
+)
+def test_the_tables_say_what_methods_are_compared_with_or_that_it_is_missing(
+    methods: Sequence[str], baseline: str, said: str
+) -> None:
+    text = comparison_table(grid(methods), baseline)
+    assert said in text
+    assert ("Differences are from" in text) == said.startswith("Differences")
+    assert ("the baseline" in text) == said.endswith("the baseline")
