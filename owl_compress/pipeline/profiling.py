@@ -40,11 +40,12 @@ from owl_compress.pipeline.request import backend_of, check_options
 from owl_compress.pipeline.session import (
     Session,
     calibration_options,
+    loaded_for,
     read_damage_text,
     read_text,
 )
-from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of, load
-from owl_compress.progress import SILENT, Progress, shown
+from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of
+from owl_compress.progress import SILENT, Progress
 
 Told = Callable[[str], None]
 """Who is told in a line what is about to be done."""
@@ -273,15 +274,7 @@ class Profiling:
             options = calibration_options(recipe)
             text = read_text(options)
             damage_text = text if recipe.damage_data is None else read_damage_text(recipe)
-            loading = partial(
-                load,
-                recipe.model,
-                dtype=recipe.dtype,
-                device=resolve_device(recipe.device),
-                revision=recipe.revision,
-                **self.consent.as_options,
-            )
-            loaded = shown(progress, "loading", loading)
+            loaded = loaded_for(recipe, resolve_device(recipe.device), self.consent, progress)
             structure = find_structure(loaded.model)
             check_covered(coverage_of(structure), partial=recipe.partial)
             subject = Subject(

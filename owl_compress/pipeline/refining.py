@@ -9,7 +9,7 @@ from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
-from owl_compress.data.windows import CalibrationOptions, TokenWindows, resolve_bos
+from owl_compress.data.windows import TokenWindows, resolve_bos
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.quantities import n_tokens
 from owl_compress.documents.recipe import Recipe
@@ -21,7 +21,7 @@ from owl_compress.pipeline.feasibility import check_plan
 from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
-from owl_compress.pipeline.session import Session, read_text
+from owl_compress.pipeline.session import Session, read_damage_text
 from owl_compress.progress import SILENT, Progress
 from owl_compress.refinement.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
 from owl_compress.refinement.refinement import refine_plan
@@ -172,13 +172,7 @@ class Refining:
         by_block(request.backend, _BY_OTHERS)
         text = None
         if asked.damage_data is not None or request.backend.statistic is None:
-            text = read_text(
-                CalibrationOptions(
-                    asked.damage_data or recipe.calib,
-                    text_field=recipe.text_field,
-                    chat_template=recipe.chat_template,
-                )
-            )
+            text = read_damage_text(asked)
         options = replace(
             options,
             part=asked.part,

@@ -5,6 +5,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
+import torch
+
 from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.narrow_config import stock_class
@@ -99,17 +101,8 @@ class Session:
         if request.measures_damage and (text is None or recipe.damage_data is not None):
             damage_text = read_damage_text(recipe)
         if loaded is None:
-            loading = partial(
-                load,
-                recipe.model,
-                dtype=recipe.dtype,
-                device=request.device,
-                revision=recipe.revision,
-                **request.consent.as_options,
-            )
-            loaded = shown(progress, "loading", loading)
-        structure = find_structure(loaded.model)
-        structure = replace(structure, notes=(*loaded.notes, *structure.notes))
+            loaded = loaded_for(recipe, request.device, request.consent, progress)
+        structure = noted_structure(loaded)
         if wanted is not None:
             calibration = calibration_windows(loaded, structure, wanted, text, progress)
         if calibration is not None and looks_at_text(request):
@@ -266,6 +259,29 @@ def looks_at_text(request: Request) -> bool:
     return _measures(request) or request.measures_damage or request.backend.statistic is not None
 
 
+def loaded_for(recipe: Recipe, device: torch.device, consent: Consent, progress: Progress) -> LoadedModel:
+    """The model that a recipe names, loaded.
+
+    Raises:
+        RequestError: see `owl_compress.load`.
+    """
+    loading = partial(
+        load,
+        recipe.model,
+        dtype=recipe.dtype,
+        device=device,
+        revision=recipe.revision,
+        **consent.as_options,
+    )
+    return shown(progress, "loading", loading)
+
+
+def noted_structure(loaded: LoadedModel) -> ModelStructure:
+    """The blocks and linears of a model, with what was noted while it was loaded."""
+    structure = find_structure(loaded.model)
+    return replace(structure, notes=(*loaded.notes, *structure.notes))
+
+
 def read_text(options: CalibrationOptions) -> Text | Chats:
     """The text that options of calibration name.
 
@@ -278,16 +294,19 @@ def read_text(options: CalibrationOptions) -> Text | Chats:
     return text
 
 
+def damage_text_options(recipe: Recipe) -> CalibrationOptions:
+    """The text that the recipe wants windows of damage from; that of the calibration, if it names none."""
+    source = recipe.calib if recipe.damage_data is None else recipe.damage_data
+    return CalibrationOptions(source, text_field=recipe.text_field, chat_template=recipe.chat_template)
+
+
 def read_damage_text(recipe: Recipe) -> Text | Chats:
-    """The text that the recipe wants windows of damage from; that of the calibration, if it names none.
+    """The same, read.
 
     Raises:
         RequestError: see `owl_compress.data.text.load_text`.
     """
-    source = recipe.calib if recipe.damage_data is None else recipe.damage_data
-    return read_text(
-        CalibrationOptions(source, text_field=recipe.text_field, chat_template=recipe.chat_template)
-    )
+    return read_text(damage_text_options(recipe))
 
 
 def calibration_options(recipe: Recipe) -> CalibrationOptions:

@@ -3,8 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
@@ -13,12 +12,19 @@ from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.evaluation.agreement import DensePredictions, dense_predictions
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.snapshot import ModelSnapshot
-from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.models.structure import ModelStructure
 from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.request import Request
-from owl_compress.pipeline.session import Session, calibration_options, looks_at_text
-from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
-from owl_compress.progress import SILENT, Progress, shown
+from owl_compress.pipeline.session import (
+    Session,
+    calibration_options,
+    damage_text_options,
+    loaded_for,
+    looks_at_text,
+    noted_structure,
+)
+from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of
+from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 
 
@@ -62,17 +68,8 @@ class Bench:
         """
         recipe = request.recipe
         check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
-        loading = partial(
-            load,
-            recipe.model,
-            dtype=recipe.dtype,
-            device=request.device,
-            revision=recipe.revision,
-            **request.consent.as_options,
-        )
-        loaded = shown(progress, "loading", loading)
-        structure = find_structure(loaded.model)
-        structure = replace(structure, notes=(*loaded.notes, *structure.notes))
+        loaded = loaded_for(recipe, request.device, request.consent, progress)
+        structure = noted_structure(loaded)
         identity = identity_of(loaded, structure)
         snapshot = ModelSnapshot.of(loaded.model)
         return cls(loaded, structure, identity, snapshot, texts, texts.model(recipe), progress, announce)
@@ -104,11 +101,7 @@ class Bench:
         check_covered(coverage_of(structure), partial=recipe.partial)
         damage_text = None
         if request.measures_damage:
-            source = recipe.calib if recipe.damage_data is None else recipe.damage_data
-            options = CalibrationOptions(
-                source, text_field=recipe.text_field, chat_template=recipe.chat_template
-            )
-            damage_text = self.texts.calibration(options)
+            damage_text = self.texts.calibration(damage_text_options(recipe))
         return Session(
             request,
             self.loaded,
