@@ -46,10 +46,10 @@ class Scoring:
         """The same in bytes of UTF-8."""
         return None if self.extents is None else int(self.extents[:, 1].sum())
 
-    def first(self, n_windows: int) -> "Scoring":
-        """That of the first windows alone."""
-        extents = None if self.extents is None else self.extents[:n_windows]
-        return Scoring(self.ranges[:n_windows], extents, self.stride, self.protocol)
+    def between(self, start: int, stop: int) -> "Scoring":
+        """That of the windows [start, stop) alone."""
+        extents = None if self.extents is None else self.extents[start:stop]
+        return Scoring(self.ranges[start:stop], extents, self.stride, self.protocol)
 
 
 @dataclass(frozen=True)

@@ -150,11 +150,15 @@ class TokenWindows:
 
     def first(self, samples: int) -> "TokenWindows":
         """The first `samples` windows, or all of them if there are fewer; a random sample stays one."""
-        ids = self.ids[:samples]
+        return self.between(0, samples)
+
+    def between(self, start: int, stop: int) -> "TokenWindows":
+        """The windows [start, stop), or as many of them as there are."""
+        ids = self.ids[start:stop]
         record = self.record.model_copy(
             update={"sequences": len(ids), "token_ids_sha256": token_ids_sha256(ids)}
         )
-        return TokenWindows(ids, record, self.scoring.first(len(ids)))
+        return TokenWindows(ids, record, self.scoring.between(start, stop))
 
 
 def sample_windows(

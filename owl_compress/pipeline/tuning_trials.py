@@ -1,23 +1,20 @@
 """Plans carried out on copies of the model, round by round, and what each of them did."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from owl_compress.compression.statistics import asked_statistics
-from owl_compress.data.windows import TokenWindows, token_ids_sha256
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.result import Result
 from owl_compress.documents.tuning import TuningRound
 from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DenseReference
+from owl_compress.pipeline.judging import CarryOut
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.tuning_choice import Damages
 from owl_compress.progress import SILENT
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.dense_statistics import gather_dense
-
-CarryOut = Callable[[Session, Plan], Result]
-"""Compresses the model of a session in place."""
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Contest:
             standing = self._first(standing, one.plans)
             end = start + one.judging_windows
             what = f"trying plans {number}/{len(rounds)}" if len(rounds) > 1 else "trying plans"
-            self._try(standing, one, _between(self.judging, start, end), what)
+            self._try(standing, one, self.judging.between(start, end), what)
             standing = [contestant for contestant in standing if contestant.reason is None]
             if not standing:
                 raise RequestError(f"no plan can be carried out: {contestants[0].reason}")
@@ -124,9 +121,3 @@ class Contest:
             )
             session.keep(gather_dense(walk, windows.record, names))
         return session
-
-
-def _between(windows: TokenWindows, start: int, end: int) -> TokenWindows:
-    ids = windows.ids[start:end]
-    changed = {"sequences": len(ids), "token_ids_sha256": token_ids_sha256(ids)}
-    return TokenWindows(ids, windows.record.model_copy(update=changed))
