@@ -9,9 +9,8 @@ from owl_compress.allocators.groups import partition
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.compression.contract import Backend, CheckpointBackend
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
-from owl_compress.data.windows import TokenWindows, resolve_bos
+from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
@@ -31,7 +30,7 @@ from owl_compress.importance.profile import (
 )
 from owl_compress.memory import memory_errors
 from owl_compress.models.coverage import coverage_of
-from owl_compress.models.limits import check_vocabulary, resolve_seq_len
+from owl_compress.models.limits import resolve_seq_len
 from owl_compress.models.structure import ModelStructure, find_structure
 from owl_compress.pipeline.methods import DEFAULT_BACKEND
 from owl_compress.pipeline.profile_checks import by_block, check_model, check_profile
@@ -44,7 +43,7 @@ from owl_compress.pipeline.session import (
     read_damage_text,
     read_text,
 )
-from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of
+from owl_compress.pipeline.stages import calibration_windows, check_there, held_apart, identity_of
 from owl_compress.progress import SILENT, Progress
 
 Told = Callable[[str], None]
@@ -138,18 +137,17 @@ class Subject:
         self, samples: int, length: int, taken: tuple[TokenWindows, ...], further_seed: int = 0
     ) -> TokenWindows:
         """Windows to measure damage on, which share nothing with those `taken`."""
-        windows = windows_apart(
-            self.loaded.tokenizer,
+        return held_apart(
+            self.loaded,
+            self.structure,
             self.text,
             taken,
             samples=samples,
             seq_len=length,
             seed=self.recipe.seed + further_seed,
-            bos=resolve_bos(self.recipe.bos, self.structure.bos),
+            bos=self.recipe.bos,
             progress=self.progress,
         )
-        check_vocabulary(self.loaded.model, windows.ids)
-        return windows
 
     def _cost(
         self,

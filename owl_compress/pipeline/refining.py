@@ -7,21 +7,21 @@ from typing import Any
 
 from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Chats, Text
-from owl_compress.data.windows import TokenWindows, resolve_bos
+from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.quantities import n_tokens
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.models.limits import check_vocabulary, resolve_seq_len
+from owl_compress.models.limits import resolve_seq_len
 from owl_compress.pipeline.feasibility import check_plan
 from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.session import Session, read_damage_text
+from owl_compress.pipeline.stages import held_apart
 from owl_compress.progress import SILENT, Progress
 from owl_compress.refinement.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
 from owl_compress.refinement.refinement import refine_plan
@@ -122,17 +122,17 @@ def _windows(session: Session, damage: DamageText) -> RefinementWindows:
     taken = [statistics] if statistics is not None else []
 
     def drawn(samples: int, further_seed: int) -> TokenWindows:
-        windows = windows_apart(
-            session.loaded.tokenizer,
+        windows = held_apart(
+            session.loaded,
+            session.structure,
             damage.text or session.text_of_damage,
             taken,
             samples=samples,
             seq_len=length,
             seed=seed + further_seed,
-            bos=resolve_bos(session.recipe.bos, session.structure.bos),
+            bos=session.recipe.bos,
             progress=session.progress,
         )
-        check_vocabulary(session.loaded.model, windows.ids)
         taken.append(windows)
         return windows
 

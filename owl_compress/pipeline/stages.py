@@ -177,14 +177,36 @@ def hold_apart(
     text = read_texts(options)[0]
     if text is None:
         raise TypeError("options of calibration name a text")
+    structure, length = find_structure(loaded.model), resolve_seq_len(seq_len, loaded.model.config)
+    return held_apart(loaded, structure, text, taken, samples=samples, seq_len=length, seed=seed, bos=bos)
+
+
+def held_apart(
+    loaded: LoadedModel,
+    structure: ModelStructure,
+    text: Text | Chats,
+    taken: Sequence[TokenWindows],
+    *,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    bos: str,
+    progress: Progress = SILENT,
+) -> TokenWindows:
+    """Windows of a text that is read already, [samples, seq_len], that share nothing with those `taken`.
+
+    Raises:
+        RequestError: see `hold_apart`.
+    """
     windows = windows_apart(
         loaded.tokenizer,
         text,
         taken,
         samples=samples,
-        seq_len=resolve_seq_len(seq_len, loaded.model.config),
+        seq_len=seq_len,
         seed=seed,
-        bos=resolve_bos(bos, find_structure(loaded.model).bos),
+        bos=resolve_bos(bos, structure.bos),
+        progress=progress,
     )
     check_vocabulary(loaded.model, windows.ids)
     return windows

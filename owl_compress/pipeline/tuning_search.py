@@ -12,8 +12,7 @@ from pydantic import JsonValue
 
 from owl_compress.compression.account import method_record
 from owl_compress.compression.driver import wants_text
-from owl_compress.data.apart import windows_apart
-from owl_compress.data.windows import TokenWindows, TooShortError, resolve_bos
+from owl_compress.data.windows import TokenWindows, TooShortError
 from owl_compress.documents.plan import CHOSEN_ALLOCATOR, AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.sensitivity import SensitivityProfile
@@ -21,19 +20,19 @@ from owl_compress.documents.tuning import BesideBaseline, Fate, TriedCandidate, 
 from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.models.limits import check_vocabulary
 from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.feasibility import check_plan, check_request
-from owl_compress.pipeline.judging import drawn_again
+from owl_compress.pipeline.judging import CarryOut, drawn_again
 from owl_compress.pipeline.methods import AUTO
 from owl_compress.pipeline.profiling import subject_of
 from owl_compress.pipeline.reports import measured_report, outlined
 from owl_compress.pipeline.session import Session
+from owl_compress.pipeline.stages import held_apart
 from owl_compress.pipeline.tuning_candidates import Candidate
 from owl_compress.pipeline.tuning_choice import baseline_in_words, beside, in_words
 from owl_compress.pipeline.tuning_rounds import judging_windows, rounds_of
 from owl_compress.pipeline.tuning_scheme import Scheme, scheme_of
-from owl_compress.pipeline.tuning_trials import CarryOut, Contest, Contestant
+from owl_compress.pipeline.tuning_trials import Contest, Contestant
 
 _APART_SEED = 2
 """Added to the seed for windows to judge on: those of a profile, and of its own judging, are others."""
@@ -128,14 +127,15 @@ def _judging(session: Session, scheme: Scheme) -> TokenWindows:
     ]
     count, length = judging_windows(scheme.rounds), scheme.pricing.judging_len
     try:
-        windows = windows_apart(
-            session.loaded.tokenizer,
+        return held_apart(
+            session.loaded,
+            session.structure,
             session.text_of_damage,
             taken,
             samples=count,
             seq_len=length,
             seed=session.recipe.seed + _APART_SEED,
-            bos=resolve_bos(session.recipe.bos, session.structure.bos),
+            bos=session.recipe.bos,
             progress=session.progress,
         )
     except TooShortError as error:
@@ -144,8 +144,6 @@ def _judging(session: Session, scheme: Scheme) -> TokenWindows:
             f"plans on, {count // scheme.means.judging_windows} for each of --damage-samples: give more "
             "text, or fewer of these or a smaller --damage-len"
         ) from error
-    check_vocabulary(session.loaded.model, windows.ids)
-    return windows
 
 
 def _of_profile(session: Session, scheme: Scheme) -> TokenWindows | None:
