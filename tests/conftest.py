@@ -226,6 +226,23 @@ class PlainDecoder(nn.Module):
         return SimpleNamespace(logits=self.head(hidden))
 
 
+class RunningHead(nn.Module):
+    """A head that looks at every position before its own, too."""
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.head = head.weight, head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.head(hidden.cumsum(dim=1))
+
+
+@pytest.fixture
+def running_head() -> Callable[[nn.Linear], nn.Module]:
+    """Makes of a head one whose logits do not follow from single positions."""
+    return RunningHead
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[[str], Any]:
     """A function that builds the tiny model of a name above, or the unknown one: always the same."""

@@ -1,17 +1,20 @@
-"""docs/measured.md says what the rows of the benchmarks say."""
+"""docs/measured.md and docs/studies.md say what the rows of the benchmarks say."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_page_is_made_from_the_rows() -> None:
-    script = ROOT / "benchmarks" / "tables.py"
-    made = subprocess.run([sys.executable, str(script)], capture_output=True, encoding="utf-8", check=True)
-    page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
-    assert made.stdout == page, "run: python benchmarks/tables.py > docs/measured.md"
+@pytest.mark.parametrize(("script", "page"), [("tables.py", "measured.md"), ("study_page.py", "studies.md")])
+def test_the_page_is_made_from_the_rows(script: str, page: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / script)]
+    made = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+    written = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert made.stdout == written, f"run: python benchmarks/{script} > docs/{page}"
 
 
 def test_every_file_of_rows_has_a_table() -> None:
@@ -19,13 +22,6 @@ def test_every_file_of_rows_has_a_table() -> None:
     rows = {path.stem for path in (ROOT / "benchmarks" / "results").glob("*.jsonl")}
     assert rows
     assert all(f'_rows("{name}")' in tables for name in rows), rows
-
-
-def test_the_page_of_studies_is_made_from_theirs() -> None:
-    script = ROOT / "benchmarks" / "study_page.py"
-    made = subprocess.run([sys.executable, str(script)], capture_output=True, encoding="utf-8", check=True)
-    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
-    assert made.stdout == page, "run: python benchmarks/study_page.py > docs/studies.md"
 
 
 def test_every_study_and_every_file_of_its_rows_is_on_the_page() -> None:

@@ -193,19 +193,10 @@ def test_a_token_ruled_out_gives_the_largest_number_not_infinity(
 
 
 def test_predictions_that_do_not_follow_from_the_last_block_are_refused(
-    make_model: MakeModel, make_windows: MakeWindows
+    make_model: MakeModel, make_windows: MakeWindows, running_head: Callable[[Any], Any]
 ) -> None:
     model, windows = make_model("unknown"), make_windows(2, 24)
-
-    class Running(torch.nn.Module):
-        def __init__(self, head: torch.nn.Linear) -> None:
-            super().__init__()
-            self.weight, self.head = head.weight, head
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return self.head(hidden.cumsum(dim=1))
-
-    model.head = Running(model.head)
+    model.head = running_head(model.head)
     with pytest.raises(RequestError, match="more than one position at a time: what it predicts cannot be"):
         dense_predictions(model, windows)
 

@@ -66,21 +66,14 @@ def test_no_more_logits_are_held_than_the_limit(
 
 
 def test_a_model_whose_head_looks_at_several_positions_is_refused(
-    make_model: Callable[[str], Any], make_windows: Callable[..., TokenWindows]
+    make_model: Callable[[str], Any],
+    make_windows: Callable[..., TokenWindows],
+    running_head: Callable[[Any], Any],
 ) -> None:
     model, windows = make_model("unknown"), make_windows(2, 24)
     structure = find_structure(model)
     states = final_states(model, structure, windows.batches(1), HOST)
-
-    class Running(torch.nn.Module):
-        def __init__(self, head: torch.nn.Linear) -> None:
-            super().__init__()
-            self.weight, self.head = head.weight, head
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return self.head(hidden.cumsum(dim=1))
-
-    model.head = Running(model.head)
+    model.head = running_head(model.head)
     with pytest.raises(RequestError, match="more than one position"):
         OutputDistribution(model, structure, windows, states, spread_positions(24, 4))
 
