@@ -49,8 +49,7 @@ def compare(
     from owl_compress.pipeline.comparison.processes import Jobs
     from owl_compress.pipeline.comparison.share import own_gpu
 
-    if out is None and not dry_run:
-        raise RequestError("missing option --out / -o: name the folder of results, or add --dry-run")
+    options.check_out_named(out, "the folder of results", dry_run=dry_run)
     output = Output(as_json=as_json, quiet=quiet)
     consent = Consent(trust_remote_code, allow_pickle)
     command = shlex.join(["owl-compress", *sys.argv[1:]])

@@ -14,6 +14,7 @@ from owl_compress.documents.option_names import option_name
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
 from owl_compress.documents.recipe_fields import Topic
+from owl_compress.errors import RequestError
 from owl_compress.options import Option, options_of
 
 _CONSENT = "Consent"
@@ -26,6 +27,16 @@ Model = Annotated[
 def out_option(text: str) -> Any:
     """The option -o, for paths that a user wrote."""
     return typer.Option("--out", "-o", parser=given_path, metavar="PATH", help=text)
+
+
+def check_out_named(out: Path | None, what: str, *, dry_run: bool) -> None:
+    """Refuse to work for nothing: only a dry run needs no output, which is `what`.
+
+    Raises:
+        RequestError: neither.
+    """
+    if out is None and not dry_run:
+        raise RequestError(f"missing option --out / -o: name {what}, or add --dry-run")
 
 
 def path_argument(name: str, text: str) -> Any:

@@ -13,7 +13,6 @@ from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.kinds import read_source
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import Topic
-from owl_compress.errors import RequestError
 
 MEASURE_TOPICS = (Topic.TEXT, Topic.SEED, Topic.MACHINE)
 ALLOCATE_TOPICS = (Topic.BUDGET, Topic.ALLOCATOR, Topic.SHAPE, Topic.SEED)
@@ -61,8 +60,7 @@ def allocate(
     from owl_compress.pipeline.methods import default_for
     from owl_compress.pipeline.request import plan_for
 
-    if out is None and not dry_run:
-        raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
+    options.check_out_named(out, "the plan file", dry_run=dry_run)
     if out is not None:
         check_output_file(out, inputs=[source], kind="plan")
     measured = read_source(source)

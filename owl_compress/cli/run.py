@@ -15,7 +15,6 @@ from owl_compress.consent import Consent
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.documents.recipe_fields import Topic
-from owl_compress.errors import RequestError
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
     from owl_compress.pipeline.request import Request
@@ -90,8 +89,7 @@ class _Target:
     dry_run: bool
 
     def __post_init__(self) -> None:
-        if self.out is None and not self.dry_run:
-            raise RequestError("missing option --out / -o: name the folder to write, or add --dry-run")
+        options.check_out_named(self.out, "the folder to write", dry_run=self.dry_run)
 
 
 def _execute(request: "Request", target: _Target, output: Output) -> None:

@@ -11,7 +11,6 @@ from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file, write_together
 from owl_compress.documents.recipe_fields import Topic
 from owl_compress.documents.tuning import TriedCandidate, TuningDocument
-from owl_compress.errors import RequestError
 from owl_compress.pages.words import number_format
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
@@ -42,8 +41,7 @@ def tune(
     from owl_compress.pipeline.tuning import tune as tuned
 
     output = Output(as_json=as_json, quiet=quiet)
-    if out is None and not dry_run:
-        raise RequestError("missing option --out / -o: name the plan file, or add --dry-run")
+    options.check_out_named(out, "the plan file", dry_run=dry_run)
     if out is not None:
         inputs = [model, *(given.get(name, "") for name in ("calib", "damage_data", "profile"))]
         check_output_file(out, inputs=inputs, kind="plan")
