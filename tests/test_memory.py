@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from owl_compress.errors import RequestError
-from owl_compress.memory import memory_errors, peak_host_bytes
+from owl_compress.memory import memory_errors
 
 
 def test_peak_host_memory_grows_with_what_is_held() -> None:
@@ -21,7 +21,7 @@ print(before, peak_host_bytes())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert before > 2**22  # the interpreter alone is more
-    assert 2**27 <= after - before < 2**27 + 2**24
+    assert after - before == pytest.approx(2**27, abs=2**22)  # the kernel counts pages in batches
 
 
 def test_a_real_failed_allocation_becomes_a_request_error() -> None:
