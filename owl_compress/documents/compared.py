@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from owl_compress.documents.comparison import CELLS, GRID, ROWS, SHARED, Row, read_rows
 from owl_compress.documents.drift import with_drift
 from owl_compress.documents.strict_json import read_json, read_text
@@ -27,7 +25,7 @@ class Compared:
         """The allocator that others are compared with."""
         try:
             content = load_plain(self.grid or "")
-        except (ValueError, yaml.YAMLError):
+        except ValueError:
             return _BASELINE
         named = content.get("baseline") if isinstance(content, dict) else None
         return named if isinstance(named, str) else _BASELINE

@@ -15,8 +15,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
-
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.option_names import option_name, plain_name
 from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
@@ -88,8 +86,8 @@ class Grid:
             text = read_text(path)
             content = load_plain(text)
             lines = key_lines(text)
-        except (ValueError, yaml.YAMLError) as error:
-            raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        except ValueError as error:
+            raise RequestError(f"{path} is not YAML: {error}") from error
         return cls.of(content, names, _Place(str(path), lines), text)
 
     @classmethod

@@ -192,8 +192,8 @@ class Recipe(RecipeFields):
         path = given_path(path)
         try:
             content = load_plain(read_text(path))
-        except (ValueError, yaml.YAMLError) as error:
-            raise RequestError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        except ValueError as error:
+            raise RequestError(f"{path} is not YAML: {error}") from error
         if not isinstance(content, dict):
             raise RequestError(f"{path} is not a recipe: expected lines of the form `option: value`")
         recipe = cls.from_options(_without_consent(content, str(path)), str(path))

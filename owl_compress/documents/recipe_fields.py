@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator
 
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.protocols import ProtocolName
@@ -234,6 +234,14 @@ class RecipeFields(Frozen):
         Topic.MACHINE, False, "Go on where less than half of the weights in the blocks can get a budget."
     )
     strict: bool = _on(Topic.MACHINE, False, "Treat any fallback as an error.")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_flag(cls, value: Any, field: ValidationInfo) -> Any:
+        expected = cls.model_fields[field.field_name or ""].annotation
+        if isinstance(value, bool) and expected is not bool:
+            raise ValueError("is no flag: it takes a value")
+        return value
 
     @field_validator("model", "plan", "calib", "data", "cost_table", "task_path", mode="before")
     @classmethod

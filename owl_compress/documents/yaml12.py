@@ -52,12 +52,26 @@ def load_plain(text: str) -> Any:
 
     Raises:
         ValueError: a key given twice, an alias or a tag, half a surrogate pair, deep nesting, or a number of
-            too many digits or beyond the range of floats.
-        yaml.YAMLError: it is no YAML.
+            too many digits or beyond the range of floats, or it is no YAML.
     """
-    _check_plain(text)
-    # A SafeLoader with fewer scalar rules: it builds plain values only.
-    return yaml.load(text, Loader=Loader)  # noqa: S506
+    try:
+        _check_plain(text)
+        # A SafeLoader with fewer scalar rules: it builds plain values only.
+        return yaml.load(text, Loader=Loader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ValueError(_problem(error)) from error
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, in one line and without the text itself."""
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1}: {error.reason}"
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    mark = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    return f"{place}{said}"
 
 
 def key_lines(text: str) -> dict[tuple[str | int, ...], int]:

@@ -119,7 +119,7 @@ def test_budgets_that_are_nothing_leave_cells_without_one(tmp_path: Path) -> Non
         ("trust-remote-code: true\n", "grid.yaml: line 1: trust-remote-code is no part of a grid"),
         ("- model\n", "grid.yaml is no grid: expected lines"),
         ("", "grid.yaml is no grid: expected lines"),
-        ("model: [a\n", "grid.yaml is not YAML: while parsing"),
+        ("model: [a\n", "grid.yaml is not YAML: line 2, column 1: while parsing a flow sequence, expected"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:

@@ -127,6 +127,8 @@ def test_options_replace_those_of_the_recipe() -> None:
         ({"prune_ratio": 0.5, "parts": "heads"}, "recipe.yaml: parts: has to be 'attention' or 'mlp'"),
         ({"sparsity": 0.5, "bit_choices": [2, 4]}, "goes with the budget bits"),
         ({"sparsity": 0.5, "samples": 0}, "samples"),
+        ({"sparsity": 0.5, "seed": True}, "seed: is no flag"),
+        ({"sparsity": True}, "sparsity: is no flag"),
         ({"sparsity": 0.5, "sampling": "last"}, "sampling"),
         ({"sparsity": 0.5, "set": ["a"]}, "takes NAME=VALUE"),
         ({"sparsity": 0.5, "model": None}, "model"),
@@ -141,7 +143,8 @@ def test_bad_recipes_are_refused_in_one_line(file: Path, options: dict[str, obje
     [
         ("", "not a recipe"),
         ("- a\n- b", "not a recipe"),
-        ("model: [", "not YAML"),
+        ("model: [", "not YAML: line 1, column 9: while parsing a flow"),
+        ("model: \x00", "not YAML: character 8: special characters are not allowed"),
         ("seed: 1\nseed: 2", "key 'seed' is given twice"),
         ("model: !!python/object:os.system x", "not YAML"),
     ],
