@@ -23,6 +23,7 @@ from owl_compress.pages.words import (
     asked_name,
     options_in_words,
     score_in_words,
+    windows_in_words,
 )
 from owl_compress.plain_text import plain
 
@@ -256,13 +257,11 @@ def _perplexity(result: Result) -> list[str]:
         return []
     dense, compressed = result.evaluation.dense, result.evaluation.compressed
     rows = [(name, f"{row.perplexity:.3f}") for name, row in (("before", dense), ("after", compressed))]
-    overlap = f", {dense.stride} tokens apart" if dense.stride else ""
     protocol = f" (protocol {dense.protocol})" if dense.protocol else ""
     return [
         table(("", "perplexity"), rows)
         + _agreement(result.evaluation)
-        + f"\n\nOn {code(dense.data)}{protocol}: {dense.windows} windows of {dense.seq_len} tokens{overlap}, "
-        f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process."
+        + f"\n\nOn {code(dense.data)}{protocol}: {windows_in_words(dense)}; both in one process."
     ]
 
 

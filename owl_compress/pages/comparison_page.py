@@ -7,7 +7,6 @@ from owl_compress.documents.comparison import Row, Status
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_pictures import (
     budgets_pictures,
-    is_larger_better,
     quality_pictures,
     size_picture,
     time_picture,
@@ -16,7 +15,12 @@ from owl_compress.pages.comparison_sheets import left_out_table, methods_table, 
 from owl_compress.pages.making import versions_in_words
 from owl_compress.pages.page import Code, Facts, KeyFigure, Page, Part, Prose, Section, render
 from owl_compress.pages.seeds import Figure, Method, figures_of, methods_of
-from owl_compress.pages.words import perplexity_in_words, seconds_in_words, short_name
+from owl_compress.pages.words import (
+    perplexity_in_words,
+    seconds_in_words,
+    short_name,
+    windows_in_words,
+)
 
 _MOST_TOLD = 3
 
@@ -84,7 +88,7 @@ def _summary(rows: Sequence[Row], baseline: str) -> str:
 
 
 def _best(methods: Sequence[Method], figure: Figure) -> Method:
-    sign = -1 if is_larger_better(figure) else 1
+    sign = -1 if figure.is_larger_better else 1
     return min(methods, key=lambda method: sign * method.spreads[figure.name].mean)
 
 
@@ -163,6 +167,8 @@ def _made(rows: Sequence[Row], grid: str | None) -> list[Part]:
         ] = None
         for text, digest in made.texts.items():
             texts.setdefault((text, digest), []).append(row)
+        for name, record in row.perplexity.items():
+            facts.setdefault(f"perplexity {name}", {})[windows_in_words(record)] = None
     pairs = [(name, value) for name, values in facts.items() for value in values]
     several = {text for text, _ in texts if sum(text == other for other, _ in texts) > 1}
     for (text, digest), seen_by in texts.items():

@@ -29,13 +29,8 @@ def quality_pictures(rows: Sequence[Row], baseline: str) -> list[Picture]:
     return [picture for figure in figures_of(rows) for picture in _of_figure(rows, figure, baseline)]
 
 
-def is_larger_better(figure: Figure) -> bool:
-    """Accuracies and agreement; perplexities and divergences are better where they are smaller."""
-    return not figure.is_ratio and figure.name != "KL"
-
-
 def _of_figure(rows: Sequence[Row], figure: Figure, baseline: str) -> Iterator[Picture]:
-    larger = is_larger_better(figure)
+    larger = figure.is_larger_better
     families = families_of(rows, figure, baseline)
     looks = looks_of(families, larger_is_better=larger)
     lines = [family for family in families if len(family.budgets) > 1]
@@ -61,7 +56,7 @@ def _of_figure(rows: Sequence[Row], figure: Figure, baseline: str) -> Iterator[P
 
 def _of_single_seeds(families: Sequence[Family], figure: Figure) -> str:
     points = [point for family in families for curve in family.curves for point in curve.points]
-    if is_larger_better(figure) and any(point.n_seeds == 1 and point.high > point.low for point in points):
+    if figure.is_larger_better and any(point.n_seeds == 1 and point.high > point.low for point in points):
         return " Of a single seed, one standard error over the questions to both sides."
     return ""
 

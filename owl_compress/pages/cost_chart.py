@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from owl_compress.pages.drawing import GRID, INK, LINES, inches, legend_below, row_height, row_names, tidy
+from owl_compress.pages.drawing import (
+    GRID,
+    INK,
+    LINES,
+    MOST_DRAWN,
+    inches,
+    legend_below,
+    row_height,
+    row_names,
+    tidy,
+)
 from owl_compress.pages.quality_chart import tick_plainly
 from owl_compress.plain_text import plain
 
@@ -31,11 +41,12 @@ def size_figure(priced: Sequence[Priced], size: str, quality: str, width: float)
     for place, kind in enumerate(dict.fromkeys(one.kind for one in priced)):
         members = [one for one in priced if one.kind == kind]
         axes.plot(
-            [one.size for one in members], [one.quality for one in members], linestyle="none",
+            [one.size for one in members], [min(one.quality, MOST_DRAWN) for one in members],
+            linestyle="none",
             marker=_MARKERS[place % len(_MARKERS)], color=LINES[place % len(LINES)], markersize=6,
             markeredgewidth=0, alpha=0.8, label=plain(kind),
         )  # fmt: skip
-    values = [one.quality for one in priced]
+    values = [min(one.quality, MOST_DRAWN) for one in priced]
     if min(values) > 0 and max(values) > _SPAN * min(values):
         axes.set_yscale("log")
     tick_plainly(axes.yaxis, is_logarithmic=axes.get_yscale() == "log")

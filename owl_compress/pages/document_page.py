@@ -21,7 +21,7 @@ from owl_compress.pages.result_tables import (
     result_facts,
     results_table,
 )
-from owl_compress.pages.words import short_name
+from owl_compress.pages.words import short_name, windows_in_words
 
 _METRIC = "lod@5"
 
@@ -104,8 +104,7 @@ def _sizes(findings: Findings) -> list[Part]:
     ]
     dense = next((one.evaluation.dense for one in results.values() if one.evaluation), None)
     told = (
-        f"Perplexity on {short_name(dense.data)}: {dense.windows} windows of {dense.seq_len} tokens, "
-        f"{dense.tokens:,} of them predicted, BOS {dense.bos}, {dense.dtype}; both in one process."
+        f"Perplexity on {short_name(dense.data)}: {windows_in_words(dense)}; both in one process."
         if dense
         else "Quality was not measured in this run; owl-compress eval does."
     )

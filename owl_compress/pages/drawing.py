@@ -35,6 +35,8 @@ LINES = ("#0072b2", "#d55e00", "#009e73", "#b0568c", "#8c6d00", "#56b4e9")
 _LEGEND_COLUMNS, _LEGEND_ROW, _ABOVE_LEGEND = 4, 0.2, 0.14
 GRID_TICKS = 8
 """Steps of a grid that is coarse enough for a tick at each."""
+MOST_DRAWN = 1e100
+"""Largest figure in a picture: the margins around it are to be floats still."""
 KEPT_WORDS = {
     Unit.DENSITY: "% of the weights kept",
     Unit.WIDTH: "% of the weights left",

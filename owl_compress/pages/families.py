@@ -6,7 +6,7 @@ A family is what stays the same along a curve: model, backend, text, and all els
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
@@ -16,6 +16,7 @@ from owl_compress.documents.labels import label
 from owl_compress.documents.option_names import option_name
 from owl_compress.documents.recipe_fields import BUDGETS
 from owl_compress.documents.units import Unit
+from owl_compress.pages.drawing import MOST_DRAWN
 from owl_compress.pages.seeds import Figure, Method, Spread, methods_of
 from owl_compress.pages.words import as_asked, asked_name
 
@@ -86,6 +87,25 @@ def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Fam
         _family(name, own, methods, figure, _dense(done, own[0], figure))
         for name, own in zip(names, members.values(), strict=True)
     )
+
+
+def drawable(families: Iterable[Family]) -> list[Family]:
+    """The families with figures that a picture can hold; words say what they really are."""
+    return [
+        replace(
+            family,
+            curves=tuple(
+                replace(curve, points=tuple(map(_within_reach, curve.points))) for curve in family.curves
+            ),
+            dense=None if family.dense is None else min(family.dense, MOST_DRAWN),
+        )
+        for family in families
+    ]
+
+
+def _within_reach(point: Point) -> Point:
+    mean, low, high = (min(value, MOST_DRAWN) for value in (point.mean, point.low, point.high))
+    return replace(point, mean=mean, low=low, high=high)
 
 
 def _called(rows: Sequence[Row], baseline: str) -> dict[str, Method]:

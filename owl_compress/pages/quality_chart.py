@@ -26,7 +26,7 @@ from owl_compress.pages.drawing import (
     row_names,
     tidy,
 )
-from owl_compress.pages.families import Curve, Family
+from owl_compress.pages.families import Curve, Family, drawable
 from owl_compress.plain_text import plain
 
 _MARKERS = "osD^vP<>"
@@ -86,6 +86,7 @@ def curves_figure(
     families: Sequence[Family], what: str, looks: Mapping[str, Look], width: float, *, is_ratio: bool
 ) -> Figure:
     """A panel for each family: a line for each method, a band from the least to the largest of its seeds."""
+    families = drawable(families)
     columns = 1 if width < 5 else min(_COLUMNS, len(families))
     n_rows = ceil(len(families) / columns)
     names = [broken(f"{what}, {family.name}", width / columns) for family in families]
@@ -188,6 +189,7 @@ def ranking_figure(
     families: Sequence[Family], what: str, looks: Mapping[str, Look], width: float, *, larger_is_better: bool
 ) -> Figure:
     """A panel for each family of one budget: a mark for each method, the best on top, with its reach."""
+    families = drawable(families)
     names = row_names([curve.method for family in families for curve in family.curves], width)
     heights = [0.75 + row_height(names) * len(family.curves) for family in families]
     figure = Figure(figsize=(width, 0.2 + sum(heights)))

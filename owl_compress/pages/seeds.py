@@ -62,6 +62,7 @@ class Figure:
     name: str
     read: Callable[[Row], float | None]
     is_ratio: bool = False
+    is_larger_better: bool = False
 
     def compared(self, values: Mapping[int, float], others: Mapping[int, float]) -> Paired | None:
         """`values` less `others`, both by seed; None where no seed is in both."""
@@ -97,14 +98,22 @@ class Method:
 
 
 def figures_of(rows: Iterable[Row]) -> tuple[Figure, ...]:
-    """All that was measured of any of the rows: perplexities, accuracies, agreement with the dense model."""
+    """All that was measured of any of the rows: perplexities, accuracies, agreement with the dense model.
+
+    Of several models, bits per byte as well, since perplexities of different tokenizers do not compare.
+    """
     rows = list(rows)
     texts = dict.fromkeys(name for row in rows for name in row.perplexity)
     tasks = dict.fromkeys(name for row in rows for name in row.tasks)
-    found = [_of_text(name) for name in texts] + [_of_task(name) for name in tasks]
+    found = [_of_text(name) for name in texts]
+    if len({str(row.recipe.get("model")) for row in rows}) > 1:
+        found += [one for one in map(_of_bytes, texts) if any(one.read(row) is not None for row in rows)]
+    found += [_of_task(name) for name in tasks]
     if any(row.agreement is not None for row in rows):
         found.append(Figure("KL", lambda row: row.agreement.kl if row.agreement else None))
-        found.append(Figure("top-1", lambda row: row.agreement.top1 if row.agreement else None))
+        found.append(
+            Figure("top-1", lambda row: row.agreement.top1 if row.agreement else None, is_larger_better=True)
+        )
     return tuple(found)
 
 
@@ -116,8 +125,17 @@ def _of_text(name: str) -> Figure:
     )
 
 
+def _of_bytes(name: str) -> Figure:
+    return Figure(
+        f"bits per byte {name}",
+        lambda row: row.perplexity[name].bits_per_byte if name in row.perplexity else None,
+    )
+
+
 def _of_task(name: str) -> Figure:
-    return Figure(name, lambda row: row.tasks[name].value if name in row.tasks else None)
+    return Figure(
+        name, lambda row: row.tasks[name].value if name in row.tasks else None, is_larger_better=True
+    )
 
 
 def methods_of(rows: Sequence[Row], baseline: str = "uniform") -> tuple[Method, ...]:

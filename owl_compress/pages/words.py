@@ -7,6 +7,7 @@ from typing import Any
 
 from owl_compress.documents.accuracy import Score, TaskAccuracy
 from owl_compress.documents.coverage import Coverage, percent
+from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
 
@@ -114,6 +115,15 @@ def short_name(name: str) -> str:
 def perplexity_in_words(value: float) -> str:
     """To two decimals, or as a power of ten where it is beyond all use."""
     return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"
+
+
+def windows_in_words(record: PerplexityRecord) -> str:
+    """What a perplexity was measured over: "20 windows of 512 tokens, 10,220 of them predicted, ..."."""
+    overlap = f", {record.stride:,} tokens apart" if record.stride else ""
+    return (
+        f"{record.windows:,} windows of {record.seq_len:,} tokens{overlap}, {record.tokens:,} of them "
+        f"predicted, BOS {record.bos}, {record.dtype}"
+    )
 
 
 def budget_in_words(unit: Unit, value: float) -> str:

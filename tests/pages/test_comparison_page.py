@@ -238,3 +238,28 @@ def test_the_tables_say_what_methods_are_compared_with_or_that_it_is_missing(
     assert said in text
     assert ("Differences are from" in text) == said.startswith("Differences")
     assert ("the baseline" in text) == said.endswith("the baseline")
+
+
+def test_figures_beyond_all_measure_are_drawn() -> None:
+    rows = [
+        row_of(method, sparsity, seed, 1.7e308)
+        for method, sparsity, seed in product(("uniform", "owl"), (0.5, 0.7), (0, 1))
+    ]
+    assert "1.7e+308" in comparison_page(rows)
+    assert comparison_page(rows[:2])  # one budget
+
+
+def test_several_models_are_compared_by_bits_per_byte() -> None:
+    def of_model(name: str) -> Row:
+        measured = record(20.0).model_copy(update={"bits_per_byte": 1.25})
+        row = row_of("owl", 0.5, 0, 20.0, perplexity={"test.txt": measured})
+        return row.model_copy(update={"cell": name, "recipe": row.recipe | {"model": name}})
+
+    assert "bits per byte test.txt" in comparison_table([of_model("a"), of_model("b")])
+    assert "bits per byte" not in comparison_table([of_model("a")])
+
+
+def test_the_page_says_what_perplexity_was_measured_over() -> None:
+    assert "4 windows of 32 tokens, 128 of them predicted, BOS first, float32" in comparison_page(
+        [row_of("owl", 0.5, 0, 20.0)]
+    )
