@@ -12,6 +12,7 @@ from owl_compress.cli.difference_sheets import difference_sheets
 from owl_compress.cli.sheet import Sheet
 from owl_compress.cli.sparklines import sparkline_note
 from owl_compress.cli.tables import plan_table, report_table, result_table, sensitivity_table
+from owl_compress.cli.tune import tuning_table
 from owl_compress.documents.compared import is_comparison, read_comparison
 from owl_compress.documents.differences import KINDS, Difference, differences
 from owl_compress.documents.document import Document
@@ -28,7 +29,9 @@ _MOST_METRICS = 4
 def show(
     file: Annotated[
         Path,
-        options.path_argument("FILE", "Report, profile, plan, result, or a folder that owl-compress wrote."),
+        options.path_argument(
+            "FILE", "Report, profile, plan, result, tuning, or a folder of ours."
+        ),
     ],
     other: Annotated[
         Path | None, options.path_argument("OTHER", "Another of the kind: show what differs.")
@@ -66,6 +69,8 @@ def _sheets(findings: Findings) -> Iterator[Sheet]:
             for name in names
         ]
         yield _with_notes(report_table(report), lines)
+    if findings.tuning:
+        yield tuning_table(findings.tuning)
     if findings.profile:
         yield _with_notes(sensitivity_table(findings.profile), [_worst(findings.profile)])
     for name, plan in findings.plans.items():

@@ -10,7 +10,8 @@ from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file, write_together
 from owl_compress.documents.recipe_fields import Topic
-from owl_compress.documents.tuning import TriedCandidate, TuningDocument
+from owl_compress.documents.tuning import TuningDocument
+from owl_compress.pages.tuning_table import fate_in_words, ranked, tried_in_words
 from owl_compress.pages.words import number_format
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
@@ -21,8 +22,6 @@ TUNE_TOPICS = (
     Topic.MACHINE,
 )  # fmt: skip
 NOT_FOR_TUNING = ("allocator", "solver")
-
-_FATES = {"chosen": "taken", "baseline": "equal shares", "beaten": ""}
 
 
 def tune(
@@ -68,43 +67,23 @@ def beside(plan: Path) -> Path:
 
 def tuning_table(document: TuningDocument) -> Sheet:
     """Every candidate with its damage in each round, the plan that was taken first."""
-    rows = sorted(document.candidates, key=_place)
+    rows = ranked(document)
     damages = [value for one in rows for value in one.damage if value is not None]
     form = number_format(damages)
     columns = [Column("candidate", tuple(one.name for one in rows), is_text=True)]
     for number in range(len(document.rounds)):
         cells = tuple(_damage(one.damage[number : number + 1], form) for one in rows)
         columns.append(Column(f"round {number + 1}", cells, is_optional=number + 1 < len(document.rounds)))
-    columns.append(Column("what became of it", tuple(map(_fate, rows)), is_text=True))
-    rounds = "; ".join(
-        f"{one.plans} plans, {one.statistics_windows} windows of statistics, judged on {one.judging_windows}"
-        for one in document.rounds
-    )
-    notes = [
-        *([f"damage (kl) in nats; rounds: {rounds}"] if rounds else []),
-        f"equal shares: {document.baseline}",
-        f"{document.chosen.name} is taken: {document.why}",
-        f"cost: {document.forward_tokens:,.0f} tokens through the model",
-    ]
+    columns.append(Column("what became of it", tuple(map(fate_in_words, rows)), is_text=True))
     return Sheet(
-        f"Plans tried for {document.model.id} with {document.backend.name}", tuple(columns), tuple(notes)
+        f"Plans tried for {document.model.id} with {document.backend.name}",
+        tuple(columns),
+        tuple(tried_in_words(document)),
     )
-
-
-def _place(one: TriedCandidate) -> tuple[bool, int, float, str]:
-    """Who was taken first, then whoever came further, then who did less damage."""
-    last = one.damage[-1] if one.damage else None
-    return one.fate != "chosen", -len(one.damage), float("inf") if last is None else last, one.name
 
 
 def _damage(values: Sequence[float | None], form: str) -> str:
     return "".join("no number" if value is None else format(value, form) for value in values)
-
-
-def _fate(one: TriedCandidate) -> str:
-    if one.same_as is not None:
-        return f"the plan of {one.same_as}"
-    return f"refused: {one.reason}" if one.reason else _FATES[one.fate]
 
 
 def _settings(scheme: "Scheme", allocator: str) -> str:

@@ -13,6 +13,7 @@ from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.documents.tuning import TuningDocument
 from owl_compress.errors import RequestError
 
 Pair = tuple[float | None, float | None]
@@ -23,6 +24,7 @@ KINDS: dict[type[AnyDocument], str] = {
     SensitivityProfile: "sensitivity profile",
     Plan: "plan",
     Result: "result",
+    TuningDocument: "tuning",
 }
 _PREFERRED = "lod@5"
 
@@ -81,7 +83,7 @@ def differences(one: AnyDocument, other: AnyDocument) -> Difference:
     """What differs between two documents.
 
     Raises:
-        RequestError: they are of two kinds.
+        RequestError: they are of two kinds, or accounts of tunings, which are read one by one.
     """
     if isinstance(one, Plan) and isinstance(other, Plan):
         return _of_plans(one, other)
@@ -91,9 +93,9 @@ def differences(one: AnyDocument, other: AnyDocument) -> Difference:
         return _of_results(one, other)
     if isinstance(one, SensitivityProfile) and isinstance(other, SensitivityProfile):
         return _of_profiles(one, other)
-    raise RequestError(
-        f"a {KINDS[type(one)]} and a {KINDS[type(other)]} cannot be compared: name two of a kind"
-    )
+    kinds = KINDS[type(one)], KINDS[type(other)]
+    remedy = "name two of a kind" if kinds[0] != kinds[1] else "show each alone, or compare their plans"
+    raise RequestError(f"a {kinds[0]} and a {kinds[1]} cannot be compared: {remedy}")
 
 
 def _of_plans(one: Plan, other: Plan) -> Difference:

@@ -12,12 +12,16 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.strict_json import read_text
+from owl_compress.documents.tuning import TuningDocument
 from owl_compress.errors import RequestError
 
 T = TypeVar("T")
 Budgeted = TypeVar("Budgeted", Plan, Result)
 
-_DOCUMENTS = ("report.json", "sensitivity.json", "plan.json", "plan-*.json", "result.json", "result-*.json")
+_DOCUMENTS = (
+    "report.json", "sensitivity.json", "plan.json", "plan-*.json", "result.json", "result-*.json",
+    "tuning.json",
+)  # fmt: skip
 _RECIPE = "recipe.yaml"
 _OF_CARD = re.compile(r"(?:plan|result)-(.+)")
 
@@ -38,6 +42,7 @@ class Findings:
         report, profile: what budgets are made from; None where there is none.
         plans: by a name that tells each from the others.
         results: likewise; a result has the name of the plan that it carried out, where that is here.
+        tuning: what was tried before a plan was taken; None where that is not here.
         recipe: that does it again, as it is written; None where there is none.
         files: everything above but the recipe, with where it was read.
     """
@@ -46,13 +51,14 @@ class Findings:
     profile: SensitivityProfile | None
     plans: dict[str, Plan]
     results: dict[str, Result]
+    tuning: TuningDocument | None
     recipe: str | None
     files: tuple[Found, ...]
 
     @property
     def model(self) -> str:
         """The model that it is all about; empty where only plans are there, which name none."""
-        named = (self.report, self.profile, *self.results.values())
+        named = (self.report, self.profile, *self.results.values(), self.tuning)
         return next((one.model.id for one in named if one), "")
 
     @property
@@ -74,8 +80,8 @@ def read_findings(paths: Sequence[Path]) -> Findings:
     """What the files say, and the documents in the folders.
 
     Raises:
-        RequestError: a file is unreadable or of another kind, a folder holds nothing of ours, two reports or
-            two profiles are named, or documents are of different models.
+        RequestError: a file is unreadable or of another kind, a folder holds nothing of ours, two reports,
+            profiles or tunings are named, or documents are of different models.
     """
     found = tuple(Found(path, read_document(path)) for given in paths for path in _files_of(given))
     documents = [one.document for one in found]
@@ -90,6 +96,7 @@ def read_findings(paths: Sequence[Path]) -> Findings:
         ),
         plans=plans,
         results=_called_as_plans(results, plans),
+        tuning=_one([one for one in documents if isinstance(one, TuningDocument)], "tunings"),
         recipe=_text(recipes[0]) if len(recipes) == 1 else None,
         files=found,
     )
@@ -139,6 +146,8 @@ def _check_models(found: Iterable[Found]) -> None:
     """Refuse documents of models with other linears: names and sizes of shared linears have to agree."""
     first: tuple[Path, dict[str, int]] | None = None
     for one in found:
+        if isinstance(one.document, TuningDocument):
+            continue  # it names no linears
         sizes = _sizes(one.document)
         if first is None:
             first = one.path, sizes
@@ -152,7 +161,7 @@ def _check_models(found: Iterable[Found]) -> None:
             )
 
 
-def _sizes(document: AnyDocument) -> dict[str, int]:
+def _sizes(document: ImportanceReport | SensitivityProfile | Plan | Result) -> dict[str, int]:
     """Number of weights by the name of the linear."""
     if isinstance(document, ImportanceReport):
         return {linear.name: linear.n_weights for block in document.blocks for linear in block.linears}

@@ -1,4 +1,4 @@
-"""A file of ours whose kind is not known beforehand: a report, a profile, a plan or a result."""
+"""A file of ours whose kind is not known beforehand: report, profile, plan, result, or what tuning tried."""
 
 import re
 from pathlib import Path
@@ -8,18 +8,20 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.strict_json import read_text
+from owl_compress.documents.tuning import TuningDocument
 from owl_compress.errors import RequestError
 
-AnyDocument = ImportanceReport | SensitivityProfile | Plan | Result
+AnyDocument = ImportanceReport | SensitivityProfile | Plan | Result | TuningDocument
 
 _KINDS: dict[str, type[AnyDocument]] = {
-    kind.SCHEMA.rpartition("/")[0]: kind for kind in (ImportanceReport, SensitivityProfile, Plan, Result)
+    kind.SCHEMA.rpartition("/")[0]: kind
+    for kind in (ImportanceReport, SensitivityProfile, Plan, Result, TuningDocument)
 }
 _SCHEMA = re.compile(r'"schema"\s*:\s*"(owl-compress/[\w-]+)/\d+"')
 
 
 def read_document(path: Path) -> AnyDocument:
-    """Read the report, sensitivity profile, plan or result at `path`.
+    """Read the report, sensitivity profile, plan, result or account of a tuning at `path`.
 
     Raises:
         RequestError: unreadable, none of these, or with invalid content.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from owl_compress.documents.findings import Findings
+from owl_compress.documents.tuning import TuningDocument
 from owl_compress.errors import RequestError
 from owl_compress.pages.damage_card import outcome_of_damage
 from owl_compress.pages.document_pictures import (
@@ -14,13 +15,14 @@ from owl_compress.pages.document_tables import block_table, linear_table, part_t
 from owl_compress.pages.headline import key_figures, kind_of, summary_of, title_of
 from owl_compress.pages.linear_pictures import linear_pictures, roles_of
 from owl_compress.pages.making import made_section
-from owl_compress.pages.page import Facts, Page, Part, Prose, Section, render
+from owl_compress.pages.page import Facts, Notes, Page, Part, Prose, Section, render
 from owl_compress.pages.result_tables import (
     accuracy_table,
     footprint_table,
     result_facts,
     results_table,
 )
+from owl_compress.pages.tuning_table import tried_in_words, tried_table
 from owl_compress.pages.words import short_name, windows_in_words
 
 _METRIC = "lod@5"
@@ -30,8 +32,10 @@ def document_page(findings: Findings) -> str:
     """The HTML of the page.
 
     Raises:
-        RequestError: budgets in several units, or documents that do not fit together.
+        RequestError: budgets in several units, documents that do not fit together, or nothing of a block.
     """
+    if not findings.blocks:
+        raise RequestError("what tuning tried names no blocks: name the plan that came of it, too")
     _check_units(findings)
     metric = _metric(findings)
     heading = "Importance and budgets" if findings.report else "Budgets"
@@ -44,6 +48,7 @@ def document_page(findings: Findings) -> str:
             sections=[
                 Section("blocks", heading, _there(budgets_picture(findings, metric))),
                 Section("linears", "Linear by linear", linear_pictures(findings, metric)),
+                Section("tried", "What was tried", _tried(findings.tuning)),
                 Section("damage", "Damage", _damage(findings)),
                 Section("errors", "What compression changed", _there(errors_picture(findings))),
                 Section("sizes", "Quality, sizes and times", _sizes(findings)),
@@ -81,6 +86,13 @@ def _check_units(findings: Findings) -> None:
 
 def _there(*parts: Part | None) -> list[Part]:
     return [part for part in parts if part is not None]
+
+
+def _tried(tuning: TuningDocument | None) -> list[Part]:
+    """The plans among which this one was chosen, and why."""
+    if tuning is None:
+        return []
+    return [Notes([f"{line[0].upper()}{line[1:]}." for line in tried_in_words(tuning)]), tried_table(tuning)]
 
 
 def _damage(findings: Findings) -> list[Part]:

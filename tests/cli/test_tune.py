@@ -47,6 +47,9 @@ def test_the_plan_is_written_and_carried_out(here: Path, done: Command) -> None:
     done("compress", "model", "--plan", "plan.json", *TEXT, "-o", "OUT", "--quiet")
     done("verify", "OUT")
     assert "**auto**" in Path("OUT/README.md").read_text()
+    assert done("show", "plan.tuning.json").out == outcome.out
+    done("report", "plan.json", "plan.tuning.json", "-o", "page.html")
+    assert "What was tried" in Path("page.html").read_text()
 
 
 def test_json_is_both_files(here: Path, done: Command) -> None:

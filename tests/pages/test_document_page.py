@@ -127,7 +127,14 @@ def profile_of(n_blocks: int, roles: tuple[str, ...] = ROLES) -> SensitivityProf
 
 
 def findings_of(**content: Any) -> Findings:
-    empty: dict[str, Any] = {"report": None, "profile": None, "plans": {}, "results": {}, "recipe": None}
+    empty: dict[str, Any] = {
+        "report": None,
+        "profile": None,
+        "plans": {},
+        "results": {},
+        "tuning": None,
+        "recipe": None,
+    }
     found = empty | content
     documents = [found["report"], found["profile"], *found["plans"].values(), *found["results"].values()]
     files = tuple(Found(Path(f"{place}.json"), one) for place, one in enumerate(documents) if one)
