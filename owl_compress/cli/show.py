@@ -29,9 +29,7 @@ _MOST_METRICS = 4
 def show(
     file: Annotated[
         Path,
-        options.path_argument(
-            "FILE", "Report, profile, plan, result, tuning, or a folder of ours."
-        ),
+        options.path_argument("FILE", "Report, profile, plan, result, tuning, or a folder of ours."),
     ],
     other: Annotated[
         Path | None, options.path_argument("OTHER", "Another of the kind: show what differs.")
