@@ -5,29 +5,36 @@ from statistics import mean
 
 from layout import Row, number, section, several, table
 
-# The rows of other benchmarks that the same target has with other allocators, OWL tuned or at its best lam.
-_BESIDE = {
-    "wanda 0.5": ("wanda S=0.5 uniform", "wanda S=0.5 owl lod@10 lam=0.08", ""),
-    "wanda 0.6": ("wanda S=0.6 uniform", "wanda S=0.6 owl lod@10 lam=0.08", ""),
-    "wanda 0.7": ("wanda S=0.7 uniform", "wanda S=0.7 owl lod@10 lam=0.08", ""),
-    "sparsegpt 0.6": ("sparsegpt S=0.6 uniform", "sparsegpt S=0.6 owl lod@10 lam=0.08", ""),
-    "sparsegpt 0.7": ("sparsegpt S=0.7 uniform", "sparsegpt S=0.7 owl lod@10 lam=0.08", ""),
+_OTHERS = ("uniform", "owl", "linear-depth", "alpha", "lsa")
+
+
+def _density(backend: str, share: float) -> dict[str, str]:
+    names = {"owl": "owl lod@10 lam=0.08"}
+    return {method: f"{backend} S={share} {names.get(method, method)}" for method in _OTHERS}
+
+
+def _structured(ratio: float) -> dict[str, str]:
+    rest = "importance=wanda repair=True"
+    bounds = {"owl": " high=1.0"}
+    return {method: f"structured {ratio} {method} {rest}{bounds.get(method, '')}" for method in _OTHERS}
+
+
+# What rows of other benchmarks are called, OWL tuned or at its best lam, by target and allocator.
+_BESIDE: dict[str, Mapping[str, str]] = {
+    **{f"wanda {share}": _density("wanda", share) for share in (0.5, 0.6, 0.7)},
+    **{f"sparsegpt {share}": _density("sparsegpt", share) for share in (0.6, 0.7)},
     **{
-        f"wanda N:M {nm}": (f"wanda {nm} uniform", f"wanda {nm} owl", f"wanda {nm} linear-depth")
+        f"wanda N:M {nm}": {method: f"wanda {nm} {method}" for method in _OTHERS}
         for nm in ("4:8", "3:8", "2:8")
     },
-    "gptq 3.0, 2,3,4": ("gptq 3.0, 2,3,4 uniform group_size=64", "gptq 3.0, 2,3,4 owl group_size=64", ""),
-    "gptq 3.5, 3,4": ("", "gptq 3.5, 3,4 owl group_size=64", ""),
-    "rtn 3.5, 3,4": ("", "rtn 3.5, 3,4 owl group_size=64", ""),
     **{
-        f"structured {ratio}": (
-            f"structured {ratio} uniform importance=wanda repair=True",
-            f"structured {ratio} owl importance=wanda repair=True high=1.0",
-            f"structured {ratio} linear-depth importance=wanda repair=True",
+        f"{backend} {bits}": {method: f"{backend} {bits} {method} group_size=64" for method in _OTHERS}
+        for backend, bits in (
+            ("gptq", "3.0, 2,3,4"), ("gptq", "3.5, 3,4"), ("gptq", "2.5, 2,3,4"), ("rtn", "3.5, 3,4"),
         )
-        for ratio in (0.2, 0.4, 0.6)
     },
-}
+    **{f"structured {ratio}": _structured(ratio) for ratio in (0.2, 0.4, 0.6)},
+}  # fmt: skip
 _TEXT = (
     "Perplexity of budgets from measured damage (KL on 4 windows of 128 tokens held apart from the "
     "calibration windows; blocks for densities and N:M, tied linears for bits, sublayers for widths, which "
@@ -48,18 +55,19 @@ def damage_section(rows: Sequence[Row], known: Mapping[str, float]) -> str:
             target, _, method = row["name"].rpartition(" ")
             measured.setdefault(target, {}).setdefault(method, {})[row["seed"]] = row
     cells = [_cells(target, methods, known) for target, methods in measured.items() if methods]
-    header = (
-        "target", "seeds", "uniform", "owl", "linear-depth", "sensitivity", "ratio", "refined", "damages",
-    )  # fmt: skip
+    header = ("target", "seeds", *_OTHERS, "sensitivity", "ratio", "refined", "evo", "damages")
     return section("Budgets from measured damage", _TEXT, table(header, cells)) if cells else ""
 
 
 def _cells(target: str, methods: ByMethod, known: Mapping[str, float]) -> list[str]:
-    names = dict(zip(("uniform", "owl", "linear-depth"), _BESIDE.get(target, ("", "", "")), strict=True))
-    others = {method: _with_known(methods.get(method, {}), known.get(name)) for method, name in names.items()}
-    own = _perplexities(methods.get("sensitivity", {}))
+    beside = _BESIDE.get(target, {})
+    others = {
+        method: _with_known(methods.get(method, {}), known.get(beside.get(method, ""))) for method in _OTHERS
+    }
+    own, refined, evolved = (
+        _perplexities(methods.get(method, {})) for method in ("sensitivity", "refine", "evo")
+    )
     ratios = [own[seed] / uniform for seed, uniform in others["uniform"].items() if seed in own]
-    refined = _perplexities(methods.get("refine", {}))
     first = next((row for _, row in sorted(methods.get("sensitivity", {}).items())), None)
     return [
         target,
@@ -68,6 +76,7 @@ def _cells(target: str, methods: ByMethod, known: Mapping[str, float]) -> list[s
         several([*own.values()]),
         number(mean(ratios)) if ratios else "–",
         several([*refined.values()]),
+        several([*evolved.values()]),
         f"{first['predicted_damage']:.3g} / {first['damage']:.3g}" if first else "–",
     ]
 
