@@ -19,16 +19,16 @@ def task_options(given: Mapping[str, Any]) -> TaskOptions | None:
     Raises:
         RequestError: a value that cannot be meant, or one that says how, where no task is named.
     """
-    if not any(given.get(name) for name in _NAMING):
+    if not any(given.get(name) not in (None, (), []) for name in _NAMING):  # "" names an empty task
         for name in _SAYING:
             if given.get(name) is not None:
                 raise RequestError(
                     f"--{option_name(name)} is of tasks: name some with --tasks, --task-file or --task-path"
                 )
         return None
-    names, fields = given.get("tasks") or (), Recipe.model_fields
+    names, fields = given.get("tasks", ()), Recipe.model_fields
     return TaskOptions(
-        tasks=tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names),
+        tasks=tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names or ()),
         files=tuple(given.get("task_file") or ()),
         path=given.get("task_path"),
         limit=given.get("limit"),

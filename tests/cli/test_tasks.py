@@ -110,6 +110,7 @@ def test_every_kind_of_folder_is_scored(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--tasks", ""), "unknown task ''"),
         (("--tasks", "bolq"), "unknown task 'bolq': did you mean 'boolq'?"),
         (("--tasks", "boolq"), "give samples of your own with --task-file FILE.jsonl"),
         ((*FILE, "--limit", "0"), "limit 0 is too few: it has to be 1 or more"),
