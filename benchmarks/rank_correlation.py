@@ -22,6 +22,7 @@ from owl_compress.backends import BACKENDS
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.sensitivity import Measure, PartDamage
 from owl_compress.importance.profile import ProfileOptions, profile
+from owl_compress.importance.reference import DEFAULT_POSITIONS
 
 _METRICS = ("lod@5", "lod@10")
 
@@ -34,7 +35,8 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--damage-samples", type=int, default=4)
     arguments = parser.parse_args()
-    arguments.seed, arguments.data = 0, arguments.calib  # nothing is evaluated
+    arguments.seed, arguments.positions = 0, DEFAULT_POSITIONS
+    arguments.data = arguments.calib  # nothing is evaluated
     loaded = load("builtin")
     texts = Texts.of(loaded, arguments)
     report = measure(loaded.model, texts.calibration)
