@@ -26,9 +26,10 @@ def task_options(given: Mapping[str, Any]) -> TaskOptions | None:
                     f"--{option_name(name)} is of tasks: name some with --tasks, --task-file or --task-path"
                 )
         return None
-    names, fields = given.get("tasks", ()), Recipe.model_fields
+    fields = Recipe.model_fields
+    names = () if given.get("tasks") is None else given["tasks"]
     return TaskOptions(
-        tasks=tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names or ()),
+        tasks=tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names),
         files=tuple(given.get("task_file") or ()),
         path=given.get("task_path"),
         limit=given.get("limit"),
