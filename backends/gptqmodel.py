@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -22,12 +21,12 @@ from owl_compress.documents.result import Fallback
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
+from owl_compress.exports.gptqmodel import dynamic_rules
 from owl_compress.forms.codes import CodeFormat
 from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, Statistic
 
 INSTALL = "pip install 'owl-compress[gptqmodel]' (it needs torch >= 2.14.1)"
-_FUSED = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
 
 
 @dataclass(frozen=True)
@@ -143,27 +142,6 @@ class GptqModel:
             fallbacks=raised if damping > 1.001 * self.damping else (),
             quantized=quantized,
         )
-
-
-def dynamic_rules(plan: Plan) -> dict[str, dict[str, int]]:
-    """The plan as GPTQModel's `dynamic`: one pattern of a whole name per linear, the first match counts.
-
-    Skipped linears have a rule that leaves them out. Servers fuse q/k/v and gate/up and look the fused name
-    up: it gets a rule of its own where the parts agree.
-    """
-    rules: dict[str, dict[str, int]] = {f"-:{_exactly(name)}": {} for name in plan.skipped}
-    widths = {budget.name: round(budget.value) for budget in plan.budgets}
-    rules |= {_exactly(name): {"bits": bits} for name, bits in widths.items()}
-    for name, bits in widths.items():
-        parent, _, last = name.rpartition(".")
-        for parts, fused in _FUSED.items():
-            if last == parts[0] and all(widths.get(f"{parent}.{part}") == bits for part in parts):
-                rules[_exactly(f"{parent}.{fused}")] = {"bits": bits}
-    return rules
-
-
-def _exactly(name: str) -> str:
-    return f"^{re.escape(name)}$"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from owl_compress.cli import (
     compare,
     demo,
     evaluate,
+    exchange,
     listing,
     planning,
     refine,
@@ -117,6 +118,8 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
             evaluate.evaluate,
             lambda _: _of_evaluate(),
         ),
+        "export": (exchange.export, lambda _: _of_tools("EXPORTERS")),
+        "import": (exchange.import_, lambda _: _of_tools("IMPORTERS")),
         "run": (run.run, lambda arguments: _with_methods(_of_run(), arguments, allocates=True)),
     }
 
@@ -182,6 +185,12 @@ def _of_allocators() -> list[Parameter]:
     from owl_compress.pipeline.methods import ALLOCATORS
 
     return of_methods(ALLOCATORS.every_option())
+
+
+def _of_tools(table: str) -> list[Parameter]:
+    from owl_compress.pipeline import exchange as tables
+
+    return of_methods(getattr(tables, table).every_option(), "Options of tools")
 
 
 def _with_methods(

@@ -20,12 +20,14 @@ _WIDTH = 80
 def list_(
     kind: Annotated[
         str | None,
-        typer.Argument(help="allocators, backends, metrics, forms or exporters; all of them if left out."),
+        typer.Argument(
+            help="allocators, backends, metrics, forms, exporters, tools or sources; all if left out."
+        ),
     ] = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Name every allocator, backend, metric, stored form and exporter; of one kind, the options too."""
+    """Name every allocator, backend, metric, stored form, exporter and tool; of one kind, the options too."""
     from owl_compress.pipeline.catalogue import SHELVES, shelf
 
     shelves = [shelf(name) for name in ([kind] if kind else SHELVES)]

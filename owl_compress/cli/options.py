@@ -221,7 +221,9 @@ def of_dataclass(kind: type, panel: str) -> list[inspect.Parameter]:
     ]
 
 
-def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]:
+def of_methods(
+    options: Iterable[tuple[str, Option]], panel: str = "Options of allocators and backends"
+) -> list[inspect.Parameter]:
     """Parameters for the options of methods, each given with the method that has it.
 
     An option that several methods have is one parameter, and its help says who has it. One that every recipe
@@ -231,17 +233,17 @@ def of_methods(options: Iterable[tuple[str, Option]]) -> list[inspect.Parameter]
     for method, option in options:
         if option.name not in {*RECIPE_NAMES, *OWN}:
             having.setdefault(option.name, []).append((method, option))
-    return [_parameter_of_methods(name, members) for name, members in having.items()]
+    return [_parameter_of_methods(name, members, panel) for name, members in having.items()]
 
 
-def _parameter_of_methods(name: str, members: Sequence[tuple[str, Option]]) -> inspect.Parameter:
+def _parameter_of_methods(name: str, members: Sequence[tuple[str, Option]], panel: str) -> inspect.Parameter:
     """The parameter for an option that several methods may have.
 
     One that is a switch for some of them and takes a value for others takes one for all: true turns the
     switch.
     """
     switches = [option.is_switch for _, option in members]
-    text, panel = _text(members), "Options of allocators and backends"
+    text = _text(members)
     if all(switches):
         return _parameter(name, bool, False, text, panel)
     types = dict.fromkeys("true" if one.is_switch else one.shown_type for _, one in members)

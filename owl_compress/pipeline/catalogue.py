@@ -7,6 +7,7 @@ from typing import Any
 
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
+from owl_compress.exports import EXPORTERS, IMPORTERS
 from owl_compress.options import Option
 from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
 from owl_compress.registry import Registry
@@ -54,7 +55,7 @@ _AUTO = Offer(
 
 
 def shelf(kind: str) -> Shelf:
-    """All there is of a kind: allocators, backends, metrics, forms or exporters.
+    """All there is of a kind: allocators, backends, metrics, forms, exporters, tools or sources.
 
     Raises:
         RequestError: another kind.
@@ -73,7 +74,7 @@ def _backends() -> Shelf:
     return _methods("backends", "carry a plan out: --backend NAME", BACKENDS, DEFAULT_BACKEND)
 
 
-def _methods(kind: str, purpose: str, registry: Registry, default: str) -> Shelf:
+def _methods(kind: str, purpose: str, registry: Registry, default: str | None = None) -> Shelf:
     def offer(name: str) -> Offer:
         options, method = registry.options(name), registry.load(name)
         return Offer(
@@ -105,6 +106,14 @@ def _forms() -> Shelf:
 
 def _exporters() -> Shelf:
     return _stored("exporters", "write for other software: --export NAME", is_asked_for=True)
+
+
+def _tools() -> Shelf:
+    return _methods("tools", "carry plans out elsewhere: export --to NAME", EXPORTERS)
+
+
+def _sources() -> Shelf:
+    return _methods("sources", "decide elsewhere what is carried out here: import --from NAME", IMPORTERS)
 
 
 def _stored(kind: str, purpose: str, *, is_asked_for: bool) -> Shelf:
@@ -146,5 +155,7 @@ SHELVES: Mapping[str, Callable[[], Shelf]] = {
     "metrics": _metrics,
     "forms": _forms,
     "exporters": _exporters,
+    "tools": _tools,
+    "sources": _sources,
 }
 """The kinds there are."""
