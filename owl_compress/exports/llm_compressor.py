@@ -17,6 +17,9 @@ from owl_compress.options import option
 
 _PATTERN = "re:"
 _UNSTRUCTURED = "0:0"
+_STAGE, _GROUP = "_stage", "_modifiers"
+"""How keys end below which the tool looks for modifiers; it passes all others over."""
+
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 _QUANTIZERS = {"gptq": "GPTQModifier", "rtn": "QuantizationModifier"}
 
@@ -56,7 +59,8 @@ class LlmCompressorRecipe:
         else:
             stages = [_pruned(plan)]
         recipe = {
-            f"stage_{number}": {"modifiers": {known[chosen]: stage}} for number, stage in enumerate(stages)
+            f"part_{number}{_STAGE}": {f"{chosen}{_GROUP}": {known[chosen]: stage}}
+            for number, stage in enumerate(stages)
         }
         return Exported(yaml.dump(recipe, Dumper=Dumper, sort_keys=False, width=110))
 
@@ -114,8 +118,10 @@ def _patterned(plan: Plan, grid: KeptOfGrid) -> Iterator[dict[str, Any]]:
 def _modifiers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     known = (*_PRUNERS.values(), *_QUANTIZERS.values())
     for stage_name, stage in recipe.items():
-        for group in checked(stage, dict, f"stage {stage_name!r}").values():
-            if isinstance(group, Mapping):
+        if not stage_name.endswith(_STAGE):
+            continue
+        for key, group in checked(stage, dict, f"stage {stage_name!r}").items():
+            if key.endswith(_GROUP) and isinstance(group, Mapping):
                 yield from ((kind, one) for kind, one in group.items() if kind in known)
 
 

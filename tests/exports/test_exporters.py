@@ -190,7 +190,7 @@ class TestLlmCompressor:
 
     def test_masks_say_what_is_removed(self) -> None:
         stages = yaml.safe_load(export(PLANS["N:M"], EXPORTERS.create("llm-compressor")).text).values()
-        masks = {one["modifiers"]["SparseGPTModifier"]["mask_structure"] for one in stages}
+        masks = {one["sparsegpt_modifiers"]["SparseGPTModifier"]["mask_structure"] for one in stages}
         assert masks == {"6:8", "5:8", "4:8", "3:8", "2:8", "1:8"}
 
     def test_modifiers_are_of_the_unit(self) -> None:
@@ -205,7 +205,7 @@ class TestLlmCompressor:
 
     def test_recipes_of_its_users_are_read(self, report: ImportanceReport) -> None:
         text = """
-stage:
+pruning_stage:
   pruning_modifiers:
     SparseGPTModifier:
       sparsity: 0.5
@@ -222,15 +222,28 @@ stage:
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
-            ("a: {b: {SparseGPTModifier: {targets: Linear, sparsity: [0.5]}}}", "1 sparsities for 0 targets"),
-            ("a: {b: {SparseGPTModifier: {targets: ['re:['], sparsity: 0.5}}}", "no regular expression"),
-            ("a: {b: {SparseGPTModifier: {targets: [model.layers.0], sparsity: x}}}", "'x', not a number"),
             (
-                "a: {b: {WandaPruningModifier: {targets: [model.layers.0], mask_structure: '5:4'}}}",
+                "a_stage: {b_modifiers: {SparseGPTModifier: {targets: Linear, sparsity: [0.5]}}}",
+                "1 sparsities for 0 targets",
+            ),
+            (
+                "a_stage: {b_modifiers: {SparseGPTModifier: {targets: ['re:['], sparsity: 0.5}}}",
+                "no regular expression",
+            ),
+            (
+                "a_stage: {b_modifiers: {SparseGPTModifier: {targets: [model.layers.0], sparsity: x}}}",
+                "'x', not a number",
+            ),
+            (
+                "a_stage: {b_modifiers: {WandaPruningModifier: "
+                "{targets: [model.layers.0], mask_structure: '5:4'}}}",
                 "mask_structure '5:4' is no N:M",
             ),
-            ("a: {b: {GPTQModifier: {scheme: W4A16}}}", "GPTQModifier has no 'config_groups'"),
-            ("a: {b: {}}", "do not go together"),
+            (
+                "a_stage: {b_modifiers: {GPTQModifier: {scheme: W4A16}}}",
+                "GPTQModifier has no 'config_groups'",
+            ),
+            ("a_stage: {b_modifiers: {}}", "do not go together"),
         ],
     )
     def test_recipes_that_no_plan_can_say_are_refused(self, text: str, reason: str) -> None:
@@ -240,9 +253,11 @@ stage:
 
 def _recipe(plan: Plan, **options: Any) -> dict[str, Any]:
     content = yaml.safe_load(export(plan, EXPORTERS.create("llm-compressor", options)).text)
-    (stage,) = content.values()
-    found: dict[str, Any] = stage["modifiers"]
-    return found
+    ((name, stage),) = content.items()
+    ((key, found),) = stage.items()
+    assert name.endswith("_stage")  # the tool passes all others over
+    assert key.endswith("_modifiers")
+    return dict(found)
 
 
 class TestBits:
