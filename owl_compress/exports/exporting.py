@@ -36,7 +36,7 @@ def export(plan: Plan, tool: Exporter) -> Exported:
 def _check(plan: Plan, found: Foreign, tool: str) -> None:
     sizes = {budget.name: budget.n_weights for budget in plan.budgets}
     whole = {budget.name: 1.0 for budget in plan.budgets if budget.value == 1 and plan.unit is not Unit.BITS}
-    values = whole | found.values  # what keeps everything, need not be told
+    values = {**whole, **found.values}  # what keeps everything, need not be told
     lost = next((name for name in sizes if name not in values), None)
     if lost is not None or not values.keys() <= sizes.keys() | set(plan.skipped):
         raise RuntimeError(f"the file for {tool} lacks {lost}, or names others than the plan")
