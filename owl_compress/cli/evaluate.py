@@ -9,8 +9,9 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
+from owl_compress.cli.evaluation_tables import latency_table, perplexity_table
 from owl_compress.cli.latency import DenseOptions, LatencyOptions
-from owl_compress.cli.tables import latency_table, perplexity_table, verification_table
+from owl_compress.cli.tables import verification_table
 from owl_compress.cli.task_tables import accuracy_table
 from owl_compress.cli.terminal import tell
 from owl_compress.consent import Consent

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.tables import sensitivity_table
+from owl_compress.cli.damage_tables import sensitivity_table
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.recipe_fields import Topic

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 from owl_compress.cli import options
 from owl_compress.cli.comparison_sheets import rows_sheet
 from owl_compress.cli.console import Output
+from owl_compress.cli.damage_tables import sensitivity_table
 from owl_compress.cli.difference_sheets import difference_sheets
 from owl_compress.cli.sheet import Sheet
 from owl_compress.cli.sparklines import sparkline_note
-from owl_compress.cli.tables import plan_table, report_table, result_table, sensitivity_table
+from owl_compress.cli.tables import plan_table, report_table, result_table
 from owl_compress.cli.tune import tuning_table
 from owl_compress.documents.compared import is_comparison, read_comparison
 from owl_compress.documents.differences import KINDS, Difference, differences

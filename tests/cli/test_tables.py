@@ -10,15 +10,14 @@ from rich.console import Console
 
 from owl_compress.cli import console
 from owl_compress.cli.console import Output
+from owl_compress.cli.damage_tables import sensitivity_table
+from owl_compress.cli.evaluation_tables import latency_table, perplexity_table
 from owl_compress.cli.sheet import Sheet
 from owl_compress.cli.tables import (
-    latency_table,
-    perplexity_table,
     plan_table,
     prediction_table,
     report_table,
     result_table,
-    sensitivity_table,
     verification_table,
 )
 from owl_compress.documents.measurements import (
