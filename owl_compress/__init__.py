@@ -36,11 +36,8 @@ if TYPE_CHECKING:
     from owl_compress.pipeline.session import Session
     from owl_compress.pipeline.stages import (
         allocate,
-        calibrate,
         compress_,
         evaluate,
-        hold_apart,
-        hold_out,
         load,
         profile,
         verify,
@@ -48,6 +45,11 @@ if TYPE_CHECKING:
     from owl_compress.pipeline.timing import TimingOptions, time_model
     from owl_compress.pipeline.trial import try_out
     from owl_compress.pipeline.tuning import tune
+    from owl_compress.pipeline.windows import (
+        calibrate,
+        hold_apart,
+        hold_out,
+    )
 
 _HOMES = {
     "Consent": "consent",
@@ -64,14 +66,14 @@ _HOMES = {
     "accuracy": "evaluation.tasks",
     "agreement": "evaluation.agreement",
     "allocate": "pipeline.stages",
-    "calibrate": "pipeline.stages",
+    "calibrate": "pipeline.windows",
     "compare": "pipeline.comparison.comparison",
     "compress_": "pipeline.stages",
     "dense_predictions": "evaluation.agreement",
     "evaluate": "pipeline.stages",
     "forecast": "pipeline.feasibility",
-    "hold_apart": "pipeline.stages",
-    "hold_out": "pipeline.stages",
+    "hold_apart": "pipeline.windows",
+    "hold_out": "pipeline.windows",
     "load": "pipeline.stages",
     "make_plan": "pipeline.execution",
     "measure": "importance.estimator",

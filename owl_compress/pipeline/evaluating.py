@@ -27,8 +27,13 @@ from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.beside import Beside, Say, check_same_vocabulary
 from owl_compress.pipeline.measuring import LOADING, taken
 from owl_compress.pipeline.scoring import task_options
-from owl_compress.pipeline.stages import check_there, held_out_windows, identity_of, load
+from owl_compress.pipeline.stages import (
+    check_there,
+    identity_of,
+    load,
+)
 from owl_compress.pipeline.timing import TimingOptions, prepare_timing
+from owl_compress.pipeline.windows import held_out_windows
 from owl_compress.progress import SILENT, Progress, shown
 
 DEFAULT_TEXT = "wikitext2"

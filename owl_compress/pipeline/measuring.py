@@ -16,7 +16,12 @@ from owl_compress.importance.estimator import measure
 from owl_compress.importance.metrics import with_defaults
 from owl_compress.memory import memory_errors
 from owl_compress.models.structure import find_structure
-from owl_compress.pipeline.stages import calibration_windows, check_there, identity_of, load
+from owl_compress.pipeline.stages import (
+    check_there,
+    identity_of,
+    load,
+)
+from owl_compress.pipeline.windows import calibration_windows
 from owl_compress.progress import SILENT, Progress, shown
 
 LOADING = ("dtype", "revision")

@@ -43,7 +43,14 @@ from owl_compress.pipeline.session import (
     read_damage_text,
     read_text,
 )
-from owl_compress.pipeline.stages import calibration_windows, check_there, held_apart, identity_of
+from owl_compress.pipeline.stages import (
+    check_there,
+    identity_of,
+)
+from owl_compress.pipeline.windows import (
+    calibration_windows,
+    held_apart,
+)
 from owl_compress.progress import SILENT, Progress
 
 Told = Callable[[str], None]

@@ -21,7 +21,7 @@ from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.session import Session, read_damage_text
-from owl_compress.pipeline.stages import held_apart
+from owl_compress.pipeline.windows import held_apart
 from owl_compress.progress import SILENT, Progress
 from owl_compress.refinement.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
 from owl_compress.refinement.refinement import refine_plan

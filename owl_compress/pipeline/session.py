@@ -27,7 +27,15 @@ from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.scoring import tasks_of
-from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of, load
+from owl_compress.pipeline.stages import (
+    check_there,
+    identity_of,
+    load,
+)
+from owl_compress.pipeline.windows import (
+    calibration_windows,
+    held_out_windows,
+)
 from owl_compress.progress import SILENT, Progress, shown
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.dense_statistics import DenseStatistics

@@ -27,12 +27,12 @@ from owl_compress.pipeline.methods import AUTO
 from owl_compress.pipeline.profiling import subject_of
 from owl_compress.pipeline.reports import measured_report, outlined
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import held_apart
 from owl_compress.pipeline.tuning_candidates import Candidate
 from owl_compress.pipeline.tuning_choice import baseline_in_words, beside, in_words
 from owl_compress.pipeline.tuning_rounds import judging_windows, rounds_of
 from owl_compress.pipeline.tuning_scheme import Scheme, scheme_of
 from owl_compress.pipeline.tuning_trials import Contest, Contestant
+from owl_compress.pipeline.windows import held_apart
 
 _APART_SEED = 2
 """Added to the seed for windows to judge on: those of a profile, and of its own judging, are others."""

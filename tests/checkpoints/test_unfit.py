@@ -17,7 +17,10 @@ from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import check_compressible, find_structure
 from owl_compress.pipeline.folder import earlier_steps
-from owl_compress.pipeline.stages import compress_, load
+from owl_compress.pipeline.stages import (
+    compress_,
+    load,
+)
 
 ENCODER = {
     "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,

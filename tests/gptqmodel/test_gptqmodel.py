@@ -60,7 +60,8 @@ def test_gptqmodel_reads_it_and_is_the_model_we_evaluated(out: Path, result: Any
     from gptqmodel import BACKEND, GPTQModel
 
     from owl_compress.evaluation.perplexity import perplexity
-    from owl_compress.pipeline.stages import hold_out, load
+    from owl_compress.pipeline.stages import load
+    from owl_compress.pipeline.windows import hold_out
 
     model = GPTQModel.load(str(out), device="cpu", backend=BACKEND.TORCH).model
     modules = dict(model.named_modules())

@@ -14,7 +14,10 @@ from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.evaluating import EvaluationRequest
 from owl_compress.pipeline.execution import run
-from owl_compress.pipeline.stages import evaluate, load
+from owl_compress.pipeline.stages import (
+    evaluate,
+    load,
+)
 from owl_compress.pipeline.timing import TimingOptions
 
 MakeRecipe = Callable[..., Recipe]

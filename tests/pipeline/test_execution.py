@@ -21,7 +21,8 @@ from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_, execute, make_plan, run
 from owl_compress.pipeline.quality import evaluate
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import calibration_windows, load
+from owl_compress.pipeline.stages import load
+from owl_compress.pipeline.windows import calibration_windows
 
 MakeRecipe = Callable[..., Recipe]
 Linears = Callable[[Path | str], dict[str, Tensor]]

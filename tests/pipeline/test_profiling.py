@@ -21,8 +21,9 @@ from owl_compress.pipeline import judging
 from owl_compress.pipeline.execution import compress_, make_plan, run
 from owl_compress.pipeline.profiling import subject_of
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import hold_out, load
+from owl_compress.pipeline.stages import load
 from owl_compress.pipeline.trial import try_out
+from owl_compress.pipeline.windows import hold_out
 
 MakeRecipe = Callable[..., Recipe]
 SHORT = {"allocator": "sensitivity", "damage_samples": 2, "damage_len": 32}

@@ -17,7 +17,8 @@ from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_, make_plan, run
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import calibration_windows, load
+from owl_compress.pipeline.stages import load
+from owl_compress.pipeline.windows import calibration_windows
 
 MakeRecipe = Callable[..., Recipe]
 CountCalls = Callable[[Callable[..., Any]], list[Any]]

@@ -16,7 +16,10 @@ from owl_compress.evaluation.part_costs import measure_costs
 from owl_compress.pipeline.execution import make_plan, run
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import identity_of, load
+from owl_compress.pipeline.stages import (
+    identity_of,
+    load,
+)
 
 MakeRecipe = Callable[..., Recipe]
 WIDE: dict[str, Any] = {"round_to": 1, "allocator": "uniform"}

@@ -20,13 +20,15 @@ from owl_compress.pipeline.execution import make_plan, run
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.stages import (
     allocate,
-    calibrate,
     compress_,
     evaluate,
-    hold_out,
     identity_of,
     load,
     verify,
+)
+from owl_compress.pipeline.windows import (
+    calibrate,
+    hold_out,
 )
 
 MakeRecipe = Callable[..., Recipe]

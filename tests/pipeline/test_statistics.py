@@ -13,8 +13,12 @@ from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.execution import run
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import compress_, hold_out, load
+from owl_compress.pipeline.stages import (
+    compress_,
+    load,
+)
 from owl_compress.pipeline.trial import try_out
+from owl_compress.pipeline.windows import hold_out
 
 MakeRecipe = Callable[..., Recipe]
 Count = Callable[..., Any]

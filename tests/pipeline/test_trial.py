@@ -14,8 +14,9 @@ from owl_compress.importance.estimator import measure_with_statistics
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import make_plan, run
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.stages import hold_out, load
+from owl_compress.pipeline.stages import load
 from owl_compress.pipeline.trial import try_out
+from owl_compress.pipeline.windows import hold_out
 
 MakeRecipe = Callable[..., Recipe]
 StateBytes = Callable[..., dict[str, str]]

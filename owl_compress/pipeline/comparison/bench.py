@@ -23,7 +23,14 @@ from owl_compress.pipeline.session import (
     looks_at_text,
     noted_structure,
 )
-from owl_compress.pipeline.stages import calibration_windows, check_there, held_out_windows, identity_of
+from owl_compress.pipeline.stages import (
+    check_there,
+    identity_of,
+)
+from owl_compress.pipeline.windows import (
+    calibration_windows,
+    held_out_windows,
+)
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 
