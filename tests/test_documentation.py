@@ -22,7 +22,8 @@ from owl_compress.importance.metrics import METRICS
 from owl_compress.options import options_of
 from owl_compress.pipeline.comparison.cells import cells_of, grid_names
 from owl_compress.pipeline.limits import asks_for_limit, everything_kept
-from owl_compress.pipeline.request import allocator_of, backend_of, check_unit, target_of
+from owl_compress.pipeline.request import allocator_of, backend_of, check_unit
+from owl_compress.pipeline.targets import target_of
 from owl_compress.pipeline.tuning_candidates import candidates_of
 
 ROOT = Path(__file__).parents[1]

@@ -11,13 +11,13 @@ from owl_compress.documents.option_names import option_name
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.recipe import RECIPE_NAMES, Recipe
-from owl_compress.documents.recipe_fields import AVERAGES, BUDGETS
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.options import not_taken
-from owl_compress.pipeline.limits import Limit, asks_for_limit, check_no_limit, everything_kept, limit_of
+from owl_compress.pipeline.limits import Limit, asks_for_limit, everything_kept, limit_of
 from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS, DEFAULT_FROM_PROFILE
+from owl_compress.pipeline.targets import shape_of, target_of
 from owl_compress.pipeline.tuning_candidates import Candidate, candidates_of, check_candidates
 from owl_compress.registry import Registry
 
@@ -41,10 +41,6 @@ _CODES, _FORMATS = "packed", ("packed", "dense")
 
 DEFAULT_STATISTICS: StatisticsSource = "sequential"
 """Whose inputs a backend is told of where the recipe leaves it open."""
-
-_SHAPE = (
-    "low", "high", "pins", "skips", "granularity", "solver", "tie", "parts", "protect_first", "protect_last",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ class Request:
         else:
             allocator = None if recipe.allocator == AUTO else allocator_of(recipe)
             is_limited = asks_for_limit(recipe)
-            target = everything_kept(recipe, _shape_of(recipe)) if is_limited else target_of(recipe)
+            target = everything_kept(recipe, shape_of(recipe)) if is_limited else target_of(recipe)
             limit = limit_of(recipe)
             if allocator is None:
                 candidates = candidates_of(recipe, target)
@@ -334,57 +330,3 @@ def check_unit(backend: str, unit: Unit) -> None:
     able = [repr(name) for name in BACKENDS.names() if BACKENDS.load(name).unit is unit]
     remedy = f"use --backend {' or '.join(able)}" if able else "no backend here does that"
     raise RequestError(f"backend {backend!r} carries out budgets in {own}, these are in {unit}: {remedy}")
-
-
-def target_of(recipe: Recipe) -> Target:
-    """The target of the recipe, in the unit of its budget.
-
-    Raises:
-        RequestError: a target that no plan can meet.
-    """
-    budgets = {name: getattr(recipe, name) for name in BUDGETS}
-    return _target({**budgets, "bit_choices": recipe.bit_choices}, _shape_of(recipe))
-
-
-def _shape_of(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe limits the answer besides its budget."""
-    return {
-        "low": recipe.low,
-        "high": recipe.high,
-        "pins": recipe.set_,
-        "skips": recipe.skip,
-        "granularity": recipe.granularity,
-        "solver": recipe.solver or "proportional",
-        "tie": not recipe.no_tie,
-        "parts": recipe.parts,
-        "protect_first": recipe.protect_first,
-        "protect_last": recipe.protect_last,
-    }
-
-
-def _target(budget: Mapping[str, Any], shape: Mapping[str, Any]) -> Target:
-    check_no_limit(budget)
-    if budget.get("sparsity") is not None:
-        return Target.from_sparsity(budget["sparsity"], **shape)
-    if budget.get("nm") is not None:
-        return Target.from_nm(budget["nm"], **shape)
-    if budget.get("prune_ratio") is not None:
-        return Target.from_prune_ratio(budget["prune_ratio"], **shape)
-    if budget.get("bits") is not None:
-        return Target.from_bits(budget["bits"], tuple(budget.get("bit_choices") or (2, 3, 4)), **shape)
-    raise RequestError("no budget given: name one of sparsity, nm, prune_ratio, bits")
-
-
-def split_target(options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:
-    """The target among `options`, and the options that are left for the allocator.
-
-    Raises:
-        RequestError: not exactly one budget, or one that cannot be meant.
-    """
-    named = [name for name in BUDGETS if options.get(name) is not None]
-    if len(named) != 1:
-        raise RequestError(f"give exactly one of {', '.join(AVERAGES)}; got {' and '.join(named) or 'none'}")
-    budget = {key: value for key, value in options.items() if key in {*BUDGETS, "bit_choices"}}
-    shape = {key: value for key, value in options.items() if key in _SHAPE and value is not None}
-    rest = {key: value for key, value in options.items() if key not in {*budget, *_SHAPE}}
-    return _target(budget, shape), rest

@@ -38,7 +38,8 @@ from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import (
     parsed_levels,
 )
-from owl_compress.pipeline.request import DEFAULT_STATISTICS, split_target
+from owl_compress.pipeline.request import DEFAULT_STATISTICS
+from owl_compress.pipeline.targets import split_target
 from owl_compress.pipeline.windows import hold_out
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.dense_statistics import DenseStatistics
