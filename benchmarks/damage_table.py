@@ -56,7 +56,10 @@ def damage_section(rows: Sequence[Row], known: Mapping[str, float]) -> str:
             measured.setdefault(target, {}).setdefault(method, {})[row["seed"]] = row
     cells = [_cells(target, methods, known) for target, methods in measured.items() if methods]
     header = ("target", "seeds", *_OTHERS, "sensitivity", "ratio", "refined", "evo", "damages")
-    return section("Budgets from measured damage", _TEXT, table(header, cells)) if cells else ""
+    known_of = [place for place in range(len(header)) if any(row[place] != "–" for row in cells)]
+    shown = [[row[place] for place in known_of] for row in cells]
+    heads = [header[place] for place in known_of]
+    return section("Budgets from measured damage", _TEXT, table(heads, shown)) if cells else ""
 
 
 def _cells(target: str, methods: ByMethod, known: Mapping[str, float]) -> list[str]:
