@@ -17,6 +17,9 @@ from owl_compress.options import option
 
 _PATTERN = "re:"
 _UNSTRUCTURED = "0:0"
+_EVERY = "Linear"
+"""The class, and the target where none is named."""
+
 _STAGE, _GROUP = "_stage", "_modifiers"
 """How keys end below which the tool looks for modifiers; it passes all others over."""
 
@@ -149,13 +152,13 @@ def _of_pruner(kind: str, content: Mapping[str, Any], sizes: Mapping[str, int]) 
     removed, kept_of = _mask(content.get("mask_structure", _UNSTRUCTURED))
     ignored = {name for target in _list(content, "ignore") for name in _meant(target, sizes, linears=True)}
     modules = _modules(sizes)
-    targets = [
-        name for name in modules if any(name in _meant(one, [name]) for one in _list(content, "targets"))
-    ]
+    meant = _list(content, "targets") or [_EVERY]
+    targets = [name for name in modules if any(_meant(one, [name], linears=name in sizes) for one in meant)]
     lists = sparsity if isinstance(sparsity, list) else [sparsity] * len(targets)
     if len(lists) != len(targets) or not targets:
         raise RequestError(
-            f"{kind} has {len(lists)} sparsities for {len(targets)} targets in this model: one each is needed"
+            f"{kind} has {len(lists)} sparsities for {len(targets)} targets in this model, which are found "
+            "by name or pattern: one each is needed"
         )
     values: dict[str, float] = {}
     for target, share in zip(targets, lists, strict=True):
@@ -178,7 +181,7 @@ def _modules(sizes: Mapping[str, int]) -> dict[str, list[str]]:
 
 def _is_open(target: Any) -> bool:
     """Whether a target may mean several modules: a pattern, or a class."""
-    return not isinstance(target, str) or target.startswith(_PATTERN) or target == "Linear"
+    return not isinstance(target, str) or target.startswith(_PATTERN) or target == _EVERY
 
 
 def _meant(target: Any, names: Any, *, linears: bool = False) -> list[str]:
@@ -186,7 +189,7 @@ def _meant(target: Any, names: Any, *, linears: bool = False) -> list[str]:
     checked(target, str, "a target")
     if target.startswith(_PATTERN):
         return named_by(target.removeprefix(_PATTERN), names)
-    if target == "Linear" and linears:
+    if target == _EVERY and linears:
         return list(names)
     return [target] if target in names else []
 

@@ -219,12 +219,18 @@ pruning_stage:
         assert len(plan.skipped) == 12
         assert {one.value for one in plan.budgets} == {0.5}
 
+    @pytest.mark.parametrize("targets", ["targets: Linear, ", "targets: [Linear], ", ""])
+    def test_all_linears_are_meant_by_their_class(self, targets: str) -> None:
+        text = f"a_stage: {{b_modifiers: {{SparseGPTModifier: {{{targets}sparsity: 0.6}}}}}}"
+        found = IMPORTERS.create("llm-compressor").read(text, SIZES)
+        assert found.values == pytest.approx(dict.fromkeys(NAMES, 0.4))
+
     @pytest.mark.parametrize(
         ("text", "reason"),
         [
             (
                 "a_stage: {b_modifiers: {SparseGPTModifier: {targets: Linear, sparsity: [0.5]}}}",
-                "1 sparsities for 0 targets",
+                "1 sparsities for 84 targets",
             ),
             (
                 "a_stage: {b_modifiers: {SparseGPTModifier: {targets: ['re:['], sparsity: 0.5}}}",
@@ -238,6 +244,10 @@ pruning_stage:
                 "a_stage: {b_modifiers: {WandaPruningModifier: "
                 "{targets: [model.layers.0], mask_structure: '5:4'}}}",
                 "mask_structure '5:4' is no N:M",
+            ),
+            (
+                "a_stage: {b_modifiers: {WandaPruningModifier: {targets: LlamaDecoderLayer, sparsity: .5}}}",
+                "0 targets in this model, which are found by name or pattern",
             ),
             (
                 "a_stage: {b_modifiers: {GPTQModifier: {scheme: W4A16}}}",
