@@ -1,5 +1,6 @@
 """llm-compressor: a recipe with exact targets, sparsities as lists, widths as groups of a GPTQ modifier."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -22,6 +23,8 @@ _EVERY = "Linear"
 
 _STAGE, _GROUP = "_stage", "_modifiers"
 """How keys end below which the tool looks for modifiers; it passes all others over."""
+
+_PRESET = re.compile(r"W([2-8])A16(?:_ASYM)?")
 
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
 _QUANTIZERS = {"gptq": "GPTQModifier", "rtn": "QuantizationModifier"}
@@ -138,13 +141,29 @@ def _of_modifier(kind: str, content: Mapping[str, Any], sizes: Mapping[str, int]
 def _of_quantizer(kind: str, content: Mapping[str, Any], sizes: Mapping[str, int]) -> Foreign:
     values: dict[str, float] = {}
     ignored = {name for target in _list(content, "ignore") for name in _meant(target, sizes, linears=True)}
-    for name, group in part_of(content, "config_groups", dict, kind).items():
-        weights = part_of(checked(group, dict, name), "weights", dict, name)
-        bits = float(part_of(weights, "num_bits", int, name))
-        for target in part_of(group, "targets", list, name):
+    for bits, targets in _widths(kind, content):
+        for target in targets:
             meant = _meant(target, sizes, linears=True) or ([] if _is_open(target) else [target])
             values |= {linear: bits for linear in meant if linear not in ignored}
     return Foreign(Unit.BITS, values)
+
+
+def _widths(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[float, list[Any]]]:
+    """Bits and their targets: of groups, or of schemes that are known by a name such as W4A16."""
+    scheme = content.get("scheme")
+    if scheme is None:
+        for name, group in part_of(content, "config_groups", dict, kind).items():
+            weights = part_of(checked(group, dict, name), "weights", dict, name)
+            yield float(part_of(weights, "num_bits", int, name)), part_of(group, "targets", list, name)
+        return
+    named = scheme if isinstance(scheme, Mapping) else {scheme: _list(content, "targets") or [_EVERY]}
+    for name, targets in named.items():
+        found = _PRESET.fullmatch(str(name))
+        if not found:
+            raise RequestError(
+                f"scheme {name!r} of {kind} quantizes more than weights: W2A16 to W8A16 can be read"
+            )
+        yield float(found[1]), list(checked(targets, list, f"targets of {name}"))
 
 
 def _of_pruner(kind: str, content: Mapping[str, Any], sizes: Mapping[str, int]) -> Foreign:

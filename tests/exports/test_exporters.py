@@ -219,6 +219,13 @@ pruning_stage:
         assert len(plan.skipped) == 12
         assert {one.value for one in plan.budgets} == {0.5}
 
+    @pytest.mark.parametrize("scheme", ["W4A16, targets: Linear", "W4A16_ASYM", "{W4A16: [Linear]}"])
+    def test_schemes_are_known_by_their_names(self, scheme: str) -> None:
+        text = f"a_stage: {{b_modifiers: {{GPTQModifier: {{scheme: {scheme}, ignore: ['re:.*q_proj']}}}}}}"
+        found = IMPORTERS.create("llm-compressor").read(text, SIZES)
+        assert set(found.values.values()) == {4}
+        assert len(found.skipped) == 12
+
     @pytest.mark.parametrize("targets", ["targets: Linear, ", "targets: [Linear], ", ""])
     def test_all_linears_are_meant_by_their_class(self, targets: str) -> None:
         text = f"a_stage: {{b_modifiers: {{SparseGPTModifier: {{{targets}sparsity: 0.6}}}}}}"
@@ -250,7 +257,11 @@ pruning_stage:
                 "0 targets in this model, which are found by name or pattern",
             ),
             (
-                "a_stage: {b_modifiers: {GPTQModifier: {scheme: W4A16}}}",
+                "a_stage: {b_modifiers: {GPTQModifier: {scheme: W8A8}}}",
+                "scheme 'W8A8' of GPTQModifier quantizes more than weights",
+            ),
+            (
+                "a_stage: {b_modifiers: {GPTQModifier: {targets: Linear}}}",
                 "GPTQModifier has no 'config_groups'",
             ),
             ("a_stage: {b_modifiers: {}}", "do not go together"),
