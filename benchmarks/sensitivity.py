@@ -41,8 +41,8 @@ from owl_compress.pipeline.stages import identity_of
 _CALIBRATION, _EVALUATION = 12, 20
 _DAMAGE_LEN = 128
 _FROM_DAMAGE = ("sensitivity", "refine")
-_COSTS = {"refine": 60_000.0, "evo": 600_000.0}
-"""Forward tokens: about those of a profile, and ten times as many."""
+_COSTS = {"refine": 1, "evo": 10}
+"""What is spent on a search, in profiles of the same parts."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _rows(
     loaded: LoadedModel, texts: Texts, subject: Subject, arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     methods = arguments.methods.split(",")
-    is_profiled = not {*methods}.isdisjoint(_FROM_DAMAGE)
+    is_profiled = not {*methods}.isdisjoint({*_FROM_DAMAGE, *_COSTS})
     found = _profile(loaded, texts, subject, arguments) if is_profiled else None
     for target in subject.targets:
         amount = ", ".join(map(str, target.values()))
@@ -165,8 +165,9 @@ def _try(
     recipe = Recipe.from_options({**given, **target, "allocator": allocator})
     copy = Session.open(recipe, loaded, texts.calibration).on_a_copy()
     plan = allocate(found, "sensitivity", copy.request.target) if is_profiled else make_plan(copy)[1]
-    if method in _COSTS:
-        plan = _refined(loaded, texts, {**given, **subject.options}, plan, method)
+    if method in _COSTS and found is not None:
+        cost = _COSTS[method] * found.forward_tokens
+        plan = _refined(loaded, texts, {**given, **subject.options}, plan, method, cost)
     result = compress_(copy, plan)
     damage = texts.dense.divergence_of(copy.loaded.model)
     return {
@@ -180,13 +181,15 @@ def _try(
     }
 
 
-def _refined(loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan, method: str) -> Plan:
-    """The plan after swaps for about the cost of its profile, or evolved for ten times as much."""
+def _refined(
+    loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan, method: str, max_cost: float
+) -> Plan:
+    """The plan after swaps, or evolved, for so many forward tokens."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         plan.write(path)
         session = Session.open(Recipe.from_options({**given, "plan": str(path)}), loaded, texts.calibration)
-        options = RefinementOptions(method="evo" if method == "evo" else "swaps", max_cost=_COSTS[method])
+        options = RefinementOptions(method="evo" if method == "evo" else "swaps", max_cost=max_cost)
         found = refine(session, options, DamageText(text=texts.calibration_text))
     return found.plan
 
