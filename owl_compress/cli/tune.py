@@ -11,7 +11,7 @@ from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file, write_together
 from owl_compress.documents.recipe_fields import Topic
 from owl_compress.documents.tuning import TuningDocument
-from owl_compress.pages.tuning_table import fate_in_words, ranked, tried_in_words
+from owl_compress.pages.tuning_words import fate_in_words, ranked, tried_in_words
 from owl_compress.pages.words import number_format
 
 if TYPE_CHECKING:  # a refusal must not wait for torch

@@ -22,7 +22,8 @@ from owl_compress.pages.result_tables import (
     result_facts,
     results_table,
 )
-from owl_compress.pages.tuning_table import tried_in_words, tried_table
+from owl_compress.pages.tuning_table import tried_table
+from owl_compress.pages.tuning_words import tried_in_words
 from owl_compress.pages.words import short_name, windows_in_words
 
 _METRIC = "lod@5"
