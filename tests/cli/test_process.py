@@ -31,6 +31,8 @@ def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedP
         ("allocate", "--help"),
         ("allocate", "report.json", "--sparsity", "0.5", "-o", "plan.json"),
         ("run", "model", "--sparsity", "1.2", "-o", "OUT"),
+        ("export", "none.json", "--to", "llm-compressor", "-o", "recipe.yaml"),
+        ("import", "none.csv", "--from", "csv", "--report", "report.json", "-o", "plan.json"),
     ],
 )
 def test_torch_is_not_loaded_for_little_things(report: Path, arguments: tuple[str, ...]) -> None:
