@@ -39,6 +39,7 @@ def main() -> None:
         _stability(),
         _dense_statistics(),
         _speed(),
+        _compare(),
     ]
     print("\n".join(section for section in [introduction, *measured] if section).rstrip())
 
@@ -338,6 +339,25 @@ def _speed() -> str:
         "GPTQModel. (`speed.py`)"
     )
     return section("What the steps cost", text, table(("", "tokens", "threads", "median", "ratios"), cells))
+
+
+def _compare() -> str:
+    cells = [
+        (
+            str(row["cells"]),
+            f"{row['cpu_seconds']:,.0f}",
+            f"{row['cpu_seconds_of_runs']:,.0f}",
+            f"{row['of_runs']:.2f}",
+            f"{row['of_parts']:.2f}",
+        )
+        for row in _rows("compare")
+    ]
+    text = (
+        "One comparison (wanda at 50 and 60 % by four allocators, statistics of the dense model) beside as "
+        "many separate runs, in CPU seconds, and beside the sum of its parts, by the clock. (`compare.py`)"
+    )
+    heads = ("cells", "CPU s", "CPU s of separate runs", "of the runs", "of its parts")
+    return section("What a comparison costs", text, table(heads, cells)) if cells else ""
 
 
 if __name__ == "__main__":
