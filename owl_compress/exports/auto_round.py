@@ -1,6 +1,5 @@
 """AutoRound: `layer_config`, bits by the name of the linear."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,7 +7,7 @@ from typing import Any, ClassVar
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Unit
 from owl_compress.exports.contract import Exported, Foreign
-from owl_compress.exports.names import check_tied, check_widths
+from owl_compress.exports.names import check_tied, check_widths, commonest_width
 from owl_compress.exports.reading import checked, json_of, object_of, part_of
 from owl_compress.options import option
 
@@ -27,7 +26,6 @@ class AutoRoundConfig:
 
     name: ClassVar[str] = "auto-round"
     units: ClassVar[tuple[Unit, ...]] = (Unit.BITS,)
-    suffix: ClassVar[str] = ".json"
 
     def write(self, plan: Plan) -> Exported:
         """The commonest width for the whole, and every linear by name; 16 bits are left alone."""
@@ -38,8 +36,7 @@ class AutoRoundConfig:
             budget.name: {"bits": round(budget.value), **rest} for budget in plan.budgets
         }
         layers |= {name: {"bits": _NOT_QUANTIZED} for name in plan.skipped}
-        common = Counter(round(budget.value) for budget in plan.budgets).most_common(1)[0][0]
-        return Exported(json_of({"bits": common, **rest, "layer_config": layers}))
+        return Exported(json_of({"bits": commonest_width(plan), **rest, "layer_config": layers}))
 
     def read(self, text: str, sizes: Mapping[str, int]) -> Foreign:
         """Linears without a line of their own have the bits of the whole."""

@@ -54,7 +54,6 @@ class Exporter(Importer, Protocol):
     """A tool that a plan can be written for; what was written can be read back."""
 
     units: ClassVar[tuple[Unit, ...]]
-    suffix: ClassVar[str]
 
     def write(self, plan: Plan) -> Exported:
         """The plan in the words of the tool. Its unit is one of `units`.

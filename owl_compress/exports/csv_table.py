@@ -22,7 +22,6 @@ class CsvTable:
 
     name: ClassVar[str] = "csv"
     units: ClassVar[tuple[Unit, ...]] = (Unit.DENSITY, Unit.WIDTH, Unit.BITS)
-    suffix: ClassVar[str] = ".csv"
 
     def write(self, plan: Plan) -> Exported:
         """Every budget, in the order of the plan."""

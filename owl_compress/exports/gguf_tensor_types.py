@@ -39,7 +39,6 @@ class GgufTensorTypes:
 
     name: ClassVar[str] = "gguf-tensor-types"
     units: ClassVar[tuple[Unit, ...]] = (Unit.BITS,)
-    suffix: ClassVar[str] = ".txt"
 
     def write(self, plan: Plan) -> Exported:
         """The linears by the names that GGUF has for them."""

@@ -8,14 +8,13 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.exports.contract import Exported, Foreign
-from owl_compress.exports.names import check_tied, check_widths, exactly, named_by
+from owl_compress.exports.names import FUSED, check_tied, check_widths, exactly, named_by
 from owl_compress.exports.reading import checked, json_of, object_of, part_of
 from owl_compress.options import option
 
 WIDTHS = (2, 3, 4, 8)
 """The widths that its format has codes for."""
 
-_FUSED = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
 _LEFT_OUT, _MEANT = "-:", "+:"
 
 
@@ -32,7 +31,6 @@ class GptqModelConfig:
 
     name: ClassVar[str] = "gptqmodel"
     units: ClassVar[tuple[Unit, ...]] = (Unit.BITS,)
-    suffix: ClassVar[str] = ".json"
 
     def write(self, plan: Plan) -> Exported:
         """One pattern of a whole name for each linear; the first that matches counts."""
@@ -88,7 +86,7 @@ def dynamic_rules(plan: Plan) -> dict[str, dict[str, int]]:
     rules |= {exactly(name): {"bits": bits} for name, bits in widths.items()}
     for name, bits in widths.items():
         parent, _, last = name.rpartition(".")
-        for parts, fused in _FUSED.items():
+        for parts, fused in FUSED.items():
             if last == parts[0] and all(widths.get(f"{parent}.{part}") == bits for part in parts):
                 rules[exactly(f"{parent}.{fused}")] = {"bits": bits}
     return rules

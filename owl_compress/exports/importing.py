@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from pydantic import ValidationError
 
-from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
+from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan, weighted_mean
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.units import (
     BIT_WIDTHS_SHOWN,
@@ -46,12 +46,11 @@ def plan_from(text: str, tool: Importer, report: ImportanceReport) -> Plan:
     if not budgets:
         raise RequestError("it leaves every linear alone: nothing is left to compress")
     named = {one.name for one in budgets}
-    mean = sum(one.n_weights * one.value for one in budgets) / sum(one.n_weights for one in budgets)
     low, high = (0.0, 1.0) if found.unit is not Unit.BITS else (min(values.values()), max(values.values()))
     try:
         return Plan(
             unit=found.unit,
-            target=mean,
+            target=weighted_mean(budgets),
             grid=_grid(found),
             low=low,
             high=high,

@@ -48,7 +48,6 @@ class LlmCompressorRecipe:
 
     name: ClassVar[str] = "llm-compressor"
     units: ClassVar[tuple[Unit, ...]] = (Unit.DENSITY, Unit.BITS)
-    suffix: ClassVar[str] = ".yaml"
 
     def write(self, plan: Plan) -> Exported:
         """The recipe; what the plan skips is ignored there."""

@@ -1,6 +1,5 @@
 """MLX: the quantization of config.json, bits by the path of the layer (mlx-lm)."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -8,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Unit
 from owl_compress.exports.contract import Exported, Foreign
-from owl_compress.exports.names import check_widths
+from owl_compress.exports.names import check_widths, commonest_width
 from owl_compress.exports.reading import checked, json_of, object_of, part_of
 from owl_compress.options import option
 
@@ -28,13 +27,15 @@ class MlxQuantization:
 
     name: ClassVar[str] = "mlx"
     units: ClassVar[tuple[Unit, ...]] = (Unit.BITS,)
-    suffix: ClassVar[str] = ".json"
 
     def write(self, plan: Plan) -> Exported:
         """The commonest width for the whole, and every linear by name; `false` leaves one alone."""
         check_widths(plan, _WIDTHS, "MLX")
-        common = Counter(round(budget.value) for budget in plan.budgets).most_common(1)[0][0]
-        table: dict[str, Any] = {"group_size": self.group_size, "bits": common, "mode": "affine"}
+        table: dict[str, Any] = {
+            "group_size": self.group_size,
+            "bits": commonest_width(plan),
+            "mode": "affine",
+        }
         for budget in plan.budgets:
             table[budget.name] = {"group_size": self.group_size, "bits": round(budget.value)}
         return Exported(json_of(table | dict.fromkeys(plan.skipped, False)))

@@ -32,7 +32,6 @@ class ModelOptConfig:
 
     name: ClassVar[str] = "modelopt"
     units: ClassVar[tuple[Unit, ...]] = (Unit.BITS,)
-    suffix: ClassVar[str] = ".yaml"
 
     def write(self, plan: Plan) -> Exported:
         """Everything off, then one entry for each linear: later entries win."""

@@ -1,13 +1,14 @@
 """Names of linears as patterns, budgets by value, and what tools cannot do with them."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.errors import RequestError
 
-# What inference servers join into one matrix, which then has one width, by the last part of the name.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
+"""What inference servers join into one matrix, which then has one width, by the last part of the name."""
 
 
 def exactly(name: str) -> str:
@@ -21,6 +22,11 @@ def by_value(budgets: Iterable[LinearBudget]) -> dict[float, list[str]]:
     for budget in budgets:
         found.setdefault(budget.value, []).append(budget.name)
     return found
+
+
+def commonest_width(plan: Plan) -> int:
+    """The bits that most linears of a plan have."""
+    return Counter(round(budget.value) for budget in plan.budgets).most_common(1)[0][0]
 
 
 def values_by_block(plan: Plan) -> dict[str, float] | None:
@@ -66,7 +72,7 @@ def check_tied(plan: Plan, tool: str) -> None:
 def _joined_with(name: str) -> list[str]:
     """The other linears that the first of such a group is joined with."""
     parent, dot, last = name.rpartition(".")
-    return [f"{parent}{dot}{part}" for parts in _FUSED if last == parts[0] for part in parts[1:]]
+    return [f"{parent}{dot}{part}" for parts in FUSED if last == parts[0] for part in parts[1:]]
 
 
 def _listed(widths: Collection[int]) -> str:

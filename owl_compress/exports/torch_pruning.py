@@ -23,7 +23,6 @@ class TorchPruningRatios:
 
     name: ClassVar[str] = "torch-pruning"
     units: ClassVar[tuple[Unit, ...]] = (Unit.WIDTH,)
-    suffix: ClassVar[str] = ".json"
 
     def write(self, plan: Plan) -> Exported:
         """The share that each linear loses of its outputs."""
