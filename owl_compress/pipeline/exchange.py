@@ -32,7 +32,10 @@ def imported(
     """
     importer = IMPORTERS.create(tool, options)
     try:
-        return plan_from(read_text(file), importer, report)
-    except (RequestError, ValueError) as error:
-        told = str(error)
-        raise RequestError(told if told.startswith("cannot read") else f"{file}: {told}") from error
+        text = read_text(file)
+    except ValueError as error:  # no text
+        raise RequestError(f"{file}: {error}") from error
+    try:
+        return plan_from(text, importer, report)
+    except RequestError as error:
+        raise RequestError(f"{file}: {error}") from error
