@@ -25,7 +25,7 @@ from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.documents.measurements import Verification
-from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.documents.stored_format import VLLM, StoredFormat, running_code
 from owl_compress.documents.units import Sublayer, Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat
@@ -222,8 +222,11 @@ class DeciLM(NeverLoaded):
             tag="decilm",
             description="The blocks differ in width, in the format of `DeciLMForCausalLM`",
             how_to_load="It is in the format of `DeciLMForCausalLM`, for software that reads "
-            "`block_configs`, such as vLLM (with `--trust-remote-code`, for the configuration class beside "
-            "the weights). Loading it there was not tried.",
+            "`block_configs`, such as vLLM and llama.cpp. transformers has no class for it.",
+            vllm=f"{running_code(VLLM)}\n\nThe consent is to the configuration class beside the weights.",
+            lm_eval="lm-eval's `--model hf` does not load this form, as transformers does not; its "
+            "`--model vllm` was not tried.",
+            library=None,
         )
 
     def verify(self, source: CheckpointSource, pattern: str) -> Verification:  # noqa: ARG002 - the protocol's signature

@@ -14,7 +14,7 @@ from owl_compress.checkpoints.saving import write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
-from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.stored_format import LM_EVAL, LOAD, VLLM, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat
 from owl_compress.forms.narrowing import has_narrowed_blocks
@@ -70,6 +70,8 @@ class Dense:
             description="They are stored dequantised, like any other weight: the files are no smaller than "
             "before, and the bits per weight above are those of the codes, scales and all other tensors",
             how_to_load=LOAD,
+            vllm=VLLM,
+            lm_eval=LM_EVAL,
         )
 
     def verify(self, source: CheckpointSource, pattern: str) -> Verification:

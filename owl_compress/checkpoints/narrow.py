@@ -21,14 +21,14 @@ from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
-from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.stored_format import LM_EVAL, LOAD, NO_VLLM, StoredFormat, running_code
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat
 from owl_compress.forms.narrowing import has_narrowed_blocks
 from owl_compress.models.structure import ModelStructure
 
 LOAD_NARROW = (
-    LOAD.replace("(folder)\n", "(folder, trust_remote_code=True)\n", 1)
+    running_code(LOAD)
     + "\n\n`trust_remote_code=True` runs `modeling_narrow.py` from this folder: stock model classes have one "
     "width for all blocks. With owl-compress installed, `owl_compress.load(folder)` runs no code from here."
 )
@@ -103,6 +103,8 @@ class Narrow:
             tag="",
             description="The blocks differ in width, which `modeling_narrow.py` beside the weights builds",
             how_to_load=LOAD_NARROW,
+            vllm=NO_VLLM,
+            lm_eval=running_code(LM_EVAL),
         )
 
     def verify(self, source: CheckpointSource, pattern: str) -> Verification:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from owl_compress.checkpoints.hub import quiet_transformers
 from owl_compress.checkpoints.loading import BUILTIN, BUILTIN_BASE_MODEL, BUILTIN_LICENSE, LoadedModel
@@ -25,16 +26,36 @@ def origin_of(loaded: LoadedModel) -> Origin:
     if loaded.source == BUILTIN:
         return Origin(base_model=BUILTIN_BASE_MODEL, license=BUILTIN_LICENSE)
     if loaded.hub_id:
-        return Origin(
-            base_model=loaded.hub_id,
-            license=_text(_hub_card(loaded.hub_id, loaded.revision).get("license")),
-        )
+        card = _hub_card(loaded.hub_id, loaded.revision)
+        files = f"https://huggingface.co/{loaded.hub_id}/blob/{loaded.revision or 'main'}"
+        return _origin(card, base_model=loaded.hub_id, files=files)
     folder = Path(loaded.source).expanduser()
     card = _front_matter(folder / "README.md")
     ours = (folder / "result.json").is_file()
+    return _origin(card, base_model=_hub_id(card.get("base_model")) if ours else None)
+
+
+def _origin(card: dict[str, Any], *, base_model: str | None, files: str | None = None) -> Origin:
+    """The licence of a card, beside a parent; `files` is where a link to a file of the repository leads."""
+    link = _text(card.get("license_link"))
+    if link and not link.startswith(("https://", "http://")):
+        link = f"{files}/{link}" if files else None
     return Origin(
-        base_model=_text(card.get("base_model")) if ours else None, license=_text(card.get("license"))
+        base_model=base_model,
+        license=_text(card.get("license")),
+        license_name=_text(card.get("license_name")),
+        license_link=link,
     )
+
+
+def _hub_id(value: object) -> str | None:
+    """What may be the id of a model on the hub, which takes no card with anything else for a parent."""
+    text = _text(value)
+    try:
+        validate_repo_id(text or "")
+    except HFValidationError:
+        return None
+    return text
 
 
 def _text(value: object) -> str | None:

@@ -34,7 +34,7 @@ from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.checkpoints.tensors import saved_dtypes, tensor_from_checkpoint
 from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
-from owl_compress.documents.stored_format import LOAD, StoredFormat
+from owl_compress.documents.stored_format import LM_EVAL, LOAD, VLLM, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
@@ -293,6 +293,9 @@ class Packed:
             description="They are stored as packed integers, in the format `pack-quantized` of "
             "compressed-tensors",
             how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{LOAD}",
+            vllm=f"{VLLM}\n\nFor widths other than 4 and 8 bits its kernels are those of the package "
+            "`humming`, for GPUs of NVIDIA.",
+            lm_eval=LM_EVAL,
         )
 
     def verify(self, source: CheckpointSource, pattern: str) -> Verification:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from owl_compress.checkpoints.narrow import LOAD_NARROW, load_narrow, save_narrow
+from owl_compress.checkpoints.narrow import LOAD_NARROW, Narrow, load_narrow, save_narrow
 from owl_compress.checkpoints.narrow_widths import is_narrow, narrowed_class
 from owl_compress.checkpoints.packed import (
     Packed,
@@ -76,7 +76,9 @@ class PackedNarrow:
     def describe(self) -> StoredFormat:
         """As of packed weights, loaded as narrow ones are."""
         packed = Packed().describe()
-        return replace(packed, how_to_load=packed.how_to_load.replace(LOAD, LOAD_NARROW))
+        narrow = Narrow().describe()
+        how_to_load = packed.how_to_load.replace(LOAD, LOAD_NARROW)
+        return replace(packed, how_to_load=how_to_load, vllm=narrow.vllm, lm_eval=narrow.lm_eval)
 
     def verify(self, source: CheckpointSource, pattern: str) -> Verification:
         """Compare the bits of the stored codes with the plan, each linear at its own width."""

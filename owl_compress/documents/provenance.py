@@ -52,7 +52,12 @@ class Provenance(Frozen):
 
 
 class Origin(Frozen):
-    """Where a model descends from: its id on the hub and its licence, each None where not known."""
+    """Where a model descends from: its id on the hub and its licence, each None where not known.
+
+    Name and link are of a licence that the hub has no name for, and calls `other`.
+    """
 
     base_model: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None

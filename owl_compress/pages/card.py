@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 from math import fsum
-from typing import Any
-
-import yaml
 
 from owl_compress.documents.coverage import percent
 from owl_compress.documents.plan import Plan
@@ -13,6 +10,7 @@ from owl_compress.documents.result import LinearResult, Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.pages.card_metadata import metadata
 from owl_compress.pages.damage_card import damage_section
 from owl_compress.pages.markdown import code, table
 from owl_compress.pages.quality_card import quality_section
@@ -24,16 +22,6 @@ from owl_compress.pages.words import (
     options_in_words,
 )
 from owl_compress.plain_text import plain
-
-# The hub knows adapter, merge, quantized and finetune. A pruned model is none of them to the letter;
-# "finetune" stands for whole weights that differ from the base model's, and is where the hub lists a
-# model that states no relation. The tags say that the change is pruning.
-_RELATION = {Unit.DENSITY: "finetune", Unit.WIDTH: "finetune", Unit.BITS: "quantized"}
-_TAGS = {
-    Unit.DENSITY: ("pruned", "sparse"),
-    Unit.WIDTH: ("pruned", "structured-pruning"),
-    Unit.BITS: ("quantized", "mixed-precision"),
-}
 
 _SOURCES = {
     None: "",
@@ -63,7 +51,7 @@ def model_card(
     """
     origin = origin or Origin()
     sections = [
-        _metadata(plan, result, origin, stored),
+        metadata(plan, result, origin, stored),
         f"# {_short(result.model.id)}, compressed with owl-compress",
         _what_was_done(result, plan, given),
         *_earlier(result),
@@ -80,18 +68,6 @@ def model_card(
     ]
     # Names come from files of strangers, and the card is shown in browsers and terminals.
     return "\n".join(plain(line) for line in "\n\n".join(sections).split("\n")) + "\n"
-
-
-def _metadata(plan: Plan, result: Result, origin: Origin, stored: StoredFormat) -> str:
-    content: dict[str, Any] = {}
-    if origin.license:
-        content["license"] = origin.license
-    if origin.base_model:
-        content |= {"base_model": origin.base_model, "base_model_relation": _RELATION[plan.unit]}
-    content |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    tags = ["owl-compress", *_TAGS[plan.unit], result.backend.name, stored.tag]
-    content["tags"] = list(dict.fromkeys(filter(None, tags)))
-    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
 def _what_was_done(result: Result, plan: Plan, given: Given) -> str:
@@ -253,7 +229,8 @@ def _how_to_load(plan: Plan, stored: StoredFormat) -> str:
     text = f"## How to load\n\n{stored.how_to_load}"
     if plan.unit is Unit.DENSITY:
         text += "\n\nIt runs as a dense model; nothing here was measured to be faster."
-    return text
+    others = (("vLLM", stored.vllm), ("lm-eval", stored.lm_eval))
+    return "\n\n".join([text, *(f"### {name}\n\n{words}" for name, words in others if words)])
 
 
 def _blocks(result: Result, plan: Plan) -> str:

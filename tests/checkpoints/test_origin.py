@@ -90,6 +90,35 @@ def test_a_folder_of_somebody_else_states_its_licence_only(folder: Path) -> None
     assert origin_of(loaded_from(str(folder))) == Origin(license="mit")
 
 
+OTHER = "---\nlicense: other\nlicense_name: owl-1.0\nlicense_link: {link}\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("link", "from_hub", "from_folder"),
+    [
+        ("https://x.org/L", "https://x.org/L", "https://x.org/L"),
+        ("LICENSE", f"https://huggingface.co/{HUB_ID}/blob/{OLD}/LICENSE", None),
+    ],
+)
+def test_a_licence_with_a_name_of_its_own_is_handed_on_with_a_link_that_leads_somewhere(
+    put_on_hub: Callable[..., None], folder: Path, link: str, from_hub: str, from_folder: str | None
+) -> None:
+    card = OTHER.format(link=link)
+    put_on_hub(OLD, card)
+    (folder / "README.md").write_text(card)
+    licence = {"license": "other", "license_name": "owl-1.0"}
+    hub = origin_of(loaded_from(HUB_ID, HUB_ID, OLD))
+    assert hub == Origin(base_model=HUB_ID, license_link=from_hub, **licence)
+    assert origin_of(loaded_from(str(folder))) == Origin(license_link=from_folder, **licence)
+
+
+@pytest.mark.parametrize("parent", ["a/b/c", "/home/me/model", "Kokoro 82M", "a--b", "../x"])
+def test_a_parent_that_cannot_be_on_the_hub_is_not_handed_on(folder: Path, parent: str) -> None:
+    (folder / "result.json").touch()
+    (folder / "README.md").write_text(f"---\nlicense: mit\nbase_model: {parent}\n---\n")
+    assert origin_of(loaded_from(str(folder))) == Origin(license="mit")
+
+
 def test_a_folder_may_be_named_from_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "README.md").write_text(CARD)
     monkeypatch.setenv("HOME", str(folder.parent))
