@@ -12,6 +12,7 @@ from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
+from owl_compress.checkpoints.streaming import streamed_model
 from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LM_EVAL, LOAD, VLLM, StoredFormat
@@ -38,6 +39,14 @@ class Dense:
     def load(self, source: CheckpointSource) -> Any:
         """The model as transformers loads it."""
         return source.from_pretrained()
+
+    def load_streamed(self, source: CheckpointSource) -> Any:
+        """The same, with blocks that stay in its files.
+
+        Raises:
+            RequestError: see `streaming.streamed_model`.
+        """
+        return streamed_model(source)
 
     def suits(self, model: Any, *, wants_codes: bool) -> bool:
         """Where neither codes nor widths of single blocks are to be kept."""

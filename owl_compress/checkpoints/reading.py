@@ -108,6 +108,34 @@ class CheckpointSource:
         Raises:
             RequestError: a tensor that is missing or of another shape.
         """
+        load = self._loading(kind, dtype=dtype, runs_code=runs_code)
+        self._check_headers(partial(load, device_map="meta"))
+        model, info = load()
+        self._check_loaded(info)
+        self._note_unused(model, info)
+        return model
+
+    def on_meta(self) -> Any:
+        """The model as transformers loads it, without a single weight: all tensors on the meta device.
+
+        Raises:
+            RequestError: a tensor that is missing, of another shape or of another type.
+        """
+        model, info = self._loading()(device_map="meta")
+        self._check_loaded(info)
+        if described_quantization(self.described) is None:
+            check_dtypes(model, self.headers, set(info["unexpected_keys"]), self.named)
+        self._note_unused(model, info)
+        return model
+
+    def _loading(
+        self,
+        kind: Any = AutoModelForCausalLM,
+        *,
+        dtype: torch.dtype | Literal["auto"] | None = None,
+        runs_code: bool = True,
+    ) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        """Who loads the model with the options of this place, and says what of the files was not used."""
         options = self.all_options
         if not runs_code:
             options["trust_remote_code"] = False
@@ -126,9 +154,10 @@ class CheckpointSource:
             )
             return loaded
 
-        self._check_headers(partial(load, device_map="meta"))
-        model, info = load()
-        self._check_loaded(info)
+        return load
+
+    def _note_unused(self, model: Any, info: Mapping[str, Any]) -> None:
+        """Take note of what lies in the files and not in the model."""
         unused = set(info["unexpected_keys"])
         if self.snapshot is not None and not self.gguf:
             self.leftovers[:] = [find_leftovers(model, self.snapshot, self.headers, unused)]
@@ -137,7 +166,6 @@ class CheckpointSource:
             self.notes.append(
                 f"{len(unused)} tensors of the input are not used by the model, the first {min(unused)}"
             )
-        return model
 
     def _check_headers(self, rehearse: Callable[[], tuple[Any, dict[str, Any]]]) -> None:
         """Hold the configuration against the headers of the files, where they are safetensors.

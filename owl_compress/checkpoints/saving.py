@@ -12,9 +12,13 @@ from transformers import GenerationConfig
 
 from owl_compress.checkpoints.code_files import drop_missing_code
 from owl_compress.checkpoints.hub import quiet_transformers
+from owl_compress.checkpoints.shards import write_shards
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
+from owl_compress.models.residence import is_streamed
 
 logger = logging.getLogger(__name__)
+
+_IN_ONE_FILE = "1000TB"
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 
@@ -77,6 +81,10 @@ def write_weights(
     With `packed` its tensors are written instead of the model's own. transformers renames the tensors of old
     checkpoints back to their `original_names`, but only for classes of its own.
     """
+    tensors = packed.tensors if packed else None
+    if is_streamed(model):  # what lies outside its blocks goes first
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+        max_shard_size = _IN_ONE_FILE
     with (
         _plain_generation_config(model, _generation_config(model)),
         _described(model.config, packed),
@@ -84,10 +92,12 @@ def write_weights(
     ):
         model.save_pretrained(
             folder,
-            state_dict=packed.tensors if packed else None,
+            state_dict=tensors,
             max_shard_size=max_shard_size,
             save_original_format=original_names,
         )
+    if is_streamed(model):
+        write_shards(model, folder, original_names=original_names)
 
 
 def _generation_config(model: Any) -> Any | None:

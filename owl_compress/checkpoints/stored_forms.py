@@ -40,6 +40,15 @@ class ReadableForm(Protocol):
 
 
 @runtime_checkable
+class StreamedForm(ReadableForm, Protocol):
+    """A form whose models can be worked on while their blocks stay in its files."""
+
+    def load_streamed(self, source: "CheckpointSource") -> Any:
+        """The model, whose blocks are read when they are asked for."""
+        ...
+
+
+@runtime_checkable
 class StoredForm(ReadableForm, Protocol):
     """A form in which models are stored too.
 

@@ -12,6 +12,7 @@ from torch import nn
 from owl_compress.compression.account import Account, Stored, method_record
 from owl_compress.compression.contract import AnyBackend, Backend, GradientReader, Surveyed
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
+from owl_compress.compression.journal import Journal
 from owl_compress.compression.statistics import asked_statistics, check_statistics, check_windows
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
@@ -25,6 +26,7 @@ from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_, stored_bits
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.footprint import footprint
+from owl_compress.models.residence import is_streamed, refuse_streamed
 from owl_compress.models.state import check_finite, identify, n_parameters, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 from owl_compress.progress import SILENT, Progress
@@ -40,7 +42,8 @@ class WalkOptions:
     """How the walk runs: where, how many sequences at a time, and who is told about it.
 
     `after_survey` is called with what is going to be carried out, and `before_change` before each block that
-    is compressed: the first time, no weight is changed yet.
+    is compressed: the first time, no weight is changed yet. `journal` keeps each block that is done, and has
+    those that were done before.
     """
 
     device: torch.device | None = None
@@ -49,6 +52,7 @@ class WalkOptions:
     progress: Progress = SILENT
     before_change: Callable[[], None] = lambda: None
     after_survey: Callable[[Surveyed], None] = lambda _: None
+    journal: Journal | None = None
 
 
 def compress_with_(
@@ -88,6 +92,9 @@ def compress_with_(
     device = options.device or parameter_device(model)
     _check_request(plan, backend, calibration, structure)
     check_statistics(backend, statistics)
+    check_in_memory(model, plan, backend)
+    if is_streamed(model) and options.journal is None:
+        options = replace(options, journal=Journal.until_gone(model))
     check_finite(model)  # of a broken linear in an early block, a walk would blame a later one
     if calibration is not None and wants_text(backend):
         structure = _settled(model, structure, plan, calibration, device)
@@ -123,6 +130,20 @@ def compress_with_(
     source = ("dense" if driver.dense else "sequential") if asks_for_statistics else None
     footprint_change = _change(before, _footprint(model, structure, plan))
     return result.model_copy(update={"footprint": footprint_change, "statistics": source})
+
+
+def check_in_memory(model: nn.Module, plan: Plan, backend: Backend) -> None:
+    """Refuse what needs the weights of all blocks at once, of a model that has them on disk.
+
+    Raises:
+        RequestError: blocks are to become narrower, or compared with each other, or gradients taken.
+    """
+    if plan.unit is Unit.WIDTH:
+        refuse_streamed(model, f"removing heads and channels (backend {backend.name!r})")
+    if backend.survey is not None:
+        refuse_streamed(model, f"a comparison across the model (backend {backend.name!r})")
+    if wants_gradients(backend):
+        refuse_streamed(model, f"gradients of the whole model (backend {backend.name!r})")
 
 
 def _footprint(model: nn.Module, structure: ModelStructure, plan: Plan) -> Footprint | None:
@@ -258,20 +279,24 @@ class _Driver:
         plan = surveyed.plan
         outcomes: dict[str, LinearOutcome] = {}
         statistic = self.backend.statistic
+        journal = self.options.journal
         with closing(self._visits(plan, statistic, "compressing blocks")) as visits:
             for visit, budgets in visits:
                 self.options.before_change()
-                # No name holds the task: its statistics must be gone before the next block's are gathered.
-                done = self.backend.compress_block_(
-                    replace(
-                        self._task(visit, budgets, plan, statistic, advance=False),
-                        decision=surveyed.decisions.get(visit.site.name),
+                done = journal.restored_(visit.site) if journal else None
+                is_new = done is None
+                if done is None:
+                    decision = surveyed.decisions.get(visit.site.name)
+                    # No name holds the task: its statistics must be gone before the next are gathered.
+                    done = self.backend.compress_block_(
+                        replace(self._task(visit, budgets, plan, statistic, advance=False), decision=decision)
                     )
-                )
                 outcomes |= {outcome.name: outcome for outcome in done}
                 for site in visit.site.linears:
                     if site.name in budgets:
                         keep_codes_(site.module, outcomes[site.name].quantized)
+                if journal and is_new:
+                    journal.note(visit.site, done)
         return [outcomes[budget.name] for budget in plan.budgets]
 
     def _visits(

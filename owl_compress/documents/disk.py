@@ -52,6 +52,30 @@ def write_bytes(path: Path, content: bytes) -> None:
                 _note_finished(path)
 
 
+@contextmanager
+def put_in_place(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path` to be filled; it is synced and takes its place when that is done.
+
+    Raises:
+        RequestError: the disk is full, or the file cannot be written.
+    """
+    with disk_errors(path), _temporary_file(path) as temporary:
+        yield temporary
+        sync(temporary)
+        with undisturbed():
+            temporary.replace(path)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """See what a file holds, or what a folder lists, on the disk before going on."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_together(texts: Mapping[Path, str]) -> None:
     """Write files that belong together: all of them are whole before the first one gets its name.
 

@@ -20,6 +20,9 @@ AVERAGES = ("sparsity", "nm", "prune_ratio", "bits")
 LIMITS = ("size", "speedup", "latency")
 """Budgets that say what the outcome may cost; the average follows from the model."""
 
+OffloadName = Literal["auto", "none", "host", "disk"]
+"""Where the weights of a model wait while nobody works on them."""
+
 BUDGETS = (*AVERAGES, *LIMITS)
 """The budget options, of which a request names exactly one."""
 
@@ -230,6 +233,12 @@ class RecipeFields(Frozen):
 
     batch_size: PositiveCount = _on(Topic.MACHINE, 1, "Sequences per forward pass.")
     device: str = _on(Topic.MACHINE, "auto", "auto, cpu, cuda or cuda:N.")
+    offload: OffloadName = _on(
+        Topic.MACHINE,
+        "auto",
+        "Where weights wait: 'none' (on the device), 'host' (in memory), 'disk' (in the model's files, read "
+        "a block at a time), 'auto' (the first of these with room for them).",
+    )
     partial: bool = _on(
         Topic.MACHINE, False, "Go on where less than half of the weights in the blocks can get a budget."
     )

@@ -18,6 +18,7 @@ from owl_compress.evaluation.perplexity import placed
 from owl_compress.evaluation.stopwatch import now, stopwatch
 from owl_compress.forms.semi_structured import is_semi_structured, to_semi_structured_, weight_bytes
 from owl_compress.memory import peak_host_bytes
+from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.state import cache_name, n_parameters
 from owl_compress.models.structure import find_structure
 from owl_compress.progress import SILENT, Progress
@@ -204,8 +205,9 @@ def check_positions(model: Any, shape: LatencyShape) -> int:
     """Positions that are needed.
 
     Raises:
-        RequestError: more than the model has.
+        RequestError: more than the model has, or one that is not in memory.
     """
+    refuse_streamed(model, "timing a model")
     maximum = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     wanted = shape.prompt_len + shape.new_tokens
     if maximum is not None and wanted > maximum:

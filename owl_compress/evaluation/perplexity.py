@@ -17,11 +17,15 @@ from owl_compress.device import given_device
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
+from owl_compress.models.families import FAMILIES
 from owl_compress.models.limits import check_vocabulary
-from owl_compress.models.state import evaluation_mode, n_parameters
-from owl_compress.models.structure import BlockSite
+from owl_compress.models.residence import is_streamed
+from owl_compress.models.state import evaluation_mode, n_parameters, parameter_device, rest_on_device
+from owl_compress.models.structure import BlockSite, find_structure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.capture import latest_states
+from owl_compress.walk.agreement import settled_structure
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.capture import Tail, latest_states
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,11 @@ def perplexity(
     device = given_device(device)
     check_vocabulary(model, windows.ids)
     losses: list[float] = []
+    if is_streamed(model) and onlooker is None:
+        with memory_errors("evaluating"):
+            losses = losses_by_block(model, windows, batch_size=batch_size, device=device, progress=progress)
+        _refuse_nan(losses, len(windows), model)
+        return _record(model, windows, math.fsum(losses))
     with (
         memory_errors("evaluating"),
         placed(model, device) as place,
@@ -113,7 +122,12 @@ def window_losses(model: Any, ids: Tensor, ranges: Tensor | None = None) -> Tens
 
     Of each window the tokens [first, stop) in `ranges` [batch, 2] are scored; by default all but the first.
     """
-    logits = model(input_ids=ids).logits  # [batch, seq_len, vocabulary]
+    return losses_of(model(input_ids=ids).logits, ids, ranges)
+
+
+@torch.inference_mode()
+def losses_of(logits: Tensor, ids: Tensor, ranges: Tensor | None = None) -> Tensor:
+    """The same of `logits` [batch, seq_len, vocabulary] that are there."""
     rows = max(1, _CHUNK_BYTES // (4 * logits.shape[-1]))
     sums = torch.zeros(len(ids), dtype=torch.float64, device=logits.device)
     targets = ids.to(logits.device)
@@ -127,6 +141,42 @@ def window_losses(model: Any, ids: Tensor, ranges: Tensor | None = None) -> Tens
             )
             sums[window] += chunk.sum(dtype=torch.float64)
     return sums
+
+
+def losses_by_block(
+    model: Any,
+    windows: TokenWindows,
+    *,
+    batch_size: int,
+    device: torch.device | None,
+    progress: Progress = SILENT,
+) -> list[float]:
+    """The summed loss of each window, of a model whose blocks are not all in memory: each is read once.
+
+    All windows go through a block before the next one comes, which leaves the hidden states of all of them to
+    be kept: [windows, seq_len, hidden] on the host.
+
+    Raises:
+        RequestError: a model whose blocks cannot be run one by one.
+    """
+    place = device or parameter_device(model)
+    structure = find_structure(model)
+    if structure.family not in FAMILIES:
+        structure = settled_structure(model, structure, windows.ids, place)
+    batches = windows.batches(batch_size)
+    walk = BlockWalk(model, structure, batches, device=place, keep_on=torch.device("cpu"))
+    losses: list[float] = []
+    with walk.prepared():
+        for index in progress.track(range(len(structure.blocks)), len(structure.blocks), "evaluating blocks"):
+            with walk.visit(index) as visit:
+                visit.advance()
+        tail = Tail(model, structure.blocks, batches[0])
+        with rest_on_device(model, structure.blocks, place):
+            for batch, hidden in zip(batches, walk.hidden, strict=True):
+                ranges = windows.scoring.ranges[len(losses) : len(losses) + len(batch)]
+                logits = tail.logits(batch, hidden.to(place))
+                losses += losses_of(logits, batch.to(place), ranges).tolist()
+    return losses
 
 
 @contextmanager
@@ -148,6 +198,10 @@ def placed(model: Any, device: torch.device | str | None) -> Iterator[torch.devi
         target = torch.device("cuda", torch.cuda.current_device())
     if target == home:
         yield home
+        return
+    if is_streamed(model):  # its blocks come to where their inputs are
+        with rest_on_device(model, find_structure(model).blocks, target):
+            yield target
         return
     try:
         model.to(target)

@@ -6,11 +6,12 @@ from inspect import signature
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from owl_compress.device import free_device_bytes
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.errors import RequestError
+from owl_compress.models.residence import is_streamed, residence_of
 from owl_compress.models.structure import BlockSite, ModelStructure
 
 
@@ -45,24 +46,37 @@ def check_finite(model: nn.Module) -> None:
         RequestError: a parameter holds NaN or Inf; the first such is named.
     """
     for name, parameter in model.named_parameters():
-        # torch has no extremes of 8-bit numbers.
-        if parameter.element_size() == 1 or not parameter.is_floating_point() or not parameter.numel():
-            continue
-        if parameter.is_meta:
-            continue
-        extremes = torch.aminmax(parameter.detach())  # they are NaN if any element is
-        if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
-            raise RequestError(f"{name} holds NaN or Inf: the checkpoint is broken, fetch it again")
+        check_weight(name, parameter)
+
+
+def check_weight(name: str, weight: Tensor) -> None:
+    """Refuse one weight that is broken; see `check_finite`.
+
+    Raises:
+        RequestError: it holds NaN or Inf.
+    """
+    # torch has no extremes of 8-bit numbers.
+    if weight.element_size() == 1 or not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+        return
+    extremes = torch.aminmax(weight.detach())  # they are NaN if any element is
+    if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
+        raise RequestError(f"{name} holds NaN or Inf: the checkpoint is broken, fetch it again")
 
 
 def parameter_device(module: nn.Module) -> torch.device:
-    """The device that the module's parameters live on."""
-    return next(module.parameters()).device
+    """The device that the module's parameters live on; of those that are elsewhere nothing is said."""
+    parameters = list(module.parameters())
+    return next((one for one in parameters if not one.is_meta), parameters[0]).device
 
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move a module to `device`, and back to where it was after the block."""
+    """Move a module to `device`, and back to where it was after the block; or have its weights come there."""
+    residence = residence_of(module)
+    if residence is not None:
+        with residence.present(device):
+            yield
+        return
     home = parameter_device(module)
     module.to(device)
     try:
@@ -119,13 +133,22 @@ _HEADROOM = 0.6
 """Share of the free device memory that weights may take; activations and statistics need the rest."""
 
 
-def place_(model: nn.Module, device: torch.device) -> None:
-    """Move `model` to `device` if its weights fit there with room to work; else it stays on the host.
+def place_(model: nn.Module, device: torch.device, *, must: bool = False) -> None:
+    """Move `model` to `device` if its weights fit there with room to work; else it stays where it is.
 
     A model on the host is visited block by block and needs one block on the device at a time.
+
+    Raises:
+        RequestError: it does not fit, and it `must` be there.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or is_streamed(model):
         return
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    if size < _HEADROOM * free_device_bytes(device):
+    free = free_device_bytes(device)
+    if size < _HEADROOM * free:
         model.to(device)
+    elif must:
+        raise RequestError(
+            f"the weights take {size:,} bytes, and {device} has {free:,} left, of which they may take "
+            f"{_HEADROOM:.0%}: use --offload host"
+        )

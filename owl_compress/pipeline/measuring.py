@@ -24,7 +24,7 @@ from owl_compress.pipeline.stages import (
 from owl_compress.pipeline.windows import calibration_windows
 from owl_compress.progress import SILENT, Progress, shown
 
-LOADING = ("dtype", "revision")
+LOADING = ("dtype", "revision", "offload")
 """Options of a recipe that say how its model is loaded."""
 
 _CALIBRATION = ("samples", "seq_len", "sampling", "seed", "bos", "text_field", "chat_template")

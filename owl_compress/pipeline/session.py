@@ -24,6 +24,7 @@ from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.tasks import Tasks
 from owl_compress.models.coverage import coverage_of
+from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.scoring import tasks_of
@@ -132,6 +133,7 @@ class Session:
 
     def on_a_copy(self) -> "Session":
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
+        refuse_streamed(self.loaded.model, "trying plans out on a copy of the model")
         loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
         copy = replace(self, loaded=loaded, structure=found_again(loaded.model, self.structure))
         for statistics in self._gathered:
@@ -279,6 +281,7 @@ def loaded_for(recipe: Recipe, device: torch.device, consent: Consent, progress:
         dtype=recipe.dtype,
         device=device,
         revision=recipe.revision,
+        offload=recipe.offload,
         **consent.as_options,
     )
     return shown(progress, "loading", loading)

@@ -24,6 +24,7 @@ from owl_compress.documents.measurements import PerplexityRecord, Verification
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
+from owl_compress.documents.recipe_fields import OffloadName
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
@@ -56,14 +57,18 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    offload: OffloadName = "auto",
 ) -> LoadedModel:
     """Load a model from a hub id, a checkpoint folder, a `.gguf` file, or "builtin".
 
-    With `device` the model is moved there if it fits; a model that does not fit stays on the host.
+    `offload` says where its weights wait until they are worked on: on the `device` ("none"), on the host
+    ("host"), or in its files ("disk"), from which a block at a time is read. "auto" is the first of these
+    that has room for them.
 
     Raises:
-        RequestError: not there, not whole, not a causal language model, pickled, in need of remote code, or
-            with NaN or Inf among its weights.
+        RequestError: weights that do not fit on the device where they have to, or whose files cannot be read
+            block by block where they should; a model that is not there, not whole, not a causal language
+            model, pickled, in need of remote code, or with NaN or Inf among its weights.
     """
     device = given_device(device)
     loaded = load_model(
@@ -72,9 +77,10 @@ def load(
         revision=revision,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        offload=offload,
     )
-    if device:
-        place_(loaded.model, device)
+    if device and offload in {"auto", "none"}:
+        place_(loaded.model, device, must=offload == "none")
     check_finite(loaded.model)
     return loaded
 

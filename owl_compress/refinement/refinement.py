@@ -23,6 +23,7 @@ from owl_compress.documents.plan import ASKED_TARGET, AllocatorRecord, Plan
 from owl_compress.errors import RequestError
 from owl_compress.importance.parts import check_kind, usual_kind
 from owl_compress.importance.reference import DenseReference
+from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.state import check_finite, evaluation_mode, parameter_device
 from owl_compress.models.structure import ModelStructure, check_compressible, find_structure
 from owl_compress.refinement.evolution import Evolution
@@ -80,6 +81,7 @@ def refine_plan(
         RequestError: a plan of another model or unit, or in which nothing can move; a backend that divides
             budgets by itself; windows that overlap; a cost that pays for no round; NaN or Inf.
     """
+    refuse_streamed(model, "refining a plan")
     options, work = options or RefinementOptions(), work or WorkOptions()
     device = given_device(work.device) or parameter_device(model)
     structure = structure or find_structure(model)

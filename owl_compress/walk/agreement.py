@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.models.state import evaluation_mode, parameter_device
+from owl_compress.models.state import evaluation_mode, on_device, parameter_device
 from owl_compress.models.structure import BlockSite, ModelStructure, check_compressible, without_linears
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import UNSUITED, hidden_states_of, map_tensors
@@ -82,6 +82,7 @@ class _OwnPass:
         self._blocks = blocks
         self._device = device
         self._home = parameter_device(model)
+        self._visited = ExitStack()  # the block that runs just now
 
     def run(self, token_ids: Tensor) -> None:
         name = type(self._model).__name__
@@ -105,8 +106,8 @@ class _OwnPass:
     def _watched(self) -> Iterator[None]:
         with ExitStack() as hooks:
             hooks.enter_context(self.inputs.watched(self._blocks))
+            hooks.callback(self._leave)
             for block in {site.module for site in self._blocks}:
-                hooks.callback(block.to, self._home)
                 before = block.register_forward_pre_hook(self._before_block, with_kwargs=True)
                 hooks.callback(before.remove)
                 hooks.callback(block.register_forward_hook(self._after_block).remove)
@@ -121,17 +122,20 @@ class _OwnPass:
                 f"the block before it: {UNSUITED}"
             )
         self.inputs.begin_block()
+        self._visited.enter_context(on_device(block, self._device))
         if self._device == self._home:
             return None
-        block.to(self._device)
         return map_tensors(positional, self._to_device), map_tensors(named, self._to_device)
 
-    def _after_block(self, block: nn.Module, _arguments: Any, outputs: Any) -> Any:
+    def _leave(self) -> None:
+        self._visited.close()
+
+    def _after_block(self, _block: nn.Module, _arguments: Any, outputs: Any) -> Any:
+        self._leave()
         self._latest = hidden_states_of(outputs).detach().to(_HOST, copy=True)
         self.outputs.append(_looked_at(self._latest))
         if self._device == self._home:
             return None
-        block.to(self._home)
         return map_tensors(outputs, lambda tensor: tensor.to(self._home))
 
     def _to_device(self, tensor: Tensor) -> Tensor:

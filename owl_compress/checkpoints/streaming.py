@@ -1,0 +1,275 @@
+"""A model whose blocks stay on disk: their weights are read when they are worked on, and dropped again.
+
+transformers loads the checkpoint onto the meta device, where names, shapes and tied weights come out as in
+earnest; the embeddings, norms and head are read, and every block is told where in the files its weights are.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from owl_compress.checkpoints.door import from_config
+from owl_compress.checkpoints.files import check_is_file
+from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.tensors import has_safetensors, tensor_files
+from owl_compress.errors import RequestError
+from owl_compress.models.residence import residence_of, settle_
+from owl_compress.models.state import check_weight
+from owl_compress.models.structure import find_structure
+
+REMEDY = "use --offload host or none"
+"""What helps where a checkpoint cannot be read block by block."""
+
+_HOST = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: a safetensors file, and the name that it has there."""
+
+    file: Path
+    name: str
+
+    def read(self, like: Tensor, device: torch.device, called: str) -> Tensor:
+        """A copy in the shape and data type of `like`, on `device`; nothing of the file stays mapped.
+
+        Raises:
+            RequestError: the file is gone or broken, or what it holds is of another shape.
+        """
+        check_is_file(self.file)
+        try:
+            with safe_open(self.file, framework="pt") as tensors:
+                stored: Tensor = tensors.get_tensor(self.name)
+                if stored.shape != like.shape:
+                    raise RequestError(
+                        f"{called} has shape {tuple(stored.shape)} in {self.file}, {tuple(like.shape)} by "
+                        "config.json: the checkpoint is broken or its config is another model's"
+                    )
+                return stored.to(device, like.dtype, copy=True)
+        except (SafetensorError, OSError) as error:
+            raise RequestError(
+                f"{called} cannot be read from {self.file} ({error}): fetch it again"
+            ) from error
+
+
+@dataclass
+class StreamedBlock:
+    """A block whose weights are read from files; see `models.residence.Residence`.
+
+    Attributes:
+        name: of the block in the model.
+        module: the block; its parameters are on the meta device while nobody works on it.
+        stored: where each parameter and each saved buffer lies, by its name in the block.
+        own_file: that holds all of it by its names in the model; None while it lies in the input.
+    """
+
+    name: str
+    module: nn.Module
+    stored: Mapping[str, StoredTensor]
+    _empty: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _depth: int = field(default=0, init=False)
+    own_file: Path | None = field(default=None, init=False)
+    _is_checked: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._empty = dict(_tensors(self.module))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in the model of all that is stored; what the block uses twice is there once."""
+        by_tensor = {id(self._empty[key]): key for key in reversed(self.stored)}
+        return tuple(f"{self.name}.{key}" for key in self.stored if by_tensor[id(self._empty[key])] == key)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all that is stored."""
+        tensors = [self._empty[name.removeprefix(f"{self.name}.")] for name in self.names]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def read(self) -> dict[str, Tensor]:
+        """All that is stored, on the host, by its names in the model.
+
+        Raises:
+            RequestError: see `StoredTensor.read`.
+        """
+        keys = {name: name.removeprefix(f"{self.name}.") for name in self.names}
+        return {name: self.stored[key].read(self._empty[key], _HOST, name) for name, key in keys.items()}
+
+    @contextmanager
+    def present(self, where: torch.device) -> Iterator[None]:
+        """Hold the weights inside; see the protocol."""
+        self._depth += 1
+        try:
+            if self._depth == 1:
+                self._arrive_(where)
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                for name, tensor in self._empty.items():
+                    _put_(self.module, name, tensor)
+
+    def moved_to(self, file: Path) -> None:
+        """Read the weights from `file` next time; they are taken as they are."""
+        first = {id(self._empty[name.removeprefix(f"{self.name}.")]): name for name in self.names}
+        self.stored = {key: StoredTensor(file, first[id(self._empty[key])]) for key in self.stored}
+        self.own_file, self._is_checked = file, True
+
+    def _arrive_(self, where: torch.device) -> None:
+        arrived: dict[int, Tensor] = {}  # what the block uses twice is one tensor
+        for name, empty in self._empty.items():
+            if id(empty) not in arrived:
+                arrived[id(empty)] = self._arrived(name, empty, where)
+            _put_(self.module, name, arrived[id(empty)])
+        self._is_checked = True
+
+    def _arrived(self, name: str, empty: Tensor, where: torch.device) -> Tensor:
+        if name not in self.stored:  # a buffer that is computed
+            return empty.to(where)
+        called = f"{self.name}.{name}"
+        tensor = self.stored[name].read(empty, where, called)
+        if not self._is_checked:
+            check_weight(called, tensor)
+        return nn.Parameter(tensor, empty.requires_grad) if isinstance(empty, nn.Parameter) else tensor
+
+
+def streamed_model(source: CheckpointSource) -> Any:
+    """The model of `source`, whose blocks stay in its files.
+
+    Raises:
+        RequestError: a checkpoint that has to be converted on the way into memory, or whose blocks share
+            weights.
+    """
+    if source.snapshot is not None and not has_safetensors(source.snapshot):
+        raise RequestError(f"model {source.named!r} has no safetensors to read block by block: {REMEDY}")
+    model = source.on_meta()
+    stored = _located(model, source)
+    _compute_(model, source)
+    blocks = {site.name: site.module for site in find_structure(model).blocks}
+    _check_apart(blocks, source.named)
+    within = {id(tensor) for block in blocks.values() for _, tensor in _tensors(block)}
+    for name, tensor in list(_tensors(model)):
+        if id(tensor) not in within and tensor.is_meta:
+            read = stored[name].read(tensor, _HOST, name)
+            _replace_(model, tensor, nn.Parameter(read) if isinstance(tensor, nn.Parameter) else read)
+    for name, block in blocks.items():
+        keys = [key for key, _ in _tensors(block) if f"{name}.{key}" in stored]
+        settle_(block, StreamedBlock(name, block, {key: stored[f"{name}.{key}"] for key in keys}))
+        block.__dict__["forward"] = _WeightsComeAlong(block)
+    return model
+
+
+@dataclass
+class _WeightsComeAlong:
+    """The forward of a block that has its weights brought while it runs, be it within the model's own.
+
+    A copy of the block, made while it holds its weights, keeps them and has none brought.
+    """
+
+    block: nn.Module
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        """What the block's class does."""
+        residence = residence_of(self.block)
+        tensors = (one for one in (*positional, *named.values()) if isinstance(one, Tensor))
+        where = next((one.device for one in tensors), _HOST)
+        with residence.present(where) if residence else nullcontext():
+            return type(self.block).forward(self.block, *positional, **named)
+
+
+def _located(model: Any, source: CheckpointSource) -> dict[str, StoredTensor]:
+    """Where the tensors of `model` lie, by all the names they have in it, those of tied weights too.
+
+    Raises:
+        RequestError: one that transformers makes of others, or changes, on the way into memory.
+    """
+    folder = source.snapshot
+    if folder is None:
+        raise RequestError(f"model {source.named!r} is not in the cache of the hub: {REMEDY}")
+    files, tensors = tensor_files(folder), dict(_tensors(model))
+    changes = model._weight_conversions  # noqa: SLF001 - those that the loading of this checkpoint has used
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    located: dict[int, StoredTensor] = {}
+    for key in sorted(files, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)
+        if name not in tensors:
+            name, pattern = key, None
+        if pattern is not None:
+            raise RequestError(
+                f"model {source.named!r}: tensor {key!r} is converted on its way into memory, by itself or "
+                f"with others, which reading block by block does not do: {REMEDY}"
+            )
+        if name in tensors:
+            located.setdefault(id(tensors[name]), StoredTensor(files[key], key))
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in located:
+            raise RequestError(f"model {source.named!r}: {name} is not in its files by that name: {REMEDY}")
+    return {name: located[id(one)] for name, one in tensors.items() if id(one) in located}
+
+
+def _compute_(model: Any, source: CheckpointSource) -> None:
+    """Give `model` what its files do not hold, such as the frequencies of rotary embeddings.
+
+    They are those of a twin without weights, whose buffers are made in memory.
+    """
+    config = deepcopy(source.config)
+    for part in (config, config.get_text_config()):
+        part.dtype = torch.float32  # as transformers computes them, whatever type they are rounded to then
+    with init_empty_weights(include_buffers=False):
+        twin = from_config(AutoModelForCausalLM, config, trust_remote_code=source.trusts_code)
+    for name, module in twin.named_modules():
+        own = model.get_submodule(name)
+        for key, buffer in module.named_buffers(recurse=False):
+            empty = own.get_buffer(key)
+            if key in module._non_persistent_buffers_set:  # noqa: SLF001 - there is no other way to tell
+                _put_(own, key, buffer.to(empty.dtype))
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_meta:
+                vars(own)[key] = value
+
+
+def _check_apart(blocks: Mapping[str, nn.Module], named: str) -> None:
+    """Refuse blocks that share weights: what one of them made of them, the other would not know."""
+    owners: dict[int, str] = {}
+    for name, block in blocks.items():
+        for key, tensor in _tensors(block):
+            if owners.setdefault(id(tensor), name) != name:
+                raise RequestError(
+                    f"model {named!r}: {name}.{key} is a weight of {owners[id(tensor)]} too, and blocks that "
+                    f"share weights are not read one by one: {REMEDY}"
+                )
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by their names, a shared one by each of its names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _replace_(model: nn.Module, old: Tensor, new: Tensor) -> None:
+    """Put `new` wherever `old` is in the model."""
+    for name in [name for name, tensor in _tensors(model) if tensor is old]:
+        _put_(model, name, new)
+
+
+def _put_(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Let `tensor` be the parameter or buffer of that name."""
+    path, _, key = name.rpartition(".")
+    owner = module.get_submodule(path)
+    (owner._parameters if key in owner._parameters else owner._buffers)[key] = tensor  # type: ignore[assignment]  # noqa: SLF001

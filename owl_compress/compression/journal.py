@@ -1,0 +1,162 @@
+"""The journal of a compression: each block that is done, kept on disk until the whole is.
+
+A folder with one safetensors file for each finished block, which holds its tensors by their names in the
+model, and a small file beside it that says what was done. That small file comes last: a block without one is
+not done. Whoever goes on puts the finished blocks back and runs them; what they hand to the next block is
+computed again by the same operations, hence the same to the last bit.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from weakref import finalize
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from owl_compress.compression.tasks import LinearOutcome
+from owl_compress.documents.disk import disk_errors, put_in_place
+from owl_compress.documents.journal import FinishedBlock, FinishedLinear
+from owl_compress.errors import RequestError
+from owl_compress.forms.codes import QuantizedWeight
+from owl_compress.models.residence import residence_of
+from owl_compress.models.structure import BlockSite
+
+_CODES = ("codes", "scales", "zero_points")
+
+
+@dataclass
+class Journal:
+    """The finished blocks in `folder`, which is there."""
+
+    folder: Path
+    _restored: int = field(default=0, init=False)
+
+    @classmethod
+    def until_gone(cls, model: nn.Module) -> "Journal":
+        """One in a temporary folder, for as long as `model` lives: it holds what memory has no room for."""
+        folder = Path(tempfile.mkdtemp(prefix="owl-compress-"))
+        finalize(model, shutil.rmtree, folder, ignore_errors=True)
+        return cls(folder)
+
+    @property
+    def n_finished(self) -> int:
+        """Blocks that are done."""
+        return sum(1 for _ in self.folder.glob("*.json"))
+
+    @property
+    def n_restored(self) -> int:
+        """Blocks that were done before and were put back."""
+        return self._restored
+
+    def note(self, site: BlockSite, outcomes: Sequence[LinearOutcome]) -> None:
+        """Keep a block as it is now, with what was done to it; a streamed one lives there from here on.
+
+        Raises:
+            RequestError: the disk is full, or cannot be written to.
+        """
+        weights = self._file(site, ".safetensors")
+        _save(weights, _named(site))
+        codes = {
+            f"{one.name}.{part}": tensor
+            for one in outcomes
+            if one.quantized is not None
+            for part in _CODES
+            if (tensor := getattr(one.quantized, part)) is not None
+        }
+        if codes:
+            _save(self._file(site, ".codes"), codes)
+        linears = tuple(map(_as_finished, outcomes))
+        entry = FinishedBlock(block=site.name, linears=linears).to_json()
+        with put_in_place(self._file(site, ".json")) as temporary:
+            temporary.write_text(entry, encoding="utf-8")
+        residence = residence_of(site.module)
+        if residence is not None:
+            residence.moved_to(weights)
+
+    def restored_(self, site: BlockSite) -> tuple[LinearOutcome, ...] | None:
+        """Put a block back that was finished before, and say what was done to it; None if it was not.
+
+        The block holds its weights, somewhere.
+
+        Raises:
+            RequestError: what was kept of it is broken.
+        """
+        entry = self._file(site, ".json")
+        if not entry.exists():
+            return None
+        finished = FinishedBlock.read(entry)
+        weights = self._file(site, ".safetensors")
+        with _opened(weights) as tensors:
+            for name, tensor in _named(site).items():
+                kept = tensors.get_tensor(name)
+                if kept.shape != tensor.shape:
+                    raise RequestError(f"{weights} holds {name} in another shape: {_BROKEN}")
+                tensor.copy_(kept)
+        residence = residence_of(site.module)
+        if residence is not None:
+            residence.moved_to(weights)
+        self._restored += 1
+        return tuple(self._as_outcome(site, linear) for linear in finished.linears)
+
+    def _as_outcome(self, site: BlockSite, linear: FinishedLinear) -> LinearOutcome:
+        codes = None
+        if linear.bits is not None:
+            with _opened(self._file(site, ".codes")) as tensors:
+                names = set(tensors.keys())
+                codes, scales, zeros = (
+                    tensors.get_tensor(name).clone() if (name := f"{linear.name}.{part}") in names else None
+                    for part in _CODES
+                )
+            codes = QuantizedWeight(codes, scales, zeros, linear.bits, linear.group_size)
+        return LinearOutcome(
+            linear.name, linear.achieved, linear.relative_error, linear.seconds, linear.fallbacks, codes
+        )
+
+    def _file(self, site: BlockSite, ending: str) -> Path:
+        return self.folder / f"{site.name}{ending}"
+
+
+_BROKEN = "what was kept of an unfinished run is broken; start over with --overwrite"
+
+
+def _as_finished(outcome: LinearOutcome) -> FinishedLinear:
+    codes = outcome.quantized
+    return FinishedLinear(
+        name=outcome.name,
+        achieved=outcome.achieved,
+        relative_error=outcome.relative_error,
+        seconds=outcome.seconds,
+        fallbacks=outcome.fallbacks,
+        bits=codes.bits if codes else None,
+        group_size=codes.group_size if codes else None,
+    )
+
+
+def _named(site: BlockSite) -> dict[str, Tensor]:
+    """What is saved of a block, by its names in the model; a tensor that it uses twice is there once."""
+    found: dict[int, str] = {}
+    state = site.module.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        found.setdefault(id(tensor), name)
+    return {f"{site.name}.{name}": state[name].detach() for name in found.values()}
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    with put_in_place(path) as temporary:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"}
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with disk_errors(path), safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise RequestError(f"{path} is not whole ({error}): {_BROKEN}") from error

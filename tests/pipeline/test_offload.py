@@ -1,0 +1,127 @@
+"""Where weights wait changes nothing of what comes out, and with them on disk memory stays small."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import owl_compress as oc
+from owl_compress.checkpoints.tensors import tensor_files, tensor_from_checkpoint
+from owl_compress.documents.recipe import Recipe
+from owl_compress.errors import RequestError
+from owl_compress.pipeline.execution import run
+
+TEXT = {"calib": "text.txt", "samples": 4, "seq_len": 32, "data": "other.txt"}
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor_from_checkpoint(folder, name) for name in tensor_files(folder)}
+
+
+def ran(out: str, **options: Any) -> Any:
+    return run(Recipe.from_options({"model": "model", **TEXT, **options}), out)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"allocator": "owl", "backend": "wanda", "sparsity": 0.6},
+        {
+            "allocator": "owl",
+            "backend": "wanda",
+            "sparsity": 0.6,
+            "statistics": "dense",
+            "skip": ["model.layers.1"],
+        },
+        {"allocator": "uniform", "backend": "sparsegpt", "nm": "2:4"},
+        {"allocator": "uniform", "backend": "magnitude", "sparsity": 0.5, "batch_size": 3},
+    ],
+    ids=["wanda", "wanda-dense-statistics", "sparsegpt", "magnitude"],
+)
+def test_a_run_from_disk_gives_the_same_to_the_last_bit(here: Path, options: dict[str, Any]) -> None:
+    whole, streamed = ran("whole", offload="host", **options), ran("streamed", offload="disk", **options)
+    assert streamed.plan == whole.plan
+    assert streamed.report == whole.report
+    rows = [[row.model_dump(exclude={"seconds"}) for row in one.result.budgets] for one in (whole, streamed)]
+    assert rows[0] == rows[1]
+    assert streamed.result.evaluation == whole.result.evaluation
+    expected, found = tensors_of(here / "whole"), tensors_of(here / "streamed")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (here / "streamed/config.json").read_text() == (here / "whole/config.json").read_text()
+    assert oc.verify("streamed").ok
+    assert not list(here.glob(".*partial"))
+
+
+def test_a_profile_from_disk_is_the_same(here: Path) -> None:
+    profiles = []
+    for offload in ("host", "disk"):
+        loaded = oc.load("model", offload=offload)
+        calibration = oc.calibrate(loaded, "text.txt", samples=3, seq_len=32)
+        damage = oc.hold_apart(loaded, "text.txt", [calibration], samples=2, seq_len=16)
+        profiles.append(oc.profile(loaded.model, "wanda", calibration, damage, levels=[0.3, 0.5]))
+    assert profiles[0] == profiles[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "wanda", "sparsity": 0.5, "scope": "model"}, "a comparison across the model"),
+        ({"backend": "structured", "prune_ratio": 0.2}, "removing heads and channels"),
+    ],
+)
+def test_what_takes_the_whole_model_is_refused_with_the_option_that_has_it(
+    here: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(
+        RequestError, match=rf"{message}.* takes the whole model in memory: use --offload host"
+    ):
+        ran("out", offload="disk", allocator="uniform", **options)
+    assert not (here / "out").exists()
+
+
+_CHILD = """
+import sys
+import owl_compress as oc
+from owl_compress.memory import forget_peak_host_bytes, peak_host_bytes
+
+folder, text, out = sys.argv[1:]
+loaded = oc.load(text + "/tiny", offload="disk")  # imports are paid for
+calibration = oc.calibrate(loaded, text + "/text.txt", samples=1, seq_len=32)
+plan = oc.allocate(oc.measure(loaded.model, calibration), sparsity=0.5)
+oc.save(loaded, oc.compress_(loaded.model, plan, "wanda", calibration), plan, text + "/small")
+forget_peak_host_bytes()
+before = peak_host_bytes()
+loaded = oc.load(folder, offload="disk")
+calibration = oc.calibrate(loaded, text + "/text.txt", samples=2, seq_len=32)
+plan = oc.allocate(oc.measure(loaded.model, calibration), sparsity=0.5)
+result = oc.compress_(loaded.model, plan, "wanda", calibration)
+oc.evaluate(loaded, text + "/text.txt", seq_len=32, max_windows=2)
+oc.save(loaded, result, plan, out)
+print(peak_host_bytes() - before)
+"""
+
+
+def test_host_memory_stays_at_a_few_blocks(here: Path, tokenizer: Any) -> None:
+    (here / "model").rename(here / "tiny")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=16,
+        num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=64,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    n_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+    model.save_pretrained(here / "large", max_shard_size="20MB")
+    tokenizer.save_pretrained(here / "large")
+    del model
+    child = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(here / "large"), str(here), str(here / "out")],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    growth = int(child.stdout.splitlines()[-1])
+    assert growth < n_bytes / 2, f"{growth:,} of {n_bytes:,} bytes"
