@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from owl_compress.allocators.base import FloatArray
 
@@ -61,6 +59,9 @@ def _cheapest(spends: _Rows, costs: Sequence[Sequence[float]], least: int, most:
 
 def _search(spends: _Rows, cost: FloatArray, least: int, most: int) -> list[int] | None:
     """One milp for flat costs of order one; a level of a cost above 1 is left out."""
+    from scipy import sparse  # noqa: PLC0415 - this and the next take a second to load, which few need
+    from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
+
     lengths = list(map(len, spends))
     terms = _flat(spends)
     scale = float(terms.max()) or 1.0

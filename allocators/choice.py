@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from owl_compress.allocators.base import FloatArray
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 IntArray = NDArray[np.int64]
 
@@ -91,6 +93,9 @@ class LevelChoice:
 
     def _choose(self, cost: FloatArray, least: int, most: int, boundaries: list[Boundary]) -> IntArray | None:
         """The cheapest choice with a total from `least` to `most`, or None if there is none."""
+        from scipy import sparse  # noqa: PLC0415 - this and the next take a second to load, which few need
+        from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
+
         n_classes, n_levels = cost.shape
         order = _Order.of(boundaries, self.members, n_levels)
         # In units of the largest term, so that the solver's tolerance means the same for any model.
@@ -130,7 +135,7 @@ class LevelChoice:
 class _Order:
     """Boundaries as rows ≥ 0 over the choice variables and some extra ones that say where a boundary lies."""
 
-    rows: sparse.csr_array
+    rows: "sparse.csr_array"
     integrality: FloatArray
     upper: FloatArray
 
@@ -144,6 +149,8 @@ class _Order:
 
     @classmethod
     def of(cls, boundaries: list[Boundary], members: IntArray, n_levels: int) -> "_Order":
+        from scipy import sparse  # noqa: PLC0415 - as above
+
         integrality: list[float] = []
         upper: list[float] = []
         rows: list[dict[int, float]] = []

@@ -18,7 +18,7 @@ PACKAGES = {
     "backends": "owl_compress.backends",
 }
 METHODS = {path.partition(":")[0] for path in BACKENDS.builtin.values()}
-HEAVY = ("torch", "transformers", "datasets", "accelerate", "safetensors")
+HEAVY = ("torch", "transformers", "datasets", "accelerate", "safetensors", "scipy.optimize")
 
 WALK = {"models", "data", "documents"}
 COMPRESSION = {"walk", "forms", "models", "data", "documents"}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import floor, fsum, gcd
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import KeptOfGrid, Unit
@@ -141,6 +140,8 @@ def _shares(
 
     Variables are the shares, and for each whether it is above zero, which is what is counted.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415 - takes a second to load
+
     n = len(moves)
     spends = np.array([move.spend for move in moves])
     unit = float(np.abs(spends).max()) if is_divisible else float(gcd(*(int(spend) for spend in spends)))
