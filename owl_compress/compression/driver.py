@@ -319,6 +319,7 @@ class _Driver:
             windows.batches(self.options.batch_size) if windows is not None else (),
             device=self.device,
             keep_on=self.options.keep_on,
+            may_widen=True,
         )
 
     def _task(

@@ -118,7 +118,11 @@ def measure_with_statistics(
     check_covered(coverage, partial=partial)
     roles = find_roles(structure)
     walk = BlockWalk(
-        model, structure, calibration.batches(batch_size), device=device or parameter_device(model)
+        model,
+        structure,
+        calibration.batches(batch_size),
+        device=device or parameter_device(model),
+        may_widen=True,
     )
     wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments
     statistics: dict[str, tuple[KeptGroup, ...]] = {}

@@ -249,6 +249,7 @@ class _Profiler:
                 self.structure,
                 self.statistics.batches(self.run.batch_size) if needs_inputs and self.statistics else (),
                 device=self.device,
+                may_widen=True,
             ),
             damaged=BlockWalk(
                 self.model, self.structure, dense.windows.batches(dense.batch_size), device=self.device

@@ -118,6 +118,7 @@ class Contest:
                 session.structure,
                 windows.batches(session.recipe.batch_size),
                 device=session.request.device,
+                may_widen=True,
             )
             session.keep(gather_dense(walk, windows.record, names))
         return session

@@ -19,8 +19,13 @@ from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
 from owl_compress.walk.input_statistics import Statistic
+from owl_compress.walk.widening import widened, wider_dtype
 
 S = TypeVar("S", bound=Statistic)
+
+
+class _AllRead(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
+    """Ends a forward pass whose outputs nobody wants once the last linear has been handed its input."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +57,36 @@ class BlockVisit:
 
         Linears that are called with the same tensor share one statistic. Linears whose name is not in
         `names` are left out, and so are those of the `spared` that no token reached. With `advance` the
-        outputs of this very pass become the next block's inputs.
+        outputs of this very pass become the next block's inputs; without it a pass ends where the last of
+        the linears has been handed its input, once a first batch has shown that each is called once.
 
         Raises:
             RequestError: another linear that no token reached, or inputs with NaN or Inf.
         """
         linears = [linear for linear in self.site.linears if names is None or linear.name in names]
-        gathering = _Gathering(statistic)
+        gathering = _Gathering(statistic, linears, wants_outputs=advance)
         with ExitStack() as hooks:
             for linear in linears:
                 hooks.callback(linear.module.register_forward_pre_hook(gathering.hook(linear)).remove)
             self._run(before_each=gathering.start_forward, keep=advance)
-        return gathering.groups(linears, spared)
+        return gathering.groups(spared)
 
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""
         self._run(before_each=lambda: None, keep=True)
 
     def _run(self, before_each: Callable[[], None], *, keep: bool) -> None:
-        for batch in range(len(self._walk.hidden)):
-            before_each()
-            outputs = self._walk.run_block(self._index, batch, module=self.site.module)
-            if keep:
-                self._walk.hidden[batch] = outputs.to(self._walk.keep_on)
+        walk, module = self._walk, self.site.module
+        dtype = wider_dtype(module, walk.device) if walk.may_widen else None
+        with widened(module, dtype):
+            for batch, hidden in enumerate(walk.hidden):
+                before_each()
+                try:
+                    outputs = walk.run_block(self._index, batch, module=module, dtype=dtype)
+                except _AllRead:
+                    continue
+                if keep:
+                    walk.hidden[batch] = outputs.to(walk.keep_on, hidden.dtype)
         self._advanced = self._advanced or keep
 
     @property
@@ -84,41 +96,57 @@ class BlockVisit:
 
 
 class _Gathering:
-    """Finds out which linears read the same tensor, and feeds one statistic per tensor."""
+    """Finds out which of the `linears` read the same tensor, and feeds one statistic per tensor."""
 
-    def __init__(self, statistic: type[Statistic]) -> None:
+    def __init__(
+        self, statistic: type[Statistic], linears: Sequence[LinearSite], *, wants_outputs: bool
+    ) -> None:
         self._kind = statistic
         self._statistics: list[Statistic] = []
         self._group_of: dict[str, int] = {}
         # Inputs seen in the forward pass under way; the reference keeps a tensor's id from being reused.
         self._seen: dict[int, tuple[Tensor, int]] = {}
+        self._linears = linears
+        self._called: list[str] = []  # in the forward pass under way
+        self._wants_outputs = wants_outputs
+        self._ends_early = False
 
     def start_forward(self) -> None:
+        # A linear that is called twice would be cut off from its second input: then passes run to their end.
+        names = sorted(linear.name for linear in self._linears)
+        self._ends_early = not self._wants_outputs and bool(names) and sorted(self._called) == names
+        self._called.clear()
         self._seen.clear()
 
     def hook(self, linear: LinearSite) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def on_input(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            inputs = arguments[0]
-            if id(inputs) in self._seen:
-                self._group_of.setdefault(linear.name, self._seen[id(inputs)][1])
-                return
-            group = self._group_of.get(linear.name)
-            if group is None:
-                group = self._group_of[linear.name] = len(self._statistics)
-                self._statistics.append(self._kind.empty(inputs.shape[-1], inputs.device))
-            self._seen[id(inputs)] = (inputs, group)
-            self._statistics[group].add(inputs.reshape(-1, inputs.shape[-1]))  # [..., in] -> [tokens, in]
+            self._take(linear.name, arguments[0])
+            self._called.append(linear.name)
+            n_linears = len(self._linears)
+            if self._ends_early and len(self._called) >= n_linears == len(set(self._called)):
+                raise _AllRead
 
         return on_input
 
-    def groups(self, linears: Sequence[LinearSite], spared: Collection[str]) -> tuple[LinearGroup, ...]:
+    def _take(self, name: str, inputs: Tensor) -> None:
+        if id(inputs) in self._seen:
+            self._group_of.setdefault(name, self._seen[id(inputs)][1])
+            return
+        group = self._group_of.get(name)
+        if group is None:
+            group = self._group_of[name] = len(self._statistics)
+            self._statistics.append(self._kind.empty(inputs.shape[-1], inputs.device))
+        self._seen[id(inputs)] = (inputs, group)
+        self._statistics[group].add(inputs.reshape(-1, inputs.shape[-1]))  # [..., in] -> [tokens, in]
+
+    def groups(self, spared: Collection[str]) -> tuple[LinearGroup, ...]:
         self._seen.clear()
-        for linear in linears:
+        for linear in self._linears:
             if linear.name not in self._group_of and linear.name not in spared:
                 raise RequestError(unreached(linear))
         result = []
         for group, statistic in enumerate(self._statistics):
-            members = tuple(linear for linear in linears if self._group_of.get(linear.name) == group)
+            members = tuple(linear for linear in self._linears if self._group_of.get(linear.name) == group)
             if not bool(torch.isfinite(statistic.second_moments).all()):
                 raise RequestError(
                     f"the inputs of {members[0].name} hold NaN or Inf: the model or its data type overflows; "
@@ -143,6 +171,8 @@ class BlockWalk:
         batches: token ids, each of shape [batch, seq_len]; empty for a walk that runs nothing.
         device: where blocks are run.
         keep_on: where the activations between blocks are kept.
+        may_widen: whether blocks may be computed in float32 where that is quicker (see `widening`): not where
+            what comes out is held against another run of the model, to the last digit.
     """
 
     def __init__(
@@ -153,7 +183,9 @@ class BlockWalk:
         *,
         device: torch.device,
         keep_on: torch.device | None = None,
+        may_widen: bool = False,
     ) -> None:
+        self.may_widen = may_widen
         self.structure = structure
         self.keep_on = keep_on or device
         self.hidden: list[Tensor] = []
@@ -161,7 +193,7 @@ class BlockWalk:
         self._batches = batches
         self.device = device
         self._arguments: list[tuple[Arguments, ...]] = []  # by batch, then by block
-        self._copies = _DeviceCopies(device)
+        self._copies = _Copies(device)
 
     def visits(self, progress: Progress = SILENT, what: str = "blocks") -> Generator[BlockVisit, None, None]:
         """Yield each block while it is on the device; a block left without advancing is advanced.
@@ -200,16 +232,25 @@ class BlockWalk:
             yield BlockVisit(site, self, index)
 
     def run_block(
-        self, index: int, batch: int, hidden: Tensor | None = None, module: nn.Module | None = None
+        self,
+        index: int,
+        batch: int,
+        hidden: Tensor | None = None,
+        module: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Hidden states of `batch` after block `index`, shape [batch, seq_len, hidden], on the device.
 
         The block reads `hidden`, or by default the states that the walk is at. `module` is another copy of
-        this block, on the device too, to run in its place.
+        this block, on the device too, to run in its place. `dtype` is the type that the block was widened to.
         """
-        arguments: Arguments = map_tensors(self._arguments[batch][index], self._copies.of)
+
+        def copy(tensor: Tensor) -> Tensor:
+            return self._copies.of(tensor, dtype if tensor.is_floating_point() else None)
+
+        arguments: Arguments = map_tensors(self._arguments[batch][index], copy)
         if hidden is None:
-            hidden = self.hidden[batch].to(self.device, non_blocking=True)
+            hidden = self.hidden[batch].to(self.device, dtype, non_blocking=True)
         block = module or self.structure.blocks[index].module
         return hidden_states_of(block(hidden, *arguments.positional, **arguments.named))
 
@@ -219,22 +260,24 @@ class BlockWalk:
             self._arguments.append(captured.arguments)
 
 
-class _DeviceCopies:
+class _Copies:
     """Copies of captured tensors on the device: masks and rotary embeddings, few and often used."""
 
     _REMEMBERED = 16
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[tuple[int, torch.dtype | None], tuple[Tensor, Tensor]] = {}
 
-    def of(self, tensor: Tensor) -> Tensor:
-        known = self._copies.get(id(tensor))
+    def of(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """`tensor` there, as `dtype`, or as it is."""
+        key = id(tensor), dtype
+        known = self._copies.get(key)
         if known is not None:
             return known[1]
-        copy = tensor.to(self._device)
+        copy = tensor.to(self._device, dtype)
         if copy is not tensor:
             if len(self._copies) == self._REMEMBERED:
                 self._copies.clear()
-            self._copies[id(tensor)] = (tensor, copy)  # holding `tensor` keeps its id from being reused
+            self._copies[key] = (tensor, copy)  # holding `tensor` keeps its id from being reused
         return copy

@@ -231,6 +231,36 @@ def test_compressing_takes_two_forwards_but_one_for_the_last_block(
     assert [counts[0][1:], *counts[1:]] == [[24] * 6, [24] * 6, [24] * 3]
 
 
+@pytest.mark.parametrize("kind", [SecondMoments, Gram])
+def test_gathering_alone_ends_at_the_last_linears_input(
+    kind: type[SecondMoments | Gram], tiny_llama: LlamaForCausalLM, make_windows: Make
+) -> None:
+    def gathered(*, advance: bool) -> tuple[list[Tensor], int]:
+        down: list[int] = []
+        with closing(walk_over(tiny_llama, make_windows(4)).visits()) as visits:
+            visit = next(visits)
+            handle = visit.site.linears[-1].module.register_forward_hook(lambda *_: down.append(1))
+            groups = visit.gather(kind, advance=advance)
+            handle.remove()
+        return [group.statistic.second_moments for group in groups], len(down)
+
+    whole, short = gathered(advance=True), gathered(advance=False)
+    assert (whole[1], short[1]) == (4, 1)  # the first batch shows which linear is the last
+    for found, expected in zip(short[0], whole[0], strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_linear_that_is_called_twice_gets_both_inputs(
+    tiny_llama: LlamaForCausalLM, make_windows: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp = tiny_llama.model.layers[0].mlp
+    monkeypatch.setattr(mlp, "forward", lambda x: type(mlp).forward(mlp, x) + type(mlp).forward(mlp, 2 * x))
+    with closing(walk_over(tiny_llama, make_windows(3)).visits()) as visits:
+        down = next(visits).gather(SecondMoments)[-1]
+    assert down.linears[0].name.endswith("down_proj")
+    assert down.statistic.n_tokens == 2 * 3 * 24
+
+
 def test_a_walk_without_text_runs_nothing(family_model: Any, forwards_counted: Callable[..., Any]) -> None:
     with forwards_counted(family_model) as counts:
         walk = BlockWalk(family_model, find_structure(family_model), (), device=CPU)

@@ -81,6 +81,7 @@ class Shared:
                 session.structure,
                 calibration.batches(session.recipe.batch_size),
                 device=session.request.device or parameter_device(session.loaded.model),
+                may_widen=True,
             )
             known = gather_dense(walk, record, names, session.progress)
             self._statistics[record.token_ids_sha256] = known
