@@ -1,7 +1,8 @@
 """Narrowed models in the format of DeciLM, for vLLM and llama.cpp.
 
-It was checked against these sources, read in November 2026; loading an export in vLLM or llama.cpp
-themselves was not run, only a reconstruction of the blocks by their formulas:
+It was checked against these sources, read in November 2026. llama.cpp itself was run, on a file that was
+written by the rules of its conversion (tests/interop); of vLLM only a reconstruction of the blocks by its
+formulas was:
 
 - vLLM, vllm/model_executor/models/nemotron_nas.py (class `DeciLMForCausalLM`): query heads are those of the
   whole model, key-value heads `num_attention_heads // attention.n_heads_in_group`, the inner width is
@@ -9,7 +10,8 @@ themselves was not run, only a reconstruction of the blocks by their formulas:
   class of its own for the model type: it needs --trust-remote-code for the one that is written beside it.
 - llama.cpp, conversion of `DeciLMForCausalLM` (class `DeciModel`): the same formula; `n_heads_in_group`
   may not be absent and `ffn_mult` must be a float; the head size is hidden size / heads. It takes the
-  vocabulary for one of SentencePiece unless it has 128256 tokens.
+  vocabulary for one of SentencePiece unless it has 128256 tokens, and reads the rotary embedding by the names
+  from before transformers 5 alone: without `rope_theta` every model would have a base of 10000.
 - mlx-lm rounds `ffn_mult` to six digits; TensorRT-LLM has the same formula; SGLang loads no model whose
   blocks differ in key-value heads, which an export of ours never has.
 """
@@ -39,6 +41,7 @@ DECILM_MODEL_TYPE = "nemotron-nas"
 _DECILM_FAMILIES = ("llama", "mistral")
 _CONFIG_FILE = "configuration_decilm.py"
 _DIGITS = 6
+_ROPE_OF_LLAMA_CPP = frozenset({"default", "linear", "llama3"})
 
 
 def inner_width(ffn_mult: float, hidden_size: int) -> int:
@@ -132,10 +135,24 @@ def describe_decilm(model: Any, folder: Path) -> None:
         "mlp_bias": bool(getattr(source, "mlp_bias", False)),
         # No block is built from it; software that plans memory by one width gets the largest.
         "intermediate_size": max(anatomy.mlp.n_channels for anatomy in anatomies if anatomy.mlp),
+        **_rope_by_older_names(config.get("rope_parameters") or {}),
     }
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     standalone = Path(configuration_decilm.__file__).read_text(encoding="utf-8")
     (folder / _CONFIG_FILE).write_text(standalone, encoding="utf-8")
+
+
+def _rope_by_older_names(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """What `rope_parameters` says, as `rope_theta` and `rope_scaling`: llama.cpp's conversion reads these."""
+    names = {"rope_theta": rope.get("rope_theta")}
+    if _rope_kind(rope) != "default":
+        names["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+        names["original_max_position_embeddings"] = rope.get("original_max_position_embeddings")
+    return {name: value for name, value in names.items() if value is not None}
+
+
+def _rope_kind(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type", "default"))
 
 
 def _block_config(anatomy: BlockAnatomy, hidden_size: int) -> dict[str, dict[str, Any]]:
@@ -210,7 +227,10 @@ class DeciLM(NeverLoaded):
         check_decilm(model, find_structure(model))
         write_weights(model, folder, max_shard_size=max_shard_size)
         describe_decilm(model, folder)
-        return ()
+        kind = _rope_kind(getattr(model.config, "rope_parameters", None) or {})
+        if kind in _ROPE_OF_LLAMA_CPP:
+            return ()
+        return (f"llama.cpp's conversion of DeciLM leaves rotary scaling of kind {kind!r} out",)
 
     def sizer(self, model: Any, names: Sequence[str], code_format: CodeFormat | None) -> Sizer:  # noqa: ARG002
         """All weights as they are, whatever stands for them in memory."""

@@ -20,6 +20,11 @@ from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import find_structure
 
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+
 
 def check(model: Any, **options: bool) -> None:
     check_decilm(model, find_structure(model), **options)
@@ -51,6 +56,8 @@ def as_a_server_builds_it(folder: Path) -> LlamaForCausalLM:
         ("Llama", {}),
         ("Llama", {"attention_bias": True, "mlp_bias": True}),
         ("Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+        ("Llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}}),
+        ("Llama", {"rope_parameters": LLAMA3}),
         ("Llama", {"tie_word_embeddings": True}),
         ("Llama", {"hidden_size": 44, "num_attention_heads": 2, "num_key_value_heads": 2}),
         ("Mistral", {"sliding_window": None}),
@@ -81,6 +88,44 @@ def test_blocks_built_from_a_decilm_export_give_the_same_logits(
         for name in ("OUT", "again")
     ]
     assert blocks[0] == blocks[1]
+
+
+@pytest.mark.parametrize(
+    ("rope", "older", "notes"),
+    [
+        ({"rope_type": "default", "rope_theta": 500.0}, {"rope_theta": 500.0}, 0),
+        (
+            LLAMA3,
+            {
+                "rope_theta": 500.0,
+                "rope_scaling": {key: value for key, value in LLAMA3.items() if key != "rope_theta"},
+                "original_max_position_embeddings": 32,
+            },
+            0,
+        ),
+        (
+            {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0},
+            {"rope_theta": 500.0, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+            1,
+        ),
+    ],
+)
+def test_the_rotary_embedding_stands_in_the_words_of_llama_cpp_too(
+    keep_channels_: Callable[..., Any],
+    wide: Callable[..., Any],
+    tokenizer: PreTrainedTokenizerFast,
+    rope: dict[str, Any],
+    older: dict[str, Any],
+    notes: int,
+    tmp_path: Path,
+) -> None:
+    model = keep_channels_(wide(rope_parameters=rope), 256, 768, 512)
+    said = save_checkpoint(model, tokenizer, tmp_path, form_named("decilm"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = ("rope_theta", "rope_scaling", "original_max_position_embeddings")
+    assert {name: config[name] for name in names if name in config} == older
+    assert config["rope_parameters"].items() >= rope.items()
+    assert [f"kind {rope['rope_type']!r} out" in note for note in said] == [True] * notes
 
 
 def test_a_decilm_config_is_what_its_readers_look_for(
