@@ -2,7 +2,8 @@
 # make test   installs what the tests need and runs the quick suite on every core, at most eight;
 #             SLOW=1 runs the slow tests too, WORKERS=0 all of them one after another in one process
 # make gptqmodel   tests the backend of that name with the real package; before every release, not in CI
-# make interop   has the other tools carry out plans that were written for them, in an environment of their own
+# make interop   has the other tools carry out plans that were written for them, and load what is written here, in an
+#             environment of their own; docs/elsewhere.md gets the versions
 # make docs   builds the documentation as a site in build/site, and refuses broken links
 # make lint   ruff and mypy, as continuous integration runs them
 
@@ -41,13 +42,14 @@ $(VENV)-gptqmodel/.done: pyproject.toml
 	touch $@
 
 # An environment of its own: what these tools need is not what the tests do.
-interop: $(VENV)-interop/.done
-	OMP_NUM_THREADS=1 $(VENV)-interop/bin/python -m pytest -m interop tests/interop
+interop: $(VENV)-interop/.done $(VENV)/.test
+	OMP_NUM_THREADS=1 $(VENV)-interop/bin/python -m pytest -m interop --proven tests/interop
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "proves and not interop" --proven tests/interop
 
 $(VENV)-interop/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-interop
-	$(VENV)-interop/bin/python -m pip install --quiet $(CONSTRAIN) --editable . "pytest>=8.0" hypothesis \
-		llmcompressor auto-round torch-pruning
+	$(VENV)-interop/bin/python -m pip install --quiet $(CONSTRAIN) --editable ".[gguf]" "pytest>=8.0" hypothesis \
+		llmcompressor auto-round torch-pruning peft onnx onnxruntime onnxscript xllamacpp
 	touch $@
 
 lint: $(VENV)/.lint

@@ -42,6 +42,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToke
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=1024, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0,
         eos_token_id=1, tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 50_000.0},
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
