@@ -6,6 +6,11 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+_STRIP = 256
+"""Rows of a Gram matrix that are computed together on the host: fewer, and the product itself gets slower."""
+_ALIGNED = 16
+"""Widths that divide by this are multiplied to the same bits in strips as in one piece."""
+
 
 class Statistic(Protocol):
     """Accumulates inputs of one linear (or of several that read the same input)."""
@@ -58,10 +63,15 @@ class SecondMoments:
 
 
 class Gram:
-    """X^T X of the inputs: the Hessian of the layer-wise output error, up to a factor of two."""
+    """X^T X of the inputs: the Hessian of the layer-wise output error, up to a factor of two.
+
+    On the host the part above the diagonal is computed, in strips, and mirrored when somebody reads it: up to
+    four tenths less work, and the bits of the whole product (MKL adds the same terms in the same order).
+    """
 
     def __init__(self, matrix: Tensor) -> None:
-        self.matrix = matrix
+        self._matrix = matrix
+        self._is_mirrored = True
         self.n_tokens = 0
 
     @classmethod
@@ -72,13 +82,29 @@ class Gram:
     def add(self, inputs: Tensor) -> None:
         """Add `inputs`, shape [tokens, in], in float32."""
         inputs = inputs.float()
-        self.matrix.addmm_(inputs.t(), inputs)
+        width = inputs.shape[1]
+        in_strips = self._matrix.device.type == "cpu" and width % _ALIGNED == 0
+        strip = _STRIP if in_strips else width
+        for first in range(0, width, strip):
+            rows = slice(first, first + strip)
+            self._matrix[rows, first:].addmm_(inputs[:, rows].t(), inputs[:, first:])
+        self._is_mirrored = strip >= width
         self.n_tokens += inputs.shape[0]
+
+    @property
+    def matrix(self) -> Tensor:
+        """The sum over all tokens, shape [in, in], symmetric."""
+        if not self._is_mirrored:
+            for first in range(0, len(self._matrix), _STRIP):
+                behind = first + _STRIP
+                self._matrix[behind:, first:behind] = self._matrix[first:behind, behind:].t()
+            self._is_mirrored = True
+        return self._matrix
 
     @property
     def second_moments(self) -> Tensor:
         """Sum of x_j^2 over all tokens, shape [in], float64."""
-        return self.matrix.diagonal().double()
+        return self._matrix.diagonal().double()
 
 
 class MomentsAndGram:
