@@ -187,6 +187,7 @@ class DeciLM(NeverLoaded):
     name: ClassVar[str] = "decilm"
     option_defaults: ClassVar[Mapping[str, Any]] = {"round_to": DECILM_STEP}
     is_asked_for: ClassVar[bool] = True
+    holds_codes: ClassVar[bool] = False
 
     def recognise(self, source: CheckpointSource) -> bool:
         """By the type of model that its configuration names."""

@@ -28,6 +28,7 @@ class Dense:
     name: ClassVar[str] = "dense"
     option_defaults: ClassVar[Mapping[str, Any]] = {}
     is_asked_for: ClassVar[bool] = False
+    holds_codes: ClassVar[bool] = False
 
     def recognise(self, source: CheckpointSource) -> bool:  # noqa: ARG002 - the protocol's signature
         """Always."""

@@ -66,6 +66,7 @@ class GptqModelCodes(NeverLoaded):
     name: ClassVar[str] = "gptqmodel"
     option_defaults: ClassVar[Mapping[str, Any]] = {}
     is_asked_for: ClassVar[bool] = False
+    holds_codes: ClassVar[bool] = True
 
     def recognise(self, source: CheckpointSource) -> bool:
         """By the method that its configuration names."""

@@ -8,6 +8,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from owl_compress.checkpoints.files import unreadable
 from owl_compress.checkpoints.hub import quietly_explained
 from owl_compress.checkpoints.loading import locate
+from owl_compress.documents.outputs import ADAPTER_FOLDER
 
 _KINDS = (".safetensors", ".bin", ".json", ".gguf", ".model", ".txt", ".py", ".jinja", ".tiktoken")
 """Files of a checkpoint that weights, configuration, tokenizer or code are in."""
@@ -28,7 +29,8 @@ def checkpoint_key(source: str, *, revision: str | None = None, allow_pickle: bo
     folder = Path(found.where)
     if found.gguf:
         return f"gguf {_digest([folder / found.gguf])}"
-    files = sorted(one for one in folder.iterdir() if one.suffix in _KINDS and one.name not in _OURS)
+    inside = [*folder.iterdir(), *(folder / ADAPTER_FOLDER).glob("*")]
+    files = sorted(one for one in inside if one.suffix in _KINDS and one.name not in _OURS)
     return f"folder {_digest([one for one in files if one.is_file()])}"
 
 

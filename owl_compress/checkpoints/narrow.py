@@ -66,6 +66,7 @@ class Narrow:
     name: ClassVar[str] = "narrow"
     option_defaults: ClassVar[Mapping[str, Any]] = {}
     is_asked_for: ClassVar[bool] = False
+    holds_codes: ClassVar[bool] = False
 
     def recognise(self, source: CheckpointSource) -> bool:
         """By the widths in its configuration."""

@@ -36,6 +36,7 @@ class PackedNarrow:
     name: ClassVar[str] = "packed-narrow"
     option_defaults: ClassVar[Mapping[str, Any]] = {}
     is_asked_for: ClassVar[bool] = False
+    holds_codes: ClassVar[bool] = True
 
     def recognise(self, source: CheckpointSource) -> bool:
         """By both marks in its configuration."""

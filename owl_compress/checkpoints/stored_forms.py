@@ -53,11 +53,13 @@ class StoredForm(ReadableForm, Protocol):
     """A form in which models are stored too.
 
     `option_defaults` are options of a backend without which it could not hold what that makes. `is_asked_for`
-    says that it is only taken where a user names it, being for other software.
+    says that it is only taken where a user names it, being for other software; `holds_codes` that integer
+    codes stand for weights in it, which no training can change.
     """
 
     option_defaults: ClassVar[Mapping[str, Any]]
     is_asked_for: ClassVar[bool]
+    holds_codes: ClassVar[bool]
 
     def suits(self, model: Any, *, wants_codes: bool) -> bool:
         """Whether it is the natural form for the model; with `wants_codes`, one that keeps integer codes."""

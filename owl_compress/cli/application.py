@@ -16,6 +16,7 @@ from owl_compress.cli import (
     exchange,
     listing,
     planning,
+    recover,
     refine,
     report,
     run,
@@ -114,6 +115,7 @@ def _commands() -> dict[str, tuple[Callable[..., Any], Parameters]]:
         "tune": (tune.tune, lambda arguments: _with_methods(_of_tune(), arguments)),
         "refine": (refine.refine, lambda arguments: _with_methods(_of_refine(), arguments)),
         "compress": (run.compress, lambda arguments: _with_methods(_of_compress(), arguments)),
+        "recover": (recover.recover, lambda _: _of_recover()),
         "eval": (
             evaluate.evaluate,
             lambda _: _of_evaluate(),
@@ -158,6 +160,17 @@ def _of_refine() -> list[Parameter]:
         defaults=_OF_DAMAGE,
     )
     return [*of_damage, *of_dataclass(refine.SearchOptions, "Refinement")]
+
+
+def _of_recover() -> list[Parameter]:
+    from owl_compress.pipeline.recovery_request import METHODS, RecoveryOptions
+
+    of_text = of_recipe(*recover.RECOVER_TOPICS, without=recover.NOT_FOR_RECOVERY, panels=recover.PANELS)
+    return [
+        *of_dataclass(RecoveryOptions, "Training"),
+        *of_methods(METHODS.every_option(), "Options of methods"),
+        *of_text,
+    ]
 
 
 def _of_compress() -> list[Parameter]:

@@ -20,6 +20,9 @@ PAGE, PAGE_GENERATOR = "page", '<meta name="generator" content="owl-compress">'
 DAMAGE_PICTURE = "damage.png"
 """The picture of a sensitivity profile in the folder of what was compressed by it."""
 
+ADAPTER_FOLDER = "adapter"
+"""Where an adapter lies that is kept beside the weights of a folder of ours."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 # A fresh disk is not quite empty where it is mounted.
@@ -32,9 +35,9 @@ _WRITTEN_BY_US = (
     "tokenizer*",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model",
     "*.tiktoken", "tekken.json", "preprocessor_config.json", "processor_config.json",
-    "quantize_config.json", "quant_log.csv",
+    "quantize_config.json", "adapter_config.json", "quant_log.csv",
 )  # fmt: skip
-_FOLDERS_BY_US = ("additional_chat_templates", "uniform", "owl", "__pycache__")
+_FOLDERS_BY_US = (ADAPTER_FOLDER, "additional_chat_templates", "uniform", "owl", "__pycache__")
 
 
 def is_empty(folder: Path) -> bool:
@@ -101,7 +104,7 @@ def _foreign(folder: Path) -> str | None:
         if entry.is_dir() and not entry.is_symlink():
             if entry.name not in _FOLDERS_BY_US:
                 return entry.name
-            if entry.name in {"uniform", "owl"} and (within := _foreign(entry)):
+            if entry.name in {ADAPTER_FOLDER, "uniform", "owl"} and (within := _foreign(entry)):
                 return f"{entry.name}/{within}"
         elif entry.is_symlink() or not any(fnmatch(entry.name, pattern) for pattern in _WRITTEN_BY_US):
             return entry.name

@@ -9,6 +9,7 @@ from owl_compress.documents.coverage import Coverage
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.measurements import DamageRecord, Evaluation, FootprintChange
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, StatisticsSource
+from owl_compress.documents.recovery import RecoveryRecord
 from owl_compress.documents.units import Count, PositiveCount, Unit, WeightCount
 
 
@@ -106,6 +107,9 @@ class Result(Document):
     )
     sensitivity: DamageRecord | None = Field(
         default=None, exclude_if=is_none, description="where budgets were made from damages"
+    )
+    recoveries: tuple[RecoveryRecord, ...] = Field(
+        default=(), exclude_if=lambda value: not value, description="trainings since, oldest first"
     )
     seed: int
     wall_seconds: float

@@ -1,5 +1,9 @@
 """Adapters (LoRA and its kin) that are woven into a live model."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 from owl_compress.errors import RequestError
@@ -25,6 +29,14 @@ def refuse_adapters(model: nn.Module) -> None:
                 f"the model has an adapter woven in ({place}): merge it into the weights first, with peft "
                 "model = model.merge_and_unload()"
             )
+
+
+@contextmanager
+def peft_kept_quiet() -> Iterator[None]:
+    """Keep to itself what peft calls of transformers that will be gone one day."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _children(module: nn.Module) -> list[str]:

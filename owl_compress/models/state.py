@@ -122,6 +122,29 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             config.use_cache = use_cache
 
 
+@contextmanager
+def activations_recomputed(model: Any) -> Iterator[None]:
+    """Have a model of transformers compute activations again on the way back, inside the block: less memory.
+
+    It does so in training mode alone.
+
+    Raises:
+        RequestError: its class cannot.
+    """
+    # transformers renamed it in 5.24, and warns of the old name.
+    activation = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    try:
+        getattr(model, f"{activation}_checkpointing_enable")({"use_reentrant": False})
+    except (AttributeError, ValueError) as error:
+        raise RequestError(
+            f"{type(model).__name__} cannot compute activations twice: drop --checkpointing"
+        ) from error
+    try:
+        yield
+    finally:
+        getattr(model, f"{activation}_checkpointing_disable")()
+
+
 def _configs(model: nn.Module) -> list[Any]:
     """The model's configuration, if it has one, and for multimodal models that of its language part."""
     config: Any = getattr(model, "config", None)

@@ -1,0 +1,184 @@
+"""Recovery of a compressed model, from its folder to another: train, write, count, evaluate."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from owl_compress.arguments import checked
+from owl_compress.consent import NO_CONSENT, Consent
+from owl_compress.documents.disk import check_output_folder, output_folder
+from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.paths import given_path
+from owl_compress.documents.recovery import RecoveryRecord
+from owl_compress.documents.result import Result
+from owl_compress.documents.units import Unit
+from owl_compress.errors import RequestError
+from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.memory import memory_errors
+from owl_compress.pipeline.recovered_folder import (
+    check_as_compressed,
+    count_bytes,
+    loaded_again,
+    write_learned_weights,
+    write_recovered_documents,
+    write_weights_beside,
+)
+from owl_compress.pipeline.recovery_request import RecoveryRequest
+from owl_compress.pipeline.recovery_subject import Subject
+from owl_compress.pipeline.recovery_training import Say, Training
+from owl_compress.progress import SILENT, Progress
+from owl_compress.recovery.contract import Trainee
+from owl_compress.recovery.ranks import Ranks
+from owl_compress.recovery.training import Keeping
+
+_REMEDIES = (
+    "use a smaller --batch-size or --seq-len, --checkpointing, --method lora or bias, or a device with more "
+    "memory"
+)
+
+
+@checked
+def recover(
+    folder: Path | str,
+    out: Path | str,
+    data: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    say: Say = lambda _: None,
+    consent: Consent = NO_CONSENT,
+    **options: Any,
+) -> Result | None:
+    """Train the compressed model in `folder` on the text `data`, and write it to `out`; whole or not at all.
+
+        recover("OUT", "OUT2", "train.txt", method="lora", loss="distill", tokens="300k")
+
+    What was compressed stays so: zeros are zeros, N:M patterns and widths are what they were, which is
+    counted from the tensors that were written. Under torchrun the sequences of each step are divided among
+    the processes, of which the first writes.
+
+    Args:
+        folder: that a compression of ours wrote, with weights and not codes in it.
+        out: folder to write, new or empty.
+        data: text to train on.
+        resume: go on where an earlier call for the same `out` was ended.
+        overwrite: replace an output of ours that is there, when the new one is whole.
+        progress: who is told how far a step is.
+        say: who is told remarks.
+        consent: what the model in the folder may run while it loads.
+        options: as on the command line: method and its own options, those of
+            `owl_compress.pipeline.recovery_request.RecoveryOptions`, seq_len, bos, text_field, chat_template,
+            seed, max_windows, batch_size, device, dtype.
+
+    Returns:
+        The result that was written, the last of whose `recoveries` is this one; None in every process but
+        the first.
+
+    Raises:
+        RequestError: no folder of ours, codes, a method that would change quantized weights, too little
+            text, a loss that is no number any more, or settings that differ from those of what is resumed.
+    """
+    request = RecoveryRequest.of(given_path(folder), str(data), options, consent)
+    with memory_errors("training", _REMEDIES):
+        return carry_out(
+            request, given_path(out), resume=resume, overwrite=overwrite, progress=progress, say=say
+        )
+
+
+def carry_out(
+    request: RecoveryRequest,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+    say: Say = lambda _: None,
+) -> Result | None:
+    """Do what `request` asks for; see `recover`."""
+    subject = Subject.of(request)
+    ranks = Ranks.from_environment()
+    ranks.share(request.options.accumulate)
+    if not ranks.leads:
+        progress, say = SILENT, lambda _: None
+    if resume and (done := _finished(out, subject.result)) is not None:
+        say(f"{out} is finished: nothing to resume")
+        return done if ranks.leads else None
+    check_output_folder(out, overwrite=overwrite, inputs=[request.folder])
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    _check_unfinished(unfinished, resume=resume, say=say)
+    device = ranks.device(request.device)
+    with ranks.joined(device):
+        training = Training.prepare(subject, request, device, progress, say)
+        before = perplexity(training.loaded.model, training.held_out, device=device, progress=progress)
+        course, trainee = training.run(
+            Keeping(unfinished, training.settings(ranks), resume), ranks, progress, say
+        )
+        if not ranks.leads:
+            return None
+        record = partial(training.record, course, trainee, ranks, before)
+        result = _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
+        unfinished.unlink(missing_ok=True)
+    return result
+
+
+def _finished(out: Path, source: Result) -> Result | None:
+    """The result of `out` where that is a recovery of the same compression."""
+    path = out / "result.json"
+    if not path.is_file():
+        return None
+    found = Result.read(path)
+    return found if found.plan == source.plan and len(found.recoveries) > len(source.recoveries) else None
+
+
+def _check_unfinished(path: Path, *, resume: bool, say: Say) -> None:
+    """Refuse to begin anew where something unfinished would be lost.
+
+    Raises:
+        RequestError: there is something.
+    """
+    if path.exists() and not resume:
+        raise RequestError(
+            f"{path} holds a recovery that was ended before it was done: go on with --resume, or remove it"
+        )
+    if resume and not path.exists():
+        say(f"nothing to resume ({path} is not there): starting at the first step")
+
+
+def _write(
+    subject: Subject,
+    training: Training,
+    trainee: Trainee,
+    out: Path,
+    record: Callable[[PerplexityRecord], RecoveryRecord],
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> Result:
+    """Write the folder, count its tensors, and evaluate it as it was written."""
+    request, source = subject.request, subject.request.folder
+    trusts = request.consent.trust_remote_code
+    with output_folder(out, overwrite=overwrite) as folder:
+        stored, notes = training.loaded, ()
+        if trainee.write_adapter is not None:
+            write_weights_beside(source, folder, trainee)
+        else:
+            stored = subject.load("auto")
+            notes = write_learned_weights(stored, folder, subject.form, trainee.learned())
+        check_as_compressed(source, folder, subject.plan, trust_remote_code=trusts)
+        again = loaded_again(folder, training.loaded.dtype, trust_remote_code=trusts)
+        after = perplexity(again.model, training.held_out, device=training.device, progress=progress)
+        n_bytes = count_bytes(folder)
+        totals = {"bytes_on_disk": n_bytes}
+        if all(step.unit is not Unit.BITS for step in subject.result.as_earlier):
+            totals["bits_per_weight"] = 8 * n_bytes / subject.result.totals.n_params_after
+        result = subject.result.model_copy(
+            update={
+                "recoveries": (*subject.result.recoveries, record(after)),
+                "totals": subject.result.totals.model_copy(update=totals),
+                "notes": tuple(dict.fromkeys((*subject.result.notes, *notes))),
+            }
+        )
+        write_recovered_documents(source, out, folder, result, subject.plan, subject.form, stored)
+    return result

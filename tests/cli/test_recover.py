@@ -1,0 +1,346 @@
+"""Recovery by command: better on the text, and exactly as compressed as before."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import owl_compress
+from owl_compress.models.adapters import peft_kept_quiet
+from owl_compress.recovery import training
+
+MODEL = "model"
+WEIGHTS = "model.safetensors"
+CALIBRATION = ("--calib", "text.txt", "--samples", "4", "--seq-len", "32", "--quiet")
+COMPRESSIONS = {
+    "sparse": ("--backend", "wanda", "--sparsity", "0.6"),
+    "nm": ("--backend", "magnitude", "--nm", "3:8"),
+    "narrow": ("--backend", "structured", "--prune-ratio", "0.3", "--round-to", "8"),
+    "quantized": ("--backend", "rtn", "--bits", "4", "--group-size", "16", "--format", "dense"),
+}
+METHODS = {
+    "lora": ("--method", "lora", "--rank", "4"),
+    "merged": ("--method", "lora", "--merge", "--rank", "4"),
+    "masked": ("--method", "masked", "--learning-rate", "0.003"),
+    "bias": ("--method", "bias", "--learning-rate", "0.01"),
+}
+TRAINING = ("--data", "text.txt", "--seq-len", "32", "--steps", "12", "--max-windows", "4")
+GOOD = [
+    (compression, method)
+    for compression in COMPRESSIONS
+    for method in METHODS
+    if compression != "quantized" or method in {"lora", "bias"}
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny model lies compressed, in each way that was asked for so far."""
+    return tmp_path_factory.mktemp("compressed")
+
+
+@pytest.fixture
+def compressed(here: Path, made: Path, done: Callable[..., Any]) -> Callable[[str], Path]:
+    """A function that compresses the tiny model in one of the ways above, or copies what it made before."""
+
+    def compress(kind: str) -> Path:
+        if not (made / kind).exists():
+            done("run", MODEL, *COMPRESSIONS[kind], *CALIBRATION, "-o", kind)
+            shutil.copytree(here / kind, made / kind)
+        elif not (here / kind).exists():
+            shutil.copytree(made / kind, here / kind)
+        return here / kind
+
+    return compress
+
+
+def zeros(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor == 0
+        for name, tensor in load_file(folder / WEIGHTS).items()
+        if ".layers." in name and tensor.ndim == 2
+    }
+
+
+@pytest.mark.parametrize(("compression", "method"), GOOD)
+def test_a_model_becomes_better_and_stays_as_compressed_as_it_was(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any], compression: str, method: str
+) -> None:
+    before = compressed(compression)
+    outcome = done("recover", before, *TRAINING, *METHODS[method], "-o", "OUT2", "--json")
+    record = outcome.json
+    assert record["after"]["perplexity"] < record["before"]["perplexity"]
+    assert record["losses"][-1] < record["losses"][0]
+    old, new = zeros(before), zeros(here / "OUT2")
+    assert all(torch.equal(old[name] & new[name], old[name]) for name in old)
+    assert done("verify", "OUT2", "--json").json["ok"]
+    assert {path.name for path in here.iterdir() if "unfinished" in path.name or path.name[0] == "."} == set()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_written_is_what_was_evaluated(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any], method: str
+) -> None:
+    compressed("sparse")
+    held_out = ("--held-out", "other.txt")
+    record = done(
+        "recover", "sparse", *TRAINING[:-2], *held_out, *METHODS[method], "-o", "OUT2", "--json"
+    ).json
+    found = done("eval", "OUT2", "--data", "other.txt", "--seq-len", "32", "--json").json
+    assert found["perplexity"] == pytest.approx(record["after"]["perplexity"], rel=1e-6)
+    assert found["windows"] == record["after"]["windows"]
+
+
+def test_an_adapter_lies_beside_weights_that_are_the_same_to_the_bit(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any]
+) -> None:
+    from peft import PeftModel
+
+    compressed("sparse")
+    done("recover", "sparse", *TRAINING, *METHODS["lora"], "-o", "OUT2")
+    assert (here / "OUT2" / WEIGHTS).read_bytes() == (here / "sparse" / WEIGHTS).read_bytes()
+    config = json.loads((here / "OUT2" / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] is None
+    plain: Any = AutoModelForCausalLM.from_pretrained(here / "OUT2")
+    ids = torch.arange(20, 40)[None]
+    without = plain(ids).logits
+    with peft_kept_quiet():
+        adapted = PeftModel.from_pretrained(plain, here / "OUT2" / "adapter")
+    assert torch.allclose(owl_compress.load(here / "OUT2").model(ids).logits, adapted(ids).logits, atol=1e-5)
+    assert not torch.allclose(without, adapted(ids).logits, atol=1e-3)
+
+
+def test_all_linears_of_all_blocks_get_an_adapter(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any]
+) -> None:
+    compressed("narrow")
+    done("recover", "narrow", *TRAINING, *METHODS["lora"], "-o", "OUT2")
+    names = load_file(here / "OUT2" / "adapter" / "adapter_model.safetensors")
+    on = {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in names}
+    linears = {row["name"] for row in json.loads((here / "narrow" / "plan.json").read_text())["budgets"]}
+    assert on == linears
+
+
+@pytest.mark.parametrize("method", ["merged", "bias", "lora"])
+def test_a_recovery_that_was_ended_comes_to_the_same_when_it_is_resumed(
+    here: Path,
+    compressed: Callable[[str], Path],
+    done: Callable[..., Any],
+    cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+) -> None:
+    compressed("sparse")
+    asked = ("recover", "sparse", *TRAINING, *METHODS[method])
+    whole = done(*asked, "-o", "whole", "--json").json
+    update = training._Work.update
+
+    def interrupted(work: Any, step: int) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+        update(work, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training._Work, "update", interrupted)
+        assert cli(*asked, "-o", "OUT2").code == 2
+    assert not (here / "OUT2").exists()
+    assert (here / "OUT2.unfinished").is_file()
+    refused = cli(*asked, "-o", "OUT2")
+    assert (refused.code, "--resume" in refused.err) == (2, True)
+    resumed = done(*asked, "-o", "OUT2", "--resume", "--json").json
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["after"] == whole["after"]
+    files = [WEIGHTS, *(("adapter/adapter_model.safetensors",) if method == "lora" else ())]
+    for name in files:
+        assert (here / "OUT2" / name).read_bytes() == (here / "whole" / name).read_bytes()
+    assert not (here / "OUT2.unfinished").exists()
+    again = cli(*asked, "-o", "OUT2", "--resume")
+    assert (again.code, "finished" in again.err) == (0, True)
+
+
+def test_what_differs_from_what_is_resumed_is_named(
+    here: Path,
+    compressed: Callable[[str], Path],
+    cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compressed("sparse")
+
+    def interrupted(work: Any, step: int) -> None:
+        raise KeyboardInterrupt
+
+    update = training._Work.update
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            training._Work,
+            "update",
+            lambda work, step: update(work, step) if step < 3 else interrupted(work, step),
+        )
+        assert cli("recover", "sparse", *TRAINING, "--method", "bias", "-o", "OUT2").code == 2
+    for changed, name in [
+        (("--method", "masked"), "method"),
+        (("--method", "bias", "--seed", "1"), "seed"),
+        (("--method", "bias", "--steps", "13"), "steps"),
+        (("--method", "bias", "--data", "other.txt"), "text"),
+        (("--method", "bias", "--loss", "distill"), "loss"),
+    ]:
+        outcome = cli("recover", "sparse", *TRAINING, *changed, "-o", "OUT2", "--resume")
+        assert outcome.code == 2, outcome.err
+        assert f": {name} was" in outcome.err
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
+    here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any], done: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    compressed("sparse")
+    gradient = training._Work.gradient
+    monkeypatch.setattr(
+        training._Work,
+        "gradient",
+        lambda work, model, step: float("nan") if step == 5 and work.plan.learning_rate > 0.1
+        else gradient(work, model, step),
+    )  # fmt: skip
+    asked = ("recover", "sparse", *TRAINING, "--method", "bias", "-o", "OUT2")
+    outcome = cli(*asked, "--learning-rate", "0.5")
+    assert outcome.code == 2
+    last = outcome.err.splitlines()[-1]
+    assert "step 6 of 12" in last
+    assert "--resume" in last
+    assert not (here / "OUT2").exists()
+    done(*asked, "--learning-rate", "0.001", "--resume")
+    assert (here / "OUT2").exists()
+
+
+def test_a_learning_rate_that_is_far_too_high_is_one_line(
+    here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    outcome = cli("recover", "sparse", *TRAINING, *METHODS["lora"], "-o", "OUT2", "--learning-rate", "1e38")
+    assert outcome.code == 2
+    assert "--learning-rate" in outcome.err.splitlines()[-1]
+    assert not (here / "OUT2").exists()
+
+
+def test_the_dense_model_teaches(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    named = done("recover", "sparse", *TRAINING, *METHODS["masked"], "--loss", "distill", "-o", "A", "--json")
+    given = done(
+        "recover", "sparse", *TRAINING, *METHODS["masked"], "--loss", "distill", "--teacher", MODEL,
+        "-o", "B", "--json",
+    )  # fmt: skip
+    assert named.json["losses"] == given.json["losses"]
+    assert named.json["losses"][-1] < named.json["losses"][0]
+    assert named.json["teacher"]
+
+
+def test_a_teacher_that_is_gone_is_named(
+    here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    shutil.rmtree(here / MODEL)
+    outcome = cli("recover", "sparse", *TRAINING, "--loss", "distill", "-o", "OUT2")
+    assert outcome.code == 2
+    assert MODEL in outcome.err.splitlines()[-1]
+    assert "--against" not in outcome.err
+
+
+def test_the_card_and_result_tell_of_it(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    done("recover", "sparse", *TRAINING, *METHODS["lora"], "-o", "OUT2")
+    result = json.loads((here / "OUT2" / "result.json").read_text())
+    (record,) = result["recoveries"]
+    card = (here / "OUT2" / "README.md").read_text()
+    assert "## Recovery" in card
+    assert f"{record['after']['perplexity']:.3f}" in card
+    assert "PeftModel" in card
+    n_bytes = sum(file.stat().st_size for file in (here / "OUT2").rglob("*.safetensors"))
+    assert result["totals"]["bytes_on_disk"] == n_bytes
+    assert (here / "OUT2" / "plan.json").read_text() == (here / "sparse" / "plan.json").read_text()
+
+
+def test_the_recipe_still_makes_the_compression(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    (here / "below").mkdir()
+    done("recover", "sparse", *TRAINING, *METHODS["bias"], "-o", "below/OUT2")
+    done("run", "below/OUT2/recipe.yaml", "-o", "again", "--quiet")
+    assert (here / "again" / WEIGHTS).read_bytes() == (here / "sparse" / WEIGHTS).read_bytes()
+
+
+REFUSED = [
+    ((), ("--method", "lorra"), "lora"),
+    ((), ("--tokens", "many"), "tokens"),
+    ((), ("--tokens", "1k", "--steps", "3"), "--steps"),
+    ((), ("--steps", "0"), "steps"),
+    ((), ("--rank", "0"), "rank"),
+    ((), ("--method", "bias", "--rank", "4"), "rank"),
+    ((), ("--teacher", "model"), "distill"),
+    ((), ("--loss", "kl"), "lm"),
+    ((), ("--learning-rate", "-1"), "learning-rate"),
+    ((), ("--learning-rate", "nan"), "learning-rate"),
+    ((), ("--warm-up", "1"), "warm-up"),
+    ((), ("--batch-size", "0"), "batch"),
+    ((), ("--accumulate", "0"), "accumulate"),
+    ((), ("--dtype", "float16"), "bfloat16"),
+    ((), ("--device", "gpu"), "cpu"),
+    ((), ("--data", "none.txt"), "none.txt"),
+    ((), ("--held-out", "none.txt"), "none.txt"),
+    ((), ("--seq-len", "4000"), "seq-len"),
+]
+
+
+@pytest.mark.parametrize(("before", "given", "told"), REFUSED)
+def test_a_bad_request_is_one_line_before_the_model_is_trained(
+    here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any], before: Any, given: Any, told: str
+) -> None:
+    compressed("sparse")
+    outcome = cli("recover", "sparse", "--data", "text.txt", "--seq-len", "32", *given, "-o", "OUT2")
+    assert outcome.code == 2, outcome
+    assert told in outcome.err.splitlines()[-1]
+    assert not (here / "OUT2").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--backend", "rtn", "--bits", "4", "--group-size", "16"), "--format dense"),
+        (COMPRESSIONS["quantized"], "bias"),
+    ],
+)
+def test_codes_and_quantized_weights_are_refused_with_what_works(
+    here: Path, done: Callable[..., Any], cli: Callable[..., Any], options: Any, told: str
+) -> None:
+    done("run", MODEL, *options, *CALIBRATION, "-o", "OUT")
+    outcome = cli("recover", "OUT", *TRAINING, "--method", "masked", "-o", "OUT2")
+    assert outcome.code == 2
+    assert told in outcome.err.splitlines()[-1]
+
+
+def test_a_model_that_was_not_compressed_is_refused(cli: Callable[..., Any]) -> None:
+    outcome = cli("recover", MODEL, *TRAINING, "-o", "OUT2")
+    assert outcome.code == 2
+    assert "result.json" in outcome.err.splitlines()[-1]
+
+
+def test_a_text_that_is_shorter_is_seen_again(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    record = done(
+        "recover", "sparse", "--data", "other.txt", "--seq-len", "32", "--tokens", "3k", *METHODS["bias"],
+        "-o", "OUT2", "--json",
+    ).json  # fmt: skip
+    assert record["tokens"] >= 3000
+    assert record["text"]["sequences"] * 32 < 3000
