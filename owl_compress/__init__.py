@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from owl_compress.pipeline.feasibility import forecast
     from owl_compress.pipeline.folder import save
     from owl_compress.pipeline.original import original_of
+    from owl_compress.pipeline.recovering import recover
     from owl_compress.pipeline.refining import refine
     from owl_compress.pipeline.session import Session
     from owl_compress.pipeline.stages import (
@@ -80,6 +81,7 @@ _HOMES = {
     "original_of": "pipeline.original",
     "perplexity": "evaluation.perplexity",
     "profile": "pipeline.stages",
+    "recover": "pipeline.recovering",
     "refine": "pipeline.refining",
     "run": "pipeline.execution",
     "save": "pipeline.folder",
@@ -118,6 +120,7 @@ __all__ = [
     "original_of",
     "perplexity",
     "profile",
+    "recover",
     "refine",
     "run",
     "save",

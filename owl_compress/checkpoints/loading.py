@@ -124,9 +124,10 @@ def load_model(
         model = _loaded(form, checkpoint, "none" if adapter else offload)
         if adapter is not None:
             model = merge_adapter(model, adapter)
-            checkpoint.notes.append("the adapter beside the weights was added to them in memory")
     for note in checkpoint.notes:
         logger.warning("%s: %s", source, note)
+    if adapter is not None:
+        checkpoint.notes.append("the adapter beside the weights was added to them in memory")
     model.eval()
     builtin = source == BUILTIN
     return LoadedModel(
