@@ -15,7 +15,7 @@ from owl_compress.documents.result import Result
 RECOVER_TOPICS = (Topic.TEXT, Topic.EVALUATION, Topic.SEED, Topic.MACHINE)
 NOT_FOR_RECOVERY = (
     "calib", "samples", "sampling", "data", "stride", "protocol", "agreement", "partial", "strict",
-    "revision",
+    "revision", "offload",
 )  # fmt: skip
 PANELS = {Topic.TEXT: "Training text", Topic.EVALUATION: "Training text"}
 

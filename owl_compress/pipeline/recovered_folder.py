@@ -109,5 +109,5 @@ def write_recovered_documents(
 
 
 def loaded_again(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> LoadedModel:
-    """The model as it lies in `folder`, as anybody would load it."""
-    return load(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    """The model as it lies in `folder`, whole in memory."""
+    return load(folder, dtype=dtype, trust_remote_code=trust_remote_code, offload="none")
