@@ -77,6 +77,8 @@ def _reason(error: BaseException, finished: Sequence[Path]) -> str | None:
     if isinstance(error, RequestError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | typer.Abort):
+        if error.args and str(error).startswith("interrupted"):
+            return str(error)  # and what of it is kept
         if whole:
             return f"interrupted, after {whole}"
         return "interrupted: nothing was written that looks finished; run again to start over"

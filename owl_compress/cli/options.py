@@ -62,6 +62,13 @@ Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace a folder that owl-compress wrote, when the new one is whole."),
 ]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Keep each block that is done beside the output, and go on with a run that was cut off.",
+    ),
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="The answer as JSON, alone on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no tables.")]
@@ -89,7 +96,10 @@ AllowPickle = Annotated[
         rich_help_panel=_CONSENT,
     ),
 ]
-OWN = ("out", "overwrite", "plan", "extend", "model", "json", "quiet", "dry_run", "help", *CONSENT_NAMES)
+OWN = (
+    "out", "overwrite", "resume", "plan", "extend", "model", "json", "quiet", "dry_run", "help",
+    *CONSENT_NAMES,
+)  # fmt: skip
 """Options of the commands themselves, which no method can have."""
 
 PREFIX = "recipe_"

@@ -17,6 +17,7 @@ from owl_compress.documents.recipe import Recipe, is_recipe
 from owl_compress.documents.recipe_fields import Topic
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
+    from owl_compress.pipeline.finished import Outcome
     from owl_compress.pipeline.request import Request
     from owl_compress.pipeline.session import Session
 
@@ -33,6 +34,7 @@ def run(
     model: Annotated[str, typer.Argument(help="A model as elsewhere, or a recipe (.yaml).")],
     out: options.OptionalOut = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     dry_run: options.DryRun = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
@@ -52,7 +54,7 @@ def run(
         defaults = {"model": model, "allocator": allocator, "backend": DEFAULT_BACKEND}
         recipe, where = Recipe.from_options(defaults | given, "options"), "options"
     consent = Consent(trust_remote_code, allow_pickle)
-    target = _Target(out, overwrite=overwrite, dry_run=dry_run)
+    target = _Target(out, overwrite=overwrite, resume=resume, dry_run=dry_run)
     _execute(Request.of(recipe, where, consent), target, Output(as_json=as_json, quiet=quiet))
 
 
@@ -61,6 +63,7 @@ def compress(
     plan: Annotated[Path, options.path_option("The plan that `allocate` wrote.")],
     out: options.OptionalOut = None,
     overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
     dry_run: options.DryRun = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
@@ -76,7 +79,7 @@ def compress(
     defaults = {"model": model, "plan": str(plan), "backend": DEFAULT_BACKEND}
     recipe = Recipe.from_options(defaults | given, "options")
     consent = Consent(trust_remote_code, allow_pickle)
-    target = _Target(out, overwrite=overwrite, dry_run=dry_run)
+    target = _Target(out, overwrite=overwrite, resume=resume, dry_run=dry_run)
     _execute(Request.of(recipe, "options", consent), target, Output(as_json=as_json, quiet=quiet))
 
 
@@ -86,6 +89,7 @@ class _Target:
 
     out: Path | None
     overwrite: bool
+    resume: bool
     dry_run: bool
 
     def __post_init__(self) -> None:
@@ -96,21 +100,31 @@ def _execute(request: "Request", target: _Target, output: Output) -> None:
     """Carry the request out and show what came of it."""
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.execution import check_output, execute
+    from owl_compress.pipeline.finished import finished_before
     from owl_compress.pipeline.session import Session
 
-    check_output(request, target.out, overwrite=target.overwrite)
+    if target.resume and target.out and (done := finished_before(request, target.out)):
+        output.say(f"{target.out} is finished already")
+        _show(done, output)
+        return
+    check_output(request, target.out, overwrite=target.overwrite, resume=target.resume)
     output.say(f"loading {request.recipe.model}")
     with memory_errors("running the recipe"):
         session = Session.open(request, progress=output.progress, announce=output.say)
         if target.dry_run:
             _show_forecast(session, output)
             return
-        done = execute(session, target.out, overwrite=target.overwrite)
+        done = execute(session, target.out, overwrite=target.overwrite, resume=target.resume)
+    _show(done, output)
+    output.say(f"wrote {target.out}")
+
+
+def _show(done: "Outcome", output: Output) -> None:
+    """What came of a run."""
     output.answer(done.result.model_dump(mode="json"), plan_table(done.plan, done.result))
     output.show(result_table(done.result))
     if done.result.tasks:
         output.show(accuracy_change_table(done.result.tasks))
-    output.say(f"wrote {target.out}")
 
 
 def _show_forecast(session: "Session", output: Output) -> None:

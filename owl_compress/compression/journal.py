@@ -148,9 +148,8 @@ def _named(site: BlockSite) -> dict[str, Tensor]:
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     with put_in_place(path) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"}
-        )
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, metadata={"format": "pt"})
 
 
 @contextmanager

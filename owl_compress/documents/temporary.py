@@ -8,9 +8,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 
 _STEM_BYTES = 100
+_HAS_LOCKS = find_spec("fcntl") is not None
 _SUFFIX = ".partial"
 
 
@@ -25,6 +27,17 @@ def held(path: Path) -> Iterator[None]:
     handle = _locked(path)
     try:
         yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold a lock on a folder while the block lasts; yield whether it is ours, or nobody's without locks."""
+    handle = _locked(folder)
+    try:
+        yield handle is not None or not _HAS_LOCKS
     finally:
         if handle is not None:
             os.close(handle)

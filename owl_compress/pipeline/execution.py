@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed import require_package
 from owl_compress.compression.contract import CheckpointBackend, FinishChecker, ModelFinisher, Surveyed
 from owl_compress.compression.driver import WalkOptions, compress_with_
+from owl_compress.compression.journal import Journal
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy, by_task
 from owl_compress.documents.disk import check_output_folder, output_folder
@@ -27,6 +27,7 @@ from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
 from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.feasibility import check_plan, check_request, forecast
+from owl_compress.pipeline.finished import Outcome, finished_before
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
 from owl_compress.pipeline.judging import judge
@@ -34,21 +35,12 @@ from owl_compress.pipeline.methods import AUTO
 from owl_compress.pipeline.profile_settings import measured_as
 from owl_compress.pipeline.profiling import profile_of
 from owl_compress.pipeline.quality import evaluate_dense, evaluation_beside
-from owl_compress.pipeline.reports import measured_report, outlined
+from owl_compress.pipeline.reports import measured, measured_report, outlined
 from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept, check_unfinished, kept_until_done
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.tuning_search import search
 from owl_compress.progress import SILENT, Progress
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run made: everything but the model, which was compressed in place."""
-
-    report: ImportanceReport | None
-    plan: Plan
-    result: Result
-    profile: SensitivityProfile | None = None
 
 
 @checked
@@ -60,25 +52,36 @@ def run(
     consent: Consent = NO_CONSENT,
     *,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Outcome:
     """Do all that `recipe` asks for, and write the folder `out` unless it is None.
 
     A `loaded` model is used, and compressed in place, instead of loading one. `consent` is what the model of
-    the recipe may run while it loads. With `overwrite` an output of ours in `out` is replaced.
+    the recipe may run while it loads. With `overwrite` an output of ours in `out` is replaced. With `resume`
+    every block that is done is kept beside `out` until all are, and a run that was cut off is gone on with:
+    its outcome is that of one that was not, to the last bit. One that is done is handed back as it is.
 
     Raises:
-        RequestError: see everything this calls; with `strict` also any fallback.
+        RequestError: see everything this calls; with `strict` also any fallback; with `resume` also a run
+            that was another, naming what differs.
     """
     out = None if out is None else given_path(out)
     request = Request.of(recipe, consent=consent)
+    if resume and loaded is not None:
+        raise RequestError("a run is resumed with the model that its recipe names: give none that is loaded")
+    if resume and out is not None and (done := finished_before(request, out)):
+        return done
     if out is None and isinstance(request.backend, CheckpointBackend):
         raise RequestError(f"backend {recipe.backend!r} writes its own checkpoint: name a folder")
-    check_output(request, out, overwrite=overwrite)
+    check_output(request, out, overwrite=overwrite, resume=resume)
     with memory_errors("running the recipe"):
-        return execute(Session.open(request, loaded, progress=progress), out, overwrite=overwrite)
+        session = Session.open(request, loaded, progress=progress)
+        return execute(session, out, overwrite=overwrite, resume=resume)
 
 
-def check_output(request: Request, out: Path | None, *, overwrite: bool = False) -> None:
+def check_output(
+    request: Request, out: Path | None, *, overwrite: bool = False, resume: bool = False
+) -> None:
     """Refuse an output that could not be written, or measured, before a model is loaded.
 
     Raises:
@@ -90,60 +93,68 @@ def check_output(request: Request, out: Path | None, *, overwrite: bool = False)
     if out is None:
         return
     check_output_folder(out, overwrite=overwrite, inputs=[request.recipe.model])
+    check_unfinished(request, out, resume=resume, overwrite=overwrite)
     if isinstance(request.backend, CheckpointBackend):
         request.backend.check_ready()
     elif request.keeps_codes:
         require_package()
 
 
-def execute(session: Session, out: Path | None, *, overwrite: bool = False) -> Outcome:
+def execute(session: Session, out: Path | None, *, overwrite: bool = False, resume: bool = False) -> Outcome:
     """Carry out a session whose output was checked.
 
     Raises:
         RequestError: see `run`.
     """
-    loaded = session.loaded
     with memory_errors("running the recipe"):
         if out:
             session.check_storage()
-        held_out = session.held_out  # a text that is missing is told before the long work
-        tuned = search(session, compress_) if session.request.candidates else None
-        source, plan = (tuned.source, tuned.plan) if tuned else make_plan(session)
-        report = source if isinstance(source, ImportanceReport) else None
-        profile = source if isinstance(source, SensitivityProfile) else None
-        judged = judge(session, source, plan, compress_)
-        plan = judged.plan
-        if out:
-            n_bytes = forecast(session, plan).prediction.checkpoint_bytes
-            check_output_folder(out, overwrite=overwrite, n_bytes=n_bytes)
-        dense = evaluate_dense(session) if held_out else None
-        scores = score(session)
-        with _own_folder(session, out, overwrite=overwrite) as folder:
-            result = judged.told(compress_(session, plan, folder), session)
-            if tuned:
-                result = result.model_copy(update={"notes": (*result.notes, tuned.in_words)})
-            if dense:
-                result = result.model_copy(update={"evaluation": evaluation_beside(session, dense)})
-            if scores:
-                tasks = AccuracyChange(dense=scores, compressed=score(session))
-                result = result.model_copy(update={"tasks": tasks})
-            recipe, backend = settled_recipe(session, result, profile), session.request.backend
-            if folder and isinstance(backend, CheckpointBackend):
-                stored = backend.stored_format
-                recipe = recipe.seen_from(out or folder)
-                write_documents(folder, loaded, result, plan, stored, report=source, recipe=recipe)
-            elif out:
-                result = save(
-                    loaded,
-                    result,
-                    plan,
-                    out,
-                    report=tuned or source,
-                    recipe=recipe,
-                    keeps_codes=session.request.keeps_codes,
-                    export=session.request.export,
-                    overwrite=overwrite,
-                )
+        with kept_until_done(session, out, resume=resume) as kept:
+            return _carried_out(session, out, kept, overwrite=overwrite)
+
+
+def _carried_out(session: Session, out: Path | None, kept: Kept, *, overwrite: bool) -> Outcome:
+    """The outcome of a session, of which more and more is `kept` meanwhile."""
+    loaded = session.loaded
+    held_out = session.held_out  # a text that is missing is told before the long work
+    tuned = search(session, compress_) if session.request.candidates else None
+    source, plan = (tuned.source, tuned.plan) if tuned else make_plan(session, kept)
+    report = source if isinstance(source, ImportanceReport) else None
+    profile = source if isinstance(source, SensitivityProfile) else None
+    judged = judge(session, source, plan, compress_)
+    plan = judged.plan
+    if out:
+        n_bytes = forecast(session, plan).prediction.checkpoint_bytes
+        check_output_folder(out, overwrite=overwrite, n_bytes=n_bytes)
+    kept.settle_plan(plan)
+    dense = evaluate_dense(session, kept) if held_out else None
+    scores = score(session)
+    with _own_folder(session, out, overwrite=overwrite) as folder:
+        result = judged.told(compress_(session, plan, folder, kept.journal), session)
+        if tuned:
+            result = result.model_copy(update={"notes": (*result.notes, tuned.in_words)})
+        if dense:
+            result = result.model_copy(update={"evaluation": evaluation_beside(session, dense)})
+        if scores:
+            tasks = AccuracyChange(dense=scores, compressed=score(session))
+            result = result.model_copy(update={"tasks": tasks})
+        recipe, backend = settled_recipe(session, result, profile), session.request.backend
+        if folder and isinstance(backend, CheckpointBackend):
+            stored = backend.stored_format
+            recipe = recipe.seen_from(out or folder)
+            write_documents(folder, loaded, result, plan, stored, report=source, recipe=recipe)
+        elif out:
+            result = save(
+                loaded,
+                result,
+                plan,
+                out,
+                report=tuned or source,
+                recipe=recipe,
+                keeps_codes=session.request.keeps_codes,
+                export=session.request.export,
+                overwrite=overwrite,
+            )
     return Outcome(report, plan, result, profile)
 
 
@@ -155,8 +166,12 @@ def _own_folder(
 
 
 @checked
-def make_plan(session: Session) -> tuple[ImportanceReport | SensitivityProfile | None, Plan]:
+def make_plan(
+    session: Session, kept: Kept = NOTHING_KEPT
+) -> tuple[ImportanceReport | SensitivityProfile | None, Plan]:
     """The request's own plan; or else measure the model, as the allocator asks for it, and allocate.
+
+    What was measured is `kept`, or was before.
 
     Returns:
         The report or the profile, None if nothing was measured, and the plan.
@@ -174,10 +189,17 @@ def make_plan(session: Session) -> tuple[ImportanceReport | SensitivityProfile |
         return tuned.source, tuned.plan
     check_request(session)
     if request.reads_damage:
-        profile = profile_of(session)
+        profile = kept.once("sensitivity", SensitivityProfile, lambda: profile_of(session))
         return profile, divide(session, profile)
-    report = measured_report(session)
+    report = _report(session, kept)
     return report, divide(session, report or outlined(session))
+
+
+def _report(session: Session, kept: Kept) -> ImportanceReport | None:
+    """What is measured, if anything is; measured again where more is wanted of it than the report."""
+    if session.measuring is None or session.asks_for_dense:
+        return measured_report(session)
+    return kept.once("report", ImportanceReport, lambda: measured(session))
 
 
 def score(session: Session) -> dict[str, TaskAccuracy]:
@@ -199,8 +221,12 @@ def score(session: Session) -> dict[str, TaskAccuracy]:
     )
 
 
-def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Result:
+def compress_(
+    session: Session, plan: Plan, folder: Path | None = None, journal: Journal | None = None
+) -> Result:
     """Compress the model in place with the request's backend; one with its own format writes `folder`.
+
+    The `journal` keeps each block that is done, and has those that were done before.
 
     Raises:
         RequestError: what the backend refuses; with `strict` also any fallback.
@@ -223,6 +249,7 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
                 progress=session.progress,
                 before_change=session.spend,
                 after_survey=partial(_check_finish, session, plan),
+                journal=journal,
             ),
             structure=session.structure,
             identity=session.identity,
@@ -231,6 +258,10 @@ def compress_(session: Session, plan: Plan, folder: Path | None = None) -> Resul
         )
         if isinstance(backend, ModelFinisher):
             backend.finish_(session.loaded.model)
+    if journal is not None and journal.n_restored:
+        n_before = journal.n_restored
+        told = f"resumed: {n_before} blocks were done before, in time that wall_seconds leaves out"
+        result = result.model_copy(update={"notes": (*result.notes, told)})
     _refuse_fallbacks(result, strict=recipe.strict)
     return result.model_copy(update={"earlier": earlier_steps(session.loaded)})
 

@@ -7,6 +7,7 @@ from owl_compress.documents.measurements import Evaluation, PerplexityRecord
 from owl_compress.evaluation import agreement
 from owl_compress.evaluation.agreement import DensePredictions
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept
 from owl_compress.pipeline.session import Session
 
 
@@ -27,14 +28,14 @@ def evaluate(session: Session) -> PerplexityRecord:
     return perplexity(session.loaded.model, session.held_out_windows, **_how(session))
 
 
-def evaluate_dense(session: Session) -> DenseQuality:
-    """The model while it is dense, on the request's evaluation text.
+def evaluate_dense(session: Session, kept: Kept = NOTHING_KEPT) -> DenseQuality:
+    """The model while it is dense, on the request's evaluation text; its perplexity is `kept`.
 
     Raises:
         RequestError: the request names no such text, or its predictions cannot be held against others.
     """
     if not session.recipe.agreement:
-        return DenseQuality(evaluate(session))
+        return DenseQuality(kept.once("dense", PerplexityRecord, lambda: evaluate(session)))
     model, windows = session.loaded.model, session.held_out_windows
     return DenseQuality(*agreement.evaluate_dense(model, windows, session.loaded.source, **_how(session)))
 

@@ -33,6 +33,18 @@ def measured_report(session: Session) -> ImportanceReport | None:
     return measured.report
 
 
+def measured(session: Session) -> ImportanceReport:
+    """The same, of a request that wants something measured.
+
+    Raises:
+        TypeError: nothing is.
+    """
+    report = measured_report(session)
+    if report is None:
+        raise TypeError("the request wants nothing measured")
+    return report
+
+
 def outlined(session: Session) -> ImportanceReport:
     """The same with nothing measured: names and sizes."""
     return outline(session.loaded.model, session.identity, session.structure)
