@@ -112,7 +112,7 @@ def _packed(codes: QuantizedWeight) -> dict[str, Tensor]:
     return {
         "weight_packed": pack_to_int32(codes.codes, codes.bits),
         "weight_scale": codes.scales.contiguous(),
-        "weight_shape": torch.tensor(codes.codes.shape),
+        "weight_shape": torch.tensor(codes.shape),
     }
 
 

@@ -291,12 +291,14 @@ class _Driver:
                     done = self.backend.compress_block_(
                         replace(self._task(visit, budgets, plan, statistic, advance=False), decision=decision)
                     )
-                outcomes |= {outcome.name: outcome for outcome in done}
+                codes = {outcome.name: outcome.quantized for outcome in done}
                 for site in visit.site.linears:
                     if site.name in budgets:
-                        keep_codes_(site.module, outcomes[site.name].quantized)
+                        keep_codes_(site.module, codes[site.name])
                 if journal and is_new:
                     journal.note(visit.site, done)
+                # The codes stay beside their weights, on the host; those on the device go with the block.
+                outcomes |= {outcome.name: replace(outcome, quantized=None) for outcome in done}
         return [outcomes[budget.name] for budget in plan.budgets]
 
     def _visits(

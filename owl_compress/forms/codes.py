@@ -1,6 +1,7 @@
 """Quantized weights: the integer codes of a linear, kept beside the weight that they stand for."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from math import ceil
 
@@ -35,28 +36,89 @@ class CodeFormat:
 
 
 @dataclass(frozen=True, eq=False)
+class PackedCodes:
+    """Codes int8 of any shape, in as much memory as they take: three bits each, say, not eight.
+
+    A code of `bits` bits is cut into fields of 1, 2, 4 and 8 bits, as `bits` is written in binary. Of each
+    field 8 / width share a byte of their tensor in `fields`, uint8: the first of them lie next to each other.
+    """
+
+    fields: tuple[Tensor, ...]
+    shape: torch.Size
+    bits: int
+
+    @classmethod
+    def of(cls, codes: Tensor, bits: int) -> "PackedCodes":
+        """The codes, each in `code_range(bits)`, packed where they are."""
+        raised = (codes - code_range(bits)[0]).to(torch.uint8).flatten()
+        fields = []
+        for first, width in _fields(bits):
+            field = (raised >> first) & (2**width - 1)
+            per_byte = 8 // width
+            field = torch.nn.functional.pad(field, (0, -len(field) % per_byte))
+            shares = field.reshape(per_byte, -1)  # [codes] -> [codes of a byte, bytes]
+            packed = shares[0].clone()
+            for place in range(1, per_byte):
+                packed |= shares[place] << (place * width)
+            fields.append(packed)
+        return cls(tuple(fields), codes.shape, bits)
+
+    def unpacked(self) -> Tensor:
+        """The codes again, int8."""
+        raised = torch.zeros(self.shape, dtype=torch.uint8, device=self.fields[0].device).flatten()
+        for (first, width), packed in zip(_fields(self.bits), self.fields, strict=True):
+            shares = [(packed >> place) & (2**width - 1) for place in range(0, 8, width)]
+            raised |= torch.cat(shares)[: len(raised)] << first
+        return (raised.to(torch.int16) + code_range(self.bits)[0]).to(torch.int8).reshape(self.shape)
+
+    def on_host(self) -> "PackedCodes":
+        """The same in host memory."""
+        return PackedCodes(tuple(field.cpu() for field in self.fields), self.shape, self.bits)
+
+
+def _fields(bits: int) -> list[tuple[int, int]]:
+    """First bit and width of each field of a code: 2 and 1 bits of three, 4 of four."""
+    widths = [width for width in (1, 2, 4, 8) if bits & width]
+    return [(sum(widths[:place]), width) for place, width in enumerate(widths)]
+
+
 class QuantizedWeight:
     """A weight of shape [out, in] as (code - zero point) * scale, one scale and zero point per group.
 
-    `codes` int8 [out, in], each in `code_range(bits)`; `scales` [out, groups], positive, in the data type in
-    which they are stored; `zero_points` int8 [out, groups], or None where they are all zero (symmetric).
+    Nobody changes one. Its codes are held packed, since those of a whole model are held beside its weights.
+
+    Args:
+        codes: int8 [out, in], each in `code_range(bits)`.
+        scales: [out, groups], positive, in the data type in which they are stored.
+        zero_points: int8 [out, groups], or None where they are all zero (symmetric).
+        bits: that a code takes.
+        group_size: consecutive inputs that share a scale; None for all.
 
     Raises:
         ValueError: a code needs more than `bits` bits.
     """
 
-    codes: Tensor
-    scales: Tensor
-    zero_points: Tensor | None
-    bits: int
-    group_size: int | None
-
-    def __post_init__(self) -> None:
-        """Make sure that `bits` is what the codes really take."""
-        low, high = code_range(self.bits)
-        lowest, highest = torch.aminmax(self.codes)
+    def __init__(
+        self, codes: Tensor, scales: Tensor, zero_points: Tensor | None, bits: int, group_size: int | None
+    ) -> None:
+        low, high = code_range(bits)
+        lowest, highest = torch.aminmax(codes)
         if int(lowest) < low or int(highest) > high:
-            raise ValueError(f"codes from {int(lowest)} to {int(highest)} do not fit {self.bits} bits")
+            raise ValueError(f"codes from {int(lowest)} to {int(highest)} do not fit {bits} bits")
+        self._packed = PackedCodes.of(codes, bits)
+        self.scales, self.zero_points = scales, zero_points
+        self.bits, self.group_size = bits, group_size
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes, int8 [out, in], unpacked each time."""
+        return self._packed.unpacked()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        rows, columns = self._packed.shape
+        return rows, columns
 
     @property
     def code_format(self) -> CodeFormat:
@@ -66,15 +128,14 @@ class QuantizedWeight:
     @property
     def n_bits(self) -> int:
         """Bits that codes, scales and zero points take."""
-        rows, columns = self.codes.shape
-        return self.code_format.n_bits((rows, columns), self.bits, 8 * self.scales.element_size())
+        return self.code_format.n_bits(self.shape, self.bits, 8 * self.scales.element_size())
 
     def dequantised(self) -> Tensor:
         """The weight that the codes stand for, shape [out, in], in the data type of the scales.
 
         One product per weight in that very type, as compressed-tensors does it: the same bits come out.
         """
-        rows, columns = self.codes.shape
+        rows, columns = self.shape
         # [out, in] -> [out, groups, size]
         codes = self.codes.reshape(rows, self.scales.shape[1], -1).to(self.scales.dtype)
         if self.zero_points is not None:
@@ -83,8 +144,11 @@ class QuantizedWeight:
 
     def on_host(self) -> "QuantizedWeight":
         """The same in host memory."""
-        zero_points = None if self.zero_points is None else self.zero_points.cpu()
-        return QuantizedWeight(self.codes.cpu(), self.scales.cpu(), zero_points, self.bits, self.group_size)
+        same = copy(self)
+        same._packed = self._packed.on_host()  # noqa: SLF001 - its own
+        same.scales = self.scales.cpu()
+        same.zero_points = None if self.zero_points is None else self.zero_points.cpu()
+        return same
 
 
 def keep_codes_(module: nn.Module, codes: QuantizedWeight | None) -> None:
