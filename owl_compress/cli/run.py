@@ -8,7 +8,7 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
-from owl_compress.cli.tables import plan_table, prediction_table, result_table
+from owl_compress.cli.tables import needs_table, plan_table, prediction_table, result_table
 from owl_compress.cli.task_tables import accuracy_change_table
 from owl_compress.cli.tune import scheme_table
 from owl_compress.consent import Consent
@@ -144,6 +144,12 @@ def _show_forecast(session: "Session", output: Output) -> None:
     found = forecast(session, plan)
     for note in found.notes:
         output.say(note)
-    answer = {"plan": plan.model_dump(mode="json"), "prediction": found.prediction.model_dump(mode="json")}
+    answer = {
+        "plan": plan.model_dump(mode="json"),
+        "prediction": found.prediction.model_dump(mode="json"),
+        "stages": [stage.model_dump(mode="json") for stage in found.stages],
+    }
     output.answer(answer, plan_table(plan))
     output.show(prediction_table(found.prediction, plan))
+    if found.stages:
+        output.show(needs_table(found.stages))

@@ -1,6 +1,6 @@
 """The tables of what is measured, planned, predicted, done and verified."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from owl_compress.cli.cells import KEPT, as_asked_for, block_column, counts, formatted, plain_value, shares
@@ -9,6 +9,7 @@ from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.documents.measurements import (
     DamageRecord,
     Prediction,
+    StageNeeds,
     Verification,
 )
 from owl_compress.documents.plan import PREDICTED_DAMAGE, Plan, weighted_mean
@@ -194,6 +195,21 @@ def prediction_table(prediction: Prediction, plan: Plan) -> Sheet:
     if prediction.activation_bytes:
         rows.append(("activations between blocks", size_in_words(prediction.activation_bytes)))
     return Sheet.of_pairs("Predicted", rows, notes)
+
+
+def needs_table(stages: Sequence[StageNeeds]) -> Sheet:
+    """What each stage takes at its peak."""
+
+    def sizes(heading: str, found: Iterable[int]) -> Column:
+        return Column(heading, tuple(size_in_words(one) if one else "-" for one in found))
+
+    columns = (
+        Column("stage", tuple(one.stage for one in stages), is_text=True),
+        sizes("host memory", (one.host_bytes for one in stages)),
+        sizes("device memory", (one.device_bytes for one in stages)),
+        sizes("disk", (one.disk_bytes for one in stages)),
+    )
+    return Sheet("Estimated peaks, beside the process itself", columns)
 
 
 def verification_table(verification: Verification) -> Sheet:

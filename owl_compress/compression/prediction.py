@@ -39,7 +39,7 @@ def predict(
         checkpoint_bytes -= element * (sum(budget.n_weights for budget in plan.budgets) - n_weights_kept)
     if is_packed and isinstance(backend, Quantizer):
         checkpoint_bytes += _packing_bytes(structure, plan, backend, element)
-    working_bytes, activation_bytes = _walk_bytes(model, structure, backend, calibration, batch_size)
+    working_bytes, activation_bytes = walk_bytes(model, structure, backend, calibration, batch_size)
     if calibration is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
         # Gradients are taken first, and what they needed is given back before the walk begins.
         windows = windows_of_gradients(backend, calibration)
@@ -65,7 +65,7 @@ def _packing_bytes(structure: ModelStructure, plan: Plan, backend: Quantizer, el
     return change
 
 
-def _walk_bytes(
+def walk_bytes(
     model: nn.Module,
     structure: ModelStructure,
     backend: AnyBackend,

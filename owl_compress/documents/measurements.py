@@ -239,6 +239,19 @@ class Verification(Frozen):
         return not self.violations
 
 
+class StageNeeds(Frozen):
+    """What one stage takes at its peak, in bytes: of the host's memory, of the device's, and of the disk.
+
+    The process itself, some 400 MiB with torch and transformers, is not counted. The device is the host's own
+    memory where there is no other.
+    """
+
+    stage: str
+    host_bytes: int
+    device_bytes: int
+    disk_bytes: int
+
+
 class Prediction(Frozen):
     """Sizes in bytes; of the walk, or of taking gradients before it, whichever needs more.
 

@@ -32,6 +32,7 @@ from owl_compress.pipeline.folder import earlier_steps, save, write_documents
 from owl_compress.pipeline.handover import compress_checkpoint_
 from owl_compress.pipeline.judging import judge
 from owl_compress.pipeline.methods import AUTO
+from owl_compress.pipeline.needs import check_room, in_words, needs_of_session
 from owl_compress.pipeline.profile_settings import measured_as
 from owl_compress.pipeline.profiling import profile_of
 from owl_compress.pipeline.quality import evaluate_dense, evaluation_beside
@@ -110,6 +111,10 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False, resu
         if out:
             session.check_storage()
         with kept_until_done(session, out, resume=resume) as kept:
+            if out and not session.writes_by_itself:
+                needs = needs_of_session(session, resume=resume)
+                session.announce(in_words(needs, session.request.device))
+                check_room(session, needs)
             return _carried_out(session, out, kept, overwrite=overwrite)
 
 

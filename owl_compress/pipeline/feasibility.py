@@ -10,12 +10,13 @@ from owl_compress.compression.contract import FinishChecker, PlanChecker, Quanti
 from owl_compress.compression.driver import check_unit
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.prediction import predict
-from owl_compress.documents.measurements import Prediction
+from owl_compress.documents.measurements import Prediction, StageNeeds
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import Grid, KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
 from owl_compress.pipeline.dividing import divide
+from owl_compress.pipeline.needs import needs_of_session
 from owl_compress.pipeline.session import Session
 
 
@@ -78,10 +79,14 @@ def _check_groups(session: Session, names: Iterable[str], grid: Grid | None) -> 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a compression will need and leave; `notes` say what the backend settled by the memory there is."""
+    """What a compression will need and leave; `notes` say what the backend settled by the memory there is.
+
+    `stages` are the needs of all that a run does.
+    """
 
     prediction: Prediction
     notes: tuple[str, ...]
+    stages: tuple[StageNeeds, ...] = ()
 
 
 @checked
@@ -106,4 +111,5 @@ def forecast(session: Session, plan: Plan) -> Forecast:
         batch_size,
         is_packed=request.keeps_codes,
     )
-    return Forecast(prediction, notes)
+    stages = () if session.writes_by_itself else needs_of_session(session, prediction.checkpoint_bytes)
+    return Forecast(prediction, notes, stages)
