@@ -34,7 +34,7 @@ from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 from owl_compress.walk.gradients import Salience, measure_salience
-from owl_compress.walk.input_statistics import Statistic
+from owl_compress.walk.input_statistics import SecondMoments, Statistic
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WalkOptions:
 
     `after_survey` is called with what is going to be carried out, and `before_change` before each block that
     is compressed: the first time, no weight is changed yet. `journal` keeps each block that is done, and has
-    those that were done before.
+    those that were done before. A survey need not look again at what was `seen` of the dense model.
     """
 
     device: torch.device | None = None
@@ -53,6 +53,7 @@ class WalkOptions:
     before_change: Callable[[], None] = lambda: None
     after_survey: Callable[[Surveyed], None] = lambda _: None
     journal: Journal | None = None
+    seen: DenseStatistics | None = None
 
 
 def compress_with_(
@@ -120,7 +121,7 @@ def compress_with_(
     asks_for_statistics = bool(asked_statistics(backend))
     if asks_for_statistics and statistics != "sequential":
         driver = driver.on_dense_statistics(statistics, names)
-    surveyed = driver.survey(plan)
+    surveyed = driver.for_survey(names).survey(plan)
     options.after_survey(surveyed)
     asked = surveyed.plan if backend.survey and backend.survey.restates else plan
     outcomes = driver.compress_(surveyed)
@@ -263,6 +264,14 @@ class _Driver:
         for site in self.structure.blocks:  # what is missing is told before anything is changed
             known.of_block(site, names, self.device)
         return replace(self, dense=known)
+
+    def for_survey(self, names: Collection[str]) -> "_Driver":
+        """The same on what was seen of the dense model already, where that is all that a survey looks at."""
+        survey, seen, calibration = self.backend.survey, self.options.seen, self.calibration
+        if self.dense or seen is None or survey is None or survey.statistic is not SecondMoments:
+            return self
+        is_enough = calibration is not None and seen.is_of(calibration.record) and seen.linears >= set(names)
+        return replace(self, dense=seen) if is_enough else self
 
     def survey(self, plan: Plan) -> Surveyed:
         """What is carried out: `plan`, or what a survey makes of it."""

@@ -44,7 +44,7 @@ def check_windows(statistics: DenseStatistics, calibration: CalibrationRecord) -
     Raises:
         RequestError: see above.
     """
-    if statistics.windows.token_ids_sha256 != calibration.token_ids_sha256:
+    if not statistics.is_of(calibration):
         raise RequestError(
             f"the statistics of the dense model are of {_shown(statistics.windows)}, the calibration is "
             f"{_shown(calibration)}: gather them on the same windows"

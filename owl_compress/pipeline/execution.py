@@ -254,6 +254,7 @@ def compress_(
                 progress=session.progress,
                 before_change=session.spend,
                 after_survey=partial(_check_finish, session, plan),
+                seen=session.seen,
                 journal=journal,
             ),
             structure=session.structure,

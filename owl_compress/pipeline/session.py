@@ -156,15 +156,21 @@ class Session:
         self._spent[:] = [True]
 
     def keep(self, statistics: DenseStatistics) -> None:
-        """Take note of what the linears of the dense model read, if the backend is going to ask for it."""
+        """Take note of what the linears of the dense model read, if that was on the calibration text."""
         asked_for = self.calibration.record if self.calibration else None
-        if self.asks_for_dense and statistics.windows == asked_for:
+        if statistics.windows == asked_for:
             self._gathered[:] = [statistics]
 
     @property
     def statistics(self) -> StatisticsSource | DenseStatistics:
         """Whose inputs the backend is told of: the dense model's, as far as they are known, or which."""
-        return next(iter(self._gathered), self.recipe.statistics or DEFAULT_STATISTICS)
+        source = self.recipe.statistics or DEFAULT_STATISTICS
+        return self.seen or source if self.asks_for_dense else source
+
+    @property
+    def seen(self) -> DenseStatistics | None:
+        """What the linears of the dense model read of the calibration text, if somebody has seen it."""
+        return next(iter(self._gathered), None)
 
     @property
     def asks_for_dense(self) -> bool:

@@ -45,6 +45,15 @@ class DenseStatistics:
     blocks: Mapping[str, tuple[KeptGroup, ...]]
     windows: CalibrationRecord
 
+    @property
+    def linears(self) -> frozenset[str]:
+        """Names of the linears that something is known of."""
+        return frozenset(name for groups in self.blocks.values() for kept in groups for name in kept.linears)
+
+    def is_of(self, windows: CalibrationRecord) -> bool:
+        """Whether they were summed over the same token ids."""
+        return self.windows.token_ids_sha256 == windows.token_ids_sha256
+
     def of_block(
         self, site: BlockSite, names: Collection[str], device: torch.device
     ) -> tuple[LinearGroup, ...]:

@@ -53,6 +53,36 @@ def test_sequential_statistics_take_three(here: Path, recipe: MakeRecipe, forwar
     assert passes(counts, 4) == [3, 3, 2]  # nothing reads the outputs of the last block
 
 
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [WIDTH, ("wanda", {"sparsity": 0.6, "scope": "model"})],
+    ids=["width", "model-wide"],
+)
+def test_a_survey_does_not_look_again_at_what_measuring_has_seen(
+    here: Path, recipe: MakeRecipe, forwards_counted: Count, backend: str, options: dict[str, Any]
+) -> None:
+    kept = {name: value for name, value in options.items() if name not in {"sparsity", "prune_ratio"}}
+    for out, asked in (
+        ("MEASURED", recipe(backend, **options)),
+        ("SURVEYED", recipe(backend, plan="MEASURED/plan.json", **kept)),  # for which nobody measures
+    ):
+        loaded = load("model")
+        with forwards_counted(loaded.model) as counts:
+            run(asked, out, loaded)
+        assert passes(counts, 4) == [3, 3, 2]
+    for name in ("model.safetensors", "plan.json"):
+        assert Path("MEASURED", name).read_bytes() == Path("SURVEYED", name).read_bytes()
+
+
+def test_a_survey_looks_itself_where_measuring_saw_other_windows(
+    here: Path, recipe: MakeRecipe, forwards_counted: Count
+) -> None:
+    loaded = load("model")
+    with forwards_counted(loaded.model) as counts:
+        run(recipe(WIDTH[0], **WIDTH[1], measure_samples=1), None, loaded)
+    assert passes(counts, 4) == [3.25, 3.25, 2.25]
+
+
 def test_fewer_windows_to_measure_on_are_a_pass_of_their_own(
     here: Path, recipe: MakeRecipe, forwards_counted: Count
 ) -> None:

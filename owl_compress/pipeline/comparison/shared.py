@@ -65,17 +65,17 @@ class Shared:
         return source, divide(session, source)
 
     def tell_dense(self, session: Session, plan: Plan) -> None:
-        """Have the session know what the linears of the dense model read, if its backend asks for that.
+        """Have the session know what the linears of the dense model read, gathered if its backend asks.
 
         Raises:
             RequestError: a linear that no token reached.
         """
         calibration = session.calibration
-        if not session.asks_for_dense or calibration is None:
+        if calibration is None:
             return
         record, names = calibration.record, {budget.name for budget in plan.budgets}
         known = self._statistics.get(record.token_ids_sha256)
-        if known is None or not names <= _linears_of(known):
+        if session.asks_for_dense and (known is None or not names <= known.linears):
             walk = BlockWalk(
                 session.loaded.model,
                 session.structure,
@@ -85,7 +85,8 @@ class Shared:
             )
             known = gather_dense(walk, record, names, session.progress)
             self._statistics[record.token_ids_sha256] = known
-        session.keep(known)
+        if known is not None:
+            session.keep(known)
 
     def _report(self, session: Session) -> ImportanceReport:
         windows, target = session.measuring, session.request.target
@@ -150,7 +151,3 @@ class Shared:
 
 def _metrics_of(report: ImportanceReport) -> set[str]:
     return {name for block in report.blocks for name in block.metrics}
-
-
-def _linears_of(statistics: DenseStatistics) -> set[str]:
-    return {name for groups in statistics.blocks.values() for group in groups for name in group.linears}
