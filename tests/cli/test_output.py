@@ -131,10 +131,11 @@ def test_progress_is_plain_lines_where_stderr_is_no_terminal(
 ) -> None:
     lines = done(*run_options, "--data", "other.txt", "-o", "OUT").err.splitlines()
     assert lines[0] == "loading model"
+    assert re.fullmatch(r"estimated peaks: measuring .* host; .*; writing .* host \+ .* disk", lines[1])
     assert [line.split(":")[0] for line in lines[1:-1]] == [
         "estimated peaks", "measuring blocks", "evaluating", "compressing blocks", "evaluating",
     ]  # fmt: skip
-    assert re.fullmatch(r"measuring blocks: 3/3, \d+ s, 0 s left, host \d+\.\d GiB", lines[1])
+    assert re.fullmatch(r"measuring blocks: 3/3, \d+ s, 0 s left, host \d+\.\d GiB", lines[2])
     assert not any(character in line for line in lines for character in "\x1b\r█━")
 
 

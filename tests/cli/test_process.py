@@ -62,8 +62,8 @@ def test_streams_of_a_whole_run(here: Path, done: Callable[..., Any]) -> None:
     assert json.loads(ran.stdout)["totals"]["asked"] == pytest.approx(0.5)
     starts = [line.split(":")[0] for line in ran.stderr.splitlines()]
     assert starts == [
-        "loading model", "measuring blocks", "evaluating", "compressing blocks", "evaluating",
-        "owl-compress", "wrote OUT",
+        "loading model", "estimated peaks", "measuring blocks", "evaluating", "compressing blocks",
+        "evaluating", "owl-compress", "wrote OUT",
     ]  # fmt: skip
     assert "generation_config.json is kept as the source has it" in ran.stderr
     done(*options, "-o", "HERE", "--quiet")
