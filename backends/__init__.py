@@ -21,6 +21,7 @@ BACKENDS = Registry(
         "structured": "owl_compress.backends.structured:Structured",
         "rtn": "owl_compress.backends.rtn:Rtn",
         "gptq": "owl_compress.backends.gptq:Gptq",
+        "autoround": "owl_compress.backends.autoround:AutoRound",
         "gptqmodel": "owl_compress.backends.gptqmodel:GptqModel",
     },
 )

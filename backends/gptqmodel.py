@@ -1,19 +1,16 @@
 """GPTQModel: the plan is handed to that package, which quantizes a whole checkpoint folder in its format."""
 
 import importlib.util
-import io
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, chdir, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
 
 from owl_compress.checkpoints.gptqmodel import WIDTHS, WORD_BITS, GptqModelCodes, read_codes
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
+from owl_compress.compression.other_packages import silenced
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import LinearBudget, Plan
@@ -86,7 +83,7 @@ class GptqModel:
         """
         self.check_ready(plan)
         home, target = dense.absolute(), out.absolute()
-        with _silenced():
+        with silenced():
             rows = self._quantize(home, plan, windows, device, target)
         logged = {(str(row.get("layer")), row.get("module")): row for row in rows}
         return [self._outcome(dense, out, budget, logged) for budget in plan.budgets]
@@ -142,18 +139,3 @@ class GptqModel:
             fallbacks=raised if damping > 1.001 * self.damping else (),
             quantized=quantized,
         )
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Keep what the package prints off our streams, its loggers quiet, and its folder of logs out of ours."""
-    disabled = logging.root.manager.disable
-    with ExitStack() as stack:
-        stack.enter_context(redirect_stdout(io.StringIO()))
-        stack.enter_context(redirect_stderr(io.StringIO()))
-        stack.enter_context(chdir(stack.enter_context(TemporaryDirectory())))
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)

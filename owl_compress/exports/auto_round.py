@@ -31,12 +31,7 @@ class AutoRoundConfig:
         """The commonest width for the whole, and every linear by name; 16 bits are left alone."""
         check_widths(plan, _WIDTHS, "AutoRound")
         check_tied(plan, "AutoRound")
-        rest = {"group_size": self.group_size or -1, "sym": self.symmetric}
-        layers: dict[str, Any] = {
-            budget.name: {"bits": round(budget.value), **rest} for budget in plan.budgets
-        }
-        layers |= {name: {"bits": _NOT_QUANTIZED} for name in plan.skipped}
-        return Exported(json_of({"bits": commonest_width(plan), **rest, "layer_config": layers}))
+        return Exported(json_of(arguments_of(plan, self.group_size, symmetric=self.symmetric)))
 
     def read(self, text: str, sizes: Mapping[str, int]) -> Foreign:
         """Linears without a line of their own have the bits of the whole."""
@@ -50,3 +45,11 @@ class AutoRoundConfig:
         every = dict.fromkeys(sizes, base) | bits
         values = {name: float(width) for name, width in every.items() if width < _NOT_QUANTIZED}
         return Foreign(Unit.BITS, values, tuple(name for name in every if name not in values))
+
+
+def arguments_of(plan: Plan, group_size: int | None, *, symmetric: bool) -> dict[str, Any]:
+    """The plan as arguments of `AutoRound`: the commonest width for the whole, and every linear by name."""
+    rest = {"group_size": group_size or -1, "sym": symmetric}
+    layers: dict[str, Any] = {budget.name: {"bits": round(budget.value), **rest} for budget in plan.budgets}
+    layers |= {name: {"bits": _NOT_QUANTIZED} for name in plan.skipped}
+    return {"bits": commonest_width(plan), **rest, "layer_config": layers}

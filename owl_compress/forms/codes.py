@@ -89,7 +89,7 @@ class QuantizedWeight:
 
     Args:
         codes: int8 [out, in], each in `code_range(bits)`.
-        scales: [out, groups], positive, in the data type in which they are stored.
+        scales: [out, groups], not zero, in the data type in which they are stored.
         zero_points: int8 [out, groups], or None where they are all zero (symmetric).
         bits: that a code takes.
         group_size: consecutive inputs that share a scale; None for all.

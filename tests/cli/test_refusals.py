@@ -73,7 +73,7 @@ RUN = ("run", "model", "--calib", "text.txt", *SHORT)
         ((*RUN, *BUDGET, "--solver", "optimal"), "solver 'optimal' needs a grid"),
         # the backend
         ((*RUN, *BUDGET, "--backend", "wonda"), "unknown backend 'wonda': did you mean 'wanda'?"),
-        ((*RUN, "--bits", "3"), "density, these are in bits: use --backend 'gptq' or 'gptqmodel' or 'rtn'"),
+        ((*RUN, "--bits", "3"), "in bits: use --backend 'autoround' or 'gptq' or 'gptqmodel' or 'rtn'"),
         ((*RUN, *BUDGET, "--backend", "rtn"), "use --backend 'magnitude' or 'sparsegpt' or 'wanda'"),
         ((*RUN, *BUDGET, "--scope", "rows"), "backend 'wanda': unknown scope 'rows': did you mean 'row'?"),
         ((*RUN, "--nm", "2:4", "--scope", "model"), "use --scope row or linear, or a plan without a grid"),
