@@ -11,6 +11,7 @@ from textwrap import fill
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
+from recovery_table import recovery_section
 
 _RESULTS = Path(__file__).parent / "results"
 _AUTHORS = json.loads((Path(__file__).parent / "authors_smollm2.json").read_text())
@@ -34,6 +35,7 @@ def main() -> None:
         _nm(),
         _bits(),
         _structured(),
+        recovery_section(_rows("recovery")),
         _latency(),
         _memory(),
         _stability(),
