@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import (
 from owl_compress.checkpoints.adapters import check_no_adapter, merge_adapter, own_adapter
 from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.files import check_is_file, read_json, unreadable
+from owl_compress.checkpoints.gguf_once import parsed_once
 from owl_compress.checkpoints.hub import PICKLED, quietly_explained
 from owl_compress.checkpoints.leftovers import Leftovers
 from owl_compress.checkpoints.quantized_elsewhere import check_sidecars
@@ -110,7 +111,8 @@ def load_model(
         options={"revision": revision, "trust_remote_code": trust_remote_code},
     )
     within_reach = nullcontext() if checkpoint.is_local else hub_within_reach()
-    with within_reach, quietly_explained(source):
+    parsing = parsed_once() if checkpoint.gguf else nullcontext()
+    with within_reach, parsing, quietly_explained(source):
         if not checkpoint.gguf:
             check_no_adapter(checkpoint.where, revision=revision)
         form = recognised(checkpoint)

@@ -323,6 +323,25 @@ def test_the_names_that_the_reader_knows_are_found_without_asking_at_each_module
     assert len(tables) == 1
 
 
+def test_a_file_is_parsed_once_for_all_that_is_read_from_it(
+    build: Callable[..., Any], convert: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, parsed, tables = convert(build()), [], []
+    reader, table_of = gguf.GGUFReader, gguf.get_tensor_name_map
+    monkeypatch.setattr(gguf, "GGUFReader", lambda *given: parsed.append(given) or reader(*given))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *sizes: tables.append(sizes) or table_of(*sizes))
+    theirs = gguf.GGUFReader
+    for n_loads in (1, 2):
+        load_model(str(path))
+        assert gguf.GGUFReader is theirs
+        assert len(parsed) == n_loads
+        assert len(tables) == len(set(tables)) * n_loads
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(RequestError):
+        load_model(str(path))
+    assert gguf.GGUFReader is theirs
+
+
 def test_the_head_is_read_as_the_package_reads_it(
     build: Callable[..., Any], convert: Callable[..., Path]
 ) -> None:
