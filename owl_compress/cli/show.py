@@ -10,6 +10,7 @@ from owl_compress.cli.comparison_sheets import rows_sheet
 from owl_compress.cli.console import Output
 from owl_compress.cli.damage_tables import sensitivity_table
 from owl_compress.cli.difference_sheets import difference_sheets
+from owl_compress.cli.recovery_table import recovery_table
 from owl_compress.cli.sheet import Sheet
 from owl_compress.cli.sparklines import sparkline_note
 from owl_compress.cli.tables import plan_table, report_table, result_table
@@ -78,6 +79,8 @@ def _sheets(findings: Findings) -> Iterator[Sheet]:
         yield _with_notes(plan_table(plan, findings.results.get(name)), [line])
     for result in findings.results.values():
         yield _with_notes(result_table(result), [_errors(result)])
+        if result.recoveries:
+            yield recovery_table(result)
 
 
 def _with_notes(sheet: Sheet, lines: Sequence[str]) -> Sheet:

@@ -40,6 +40,11 @@ def result_facts(result: Result) -> list[tuple[str, str]]:
                     f"{100 * agreement.top1:.2f} % of {agreement.positions:,} positions",
                 ),
             ]
+    for one in result.recoveries:
+        before, after = (perplexity_in_words(record.perplexity) for record in (one.before, one.after))
+        facts.append(
+            (f"perplexity by recovery ({one.method}, {one.tokens:,} tokens)", f"{before} to {after}")
+        )
     if totals.bytes_on_disk is not None:
         facts.append(
             ("weight files", f"{size_in_words(totals.bytes_on_disk)} ({totals.bytes_on_disk:,} bytes)")

@@ -264,6 +264,10 @@ def test_the_card_and_result_tell_of_it(
     assert "## Recovery" in card
     assert f"{record['after']['perplexity']:.3f}" in card
     assert "PeftModel" in card
+    shown = done("show", "OUT2").out
+    assert f"{record['before']['perplexity']:.3f}" in shown
+    done("report", "OUT2", "-o", "page.html")
+    assert "perplexity by recovery (lora" in (here / "page.html").read_text()
     n_bytes = sum(file.stat().st_size for file in (here / "OUT2").rglob("*.safetensors"))
     assert result["totals"]["bytes_on_disk"] == n_bytes
     assert (here / "OUT2" / "plan.json").read_text() == (here / "sparse" / "plan.json").read_text()
