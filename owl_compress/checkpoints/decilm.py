@@ -10,8 +10,8 @@ formulas was:
   class of its own for the model type: it needs --trust-remote-code for the one that is written beside it.
 - llama.cpp, conversion of `DeciLMForCausalLM` (class `DeciModel`): the same formula; `n_heads_in_group`
   may not be absent and `ffn_mult` must be a float; the head size is hidden size / heads. It takes the
-  vocabulary for one of SentencePiece unless it has 128256 tokens, and reads the rotary embedding by the names
-  from before transformers 5 alone: without `rope_theta` every model would have a base of 10000.
+  vocabulary for one of SentencePiece unless it has 128256 tokens, and reads the rotary embedding by its
+  older names alone (rope_names.py).
 - mlx-lm rounds `ffn_mult` to six digits; TensorRT-LLM has the same formula; SGLang loads no model whose
   blocks differ in key-value heads, which an export of ours never has.
 """
@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from owl_compress.checkpoints import configuration_decilm
 from owl_compress.checkpoints.never_loaded import NeverLoaded
 from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.rope_names import rope_kind
 from owl_compress.checkpoints.saving import write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
 from owl_compress.documents.measurements import Verification
@@ -135,24 +136,17 @@ def describe_decilm(model: Any, folder: Path) -> None:
         "mlp_bias": bool(getattr(source, "mlp_bias", False)),
         # No block is built from it; software that plans memory by one width gets the largest.
         "intermediate_size": max(anatomy.mlp.n_channels for anatomy in anatomies if anatomy.mlp),
-        **_rope_by_older_names(config.get("rope_parameters") or {}),
+        **_context_before_scaling(config.get("rope_parameters") or {}),
     }
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     standalone = Path(configuration_decilm.__file__).read_text(encoding="utf-8")
     (folder / _CONFIG_FILE).write_text(standalone, encoding="utf-8")
 
 
-def _rope_by_older_names(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """What `rope_parameters` says, as `rope_theta` and `rope_scaling`: llama.cpp's conversion reads these."""
-    names = {"rope_theta": rope.get("rope_theta")}
-    if _rope_kind(rope) != "default":
-        names["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-        names["original_max_position_embeddings"] = rope.get("original_max_position_embeddings")
-    return {name: value for name, value in names.items() if value is not None}
-
-
-def _rope_kind(rope: Mapping[str, Any]) -> str:
-    return str(rope.get("rope_type", "default"))
+def _context_before_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Where llama.cpp's conversion looks for it, which takes 8192 otherwise."""
+    name = "original_max_position_embeddings"
+    return {name: rope[name]} if name in rope else {}
 
 
 def _block_config(anatomy: BlockAnatomy, hidden_size: int) -> dict[str, dict[str, Any]]:
@@ -228,7 +222,7 @@ class DeciLM(NeverLoaded):
         check_decilm(model, find_structure(model))
         write_weights(model, folder, max_shard_size=max_shard_size)
         describe_decilm(model, folder)
-        kind = _rope_kind(getattr(model.config, "rope_parameters", None) or {})
+        kind = rope_kind(getattr(model.config, "rope_parameters", None) or {})
         if kind in _ROPE_OF_LLAMA_CPP:
             return ()
         return (f"llama.cpp's conversion of DeciLM leaves rotary scaling of kind {kind!r} out",)

@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from owl_compress.checkpoints.code_files import drop_missing_code
 from owl_compress.checkpoints.hub import quiet_transformers
+from owl_compress.checkpoints.rope_names import add_older_names
 from owl_compress.checkpoints.shards import write_shards
 from owl_compress.checkpoints.stored_forms import StoredForm, suiting
 from owl_compress.models.residence import is_streamed
@@ -96,6 +97,7 @@ def write_weights(
             max_shard_size=max_shard_size,
             save_original_format=original_names,
         )
+    add_older_names(folder / "config.json")
     if is_streamed(model):
         write_shards(model, folder, original_names=original_names)
 
