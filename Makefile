@@ -49,7 +49,8 @@ interop: $(VENV)-interop/.done $(VENV)/.test
 $(VENV)-interop/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-interop
 	$(VENV)-interop/bin/python -m pip install --quiet $(CONSTRAIN) --editable ".[gguf]" "pytest>=8.0" hypothesis \
-		llmcompressor auto-round torch-pruning peft onnx onnxruntime onnxscript xllamacpp
+		llmcompressor auto-round torch-pruning peft onnx onnxruntime onnxscript xllamacpp \
+		mlx-lm "mlx[cpu]" nvidia-modelopt
 	touch $@
 
 lint: $(VENV)/.lint

@@ -1,4 +1,4 @@
-"""Packages that are not in the default suite load what we write: peft, llm-compressor, ONNX Runtime."""
+"""Packages outside the default suite load what we write: peft, llm-compressor, mlx-lm, ONNX Runtime."""
 
 import re
 from collections.abc import Callable
@@ -78,6 +78,19 @@ def test_llm_compressor(written: Written, output: str, tmp_path: Path) -> None:
         if isinstance(module, nn.Linear) and name != "lm_head":
             assert not theirs.get_submodule(name).weight[module.weight == 0].any()
     assert AutoTokenizer.from_pretrained(tmp_path / "theirs")("owl")["input_ids"]
+
+
+@pytest.mark.proves("mlx-lm", "mlx-lm", "mlx")
+@pytest.mark.parametrize("output", ["dense-sparse", "N:M", "dequantised", "uniform width"])
+def test_mlx_lm(written: Written, logits_of: LogitsOf, output: str) -> None:
+    """`mlx_lm.load` on a CPU: the logits that transformers has, to 1e-5"""
+    mlx_lm = pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+
+    model, tokenizer = mlx_lm.load(str(written(output)))
+    asked = logits_of(loaded(written(output)))
+    torch.testing.assert_close(torch.tensor(model(mx.array(IDS.numpy())).tolist()), asked, atol=1e-5, rtol=0)
+    assert tokenizer.encode("owl")
 
 
 @pytest.mark.proves("ONNX Runtime", "onnxruntime", "onnx", "torch")

@@ -1,6 +1,6 @@
-"""A DeciLM folder, turned into a GGUF by the rules of llama.cpp's conversion, and run by llama.cpp itself.
+"""A DeciLM folder in mlx-lm, and in llama.cpp, as a GGUF that is written by the rules of its conversion.
 
-The rules are those of its class `DeciModel` (conversion/deci.py, read in November 2026): which keys of
+These rules are those of its class `DeciModel` (conversion/deci.py, read in November 2026): which keys of
 config.json it reads, by which formula it has widths, which tensors it turns. Names are those of the package
 gguf, which that script takes them from. Tokens are numbered here and not spelt: the vocabulary is not asked.
 """
@@ -129,6 +129,22 @@ def test_llama_cpp(deci: DeciFolder, output: str, tmp_path: Path) -> None:
         for row in rows:
             found[row["id"]] = row["logprob"]
         torch.testing.assert_close(found, asked, atol=1e-5, rtol=0)
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.proves("mlx-lm", "mlx-lm", "mlx")
+@pytest.mark.parametrize("output", ["decilm"])
+def test_mlx_lm(written: Callable[[str], Path], deci: DeciFolder, output: str) -> None:
+    """`mlx_lm.load` on a CPU: the logits of the same blocks in transformers, to 1e-5"""
+    mlx_lm = pytest.importorskip("mlx_lm")
+    import mlx.core as mx
+
+    model, _ = mlx_lm.load(str(written(output)))
+    ids = list(range(3, 60))
+    with torch.no_grad():
+        asked = rebuilt(deci)(torch.tensor([ids])).logits
+    torch.testing.assert_close(torch.tensor(model(mx.array([ids])).tolist()), asked, atol=1e-5, rtol=0)
 
 
 def parameters(xllamacpp: Any, path: Path) -> Any:
