@@ -77,8 +77,8 @@ def generate(model: Any, *, use_cache: bool) -> list[int]:
 
 
 def as_its_card_says(folder: str) -> Any:
-    """The model as the lines of Python on the card load it."""
-    (lines,) = re.findall(r"```python\n(.*?)```", card_of(folder), flags=re.DOTALL)
+    """The model as the first lines of Python on the card load it, those for transformers."""
+    lines, *_ = re.findall(r"```python\n(.*?)```", card_of(folder), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(lines.replace("path/to/this/folder", folder), names)
     return names["model"]

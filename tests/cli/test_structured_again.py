@@ -57,7 +57,7 @@ def check_loads(folder: str) -> None:
     assert torch.isfinite(logits(model)).all()
     assert torch.equal(logits(model), logits(load(folder).model))
     card = (Path(folder) / "README.md").read_text()
-    (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    lines, *_ = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(lines.replace("path/to/this/folder", folder), names)
     assert torch.equal(logits(model), logits(names["model"]))
