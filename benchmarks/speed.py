@@ -183,7 +183,7 @@ def _load_as_asked() -> None:
 
 
 def _held_apart(loaded: LoadedModel, recipe: Recipe, windows: TokenWindows) -> TokenWindows:
-    text = load_text(recipe.calib)
+    text = load_text(recipe.calib, purpose="calibration")
     return windows_apart(loaded.tokenizer, text, [windows], samples=2, seq_len=100, seed=0, bos="first")
 
 
