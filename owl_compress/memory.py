@@ -15,6 +15,9 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.I
 )
 
+_MADV_PAGEOUT = 21
+"""Advice to Linux (5.4 and later; older ones refuse it, and nothing happens), which mmap has no name for."""
+
 
 def peak_host_bytes() -> int:
     """Most bytes of host memory this process has held at once (0 where the system does not tell)."""
@@ -29,6 +32,33 @@ def peak_host_bytes() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def page_out(address: int, n_bytes: int) -> None:
+    """Take a range of memory out if it is part of a mapped file; touched again, it is read from there.
+
+    Nothing is lost by it, and what was written since stays in memory. Only whole pages, and only on Linux;
+    elsewhere, and with memory that is not a file's, nothing happens.
+    """
+    if sys.platform != "linux" or not _is_of_a_file(address):
+        return
+    import ctypes  # noqa: PLC0415 - few need it
+    import mmap  # noqa: PLC0415
+
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    stop = (address + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < stop:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(stop - first), _MADV_PAGEOUT)
+
+
+def _is_of_a_file(address: int) -> bool:
+    """Whether Linux says that a file is mapped there."""
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+        first, stop = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+        if first <= address < stop:
+            return line.split(maxsplit=5)[-1].startswith("/")
+    return False
 
 
 def forget_peak_host_bytes() -> None:

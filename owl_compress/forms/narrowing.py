@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from owl_compress.errors import RequestError
 from owl_compress.forms.modeling_narrow import ALIBI_NAMES, contribute_bias_, set_widths_
+from owl_compress.memory import page_out
 from owl_compress.models.anatomy import Attention, Axis, BlockAnatomy, FeedForward, Slot, below
 from owl_compress.models.families import FAMILIES
 from owl_compress.models.probing import Rows, computes_the_same, probe
@@ -141,6 +142,7 @@ def _cut_(module: nn.Module, axis: Axis, removed: Tensor) -> None:
     import torch_pruning  # noqa: PLC0415 - only those who cut need it
 
     wants_gradient = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    whole = module.get_parameter("weight").data
     with torch.no_grad():
         if not isinstance(module, nn.Linear):
             _cut_conv_(module, axis, removed)
@@ -150,6 +152,16 @@ def _cut_(module: nn.Module, axis: Axis, removed: Tensor) -> None:
             torch_pruning.prune_linear_in_channels(module, removed.tolist())
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(wants_gradient[name])
+    _let_go(whole)
+
+
+def _let_go(weight: Tensor) -> None:
+    """Free the memory of a weight that was replaced and lies in a mapped file, as weights of safetensors do.
+
+    The pages of a file would else stay until the last of its tensors is gone.
+    """
+    if weight.device.type == "cpu":
+        page_out(weight.data_ptr(), weight.nbytes)
 
 
 def _cut_conv_(module: nn.Module, axis: Axis, removed: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from owl_compress.errors import RequestError
-from owl_compress.forms import modeling_narrow
+from owl_compress.forms import modeling_narrow, narrowing
 from owl_compress.forms.modeling_narrow import narrowed, set_widths_
 from owl_compress.forms.narrowing import KeptUnits, has_narrowed_blocks, keep_units_
 from owl_compress.models.anatomy import Attention, BlockAnatomy, FeedForward, find_anatomy
@@ -359,6 +359,16 @@ def test_it_loads_like_any_model(strong: Make, ids: Tensor, name: str, tmp_path:
     assert loaded.dtype == torch.bfloat16
     assert not any(tensor.is_meta for tensor in (*loaded.parameters(), *loaded.buffers()))
     assert torch.equal(logits(loaded.eval(), ids), logits(model, ids))
+
+
+def test_what_was_cut_off_may_leave_memory(strong: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go: list[int] = []
+    monkeypatch.setattr(narrowing, "page_out", lambda address, _n_bytes: let_go.append(address))
+    model = strong("llama")
+    linears = [linear for site in find_structure(model).blocks for linear in site.linears]
+    before = [(linear, linear.weight.data_ptr()) for linear in linears]
+    narrow_(model, channels)
+    assert let_go == [address for linear, address in before if "mlp" in linear.name]
 
 
 def test_weights_made_anew_have_values(strong: Make, ids: Tensor) -> None:
