@@ -59,6 +59,7 @@ class Gptq:
 
     name: ClassVar[str] = "gptq"
     unit: ClassVar[Unit] = Unit.BITS
+    solves_groups_apart: ClassVar[bool] = True
     statistic: ClassVar[type[Statistic]] = Gram
     survey: ClassVar[None] = None
     error_measure: ClassVar[str] = "squared output error over squared output, under the damped Hessian"

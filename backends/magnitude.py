@@ -23,6 +23,7 @@ class Magnitude:
 
     name: ClassVar[str] = "magnitude"
     unit: ClassVar[Unit] = Unit.DENSITY
+    solves_groups_apart: ClassVar[bool] = True
     statistic: ClassVar[None] = None
     error_measure: ClassVar[str] = "share of the squared weights removed"
 

@@ -28,6 +28,7 @@ class Rtn:
 
     name: ClassVar[str] = "rtn"
     unit: ClassVar[Unit] = Unit.BITS
+    solves_groups_apart: ClassVar[bool] = True
     statistic: ClassVar[None] = None
     survey: ClassVar[None] = None
     error_measure: ClassVar[str] = "squared weight error over squared weights"

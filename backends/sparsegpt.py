@@ -40,6 +40,7 @@ class SparseGPT:
 
     name: ClassVar[str] = "sparsegpt"
     unit: ClassVar[Unit] = Unit.DENSITY
+    solves_groups_apart: ClassVar[bool] = True
     statistic: ClassVar[type[Statistic]] = Gram
     error_measure: ClassVar[str] = "squared output error over squared output, under the damped Hessian"
 

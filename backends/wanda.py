@@ -27,6 +27,7 @@ class Wanda:
 
     name: ClassVar[str] = "wanda"
     unit: ClassVar[Unit] = Unit.DENSITY
+    solves_groups_apart: ClassVar[bool] = True
     statistic: ClassVar[type[Statistic]] = SecondMoments
     error_measure: ClassVar[str] = "squared output error over squared output, as if inputs were uncorrelated"
 

@@ -4,6 +4,7 @@ Importing this loads no torch; its functions do when they are called.
 
 """
 
+import os
 import re
 from typing import TYPE_CHECKING, Literal
 
@@ -19,13 +20,15 @@ DTYPES = ("bfloat16", "float16", "float32")
 def resolve_device(name: str) -> "torch.device":
     """The device behind `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
 
+    Of several processes that torchrun started, each has the GPU of its own number, unless one is named.
+
     Raises:
-        RequestError: no such device, or CUDA is asked for and absent.
+        RequestError: no such device, CUDA is asked for and absent, or there are more processes than GPUs.
     """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return resolve_device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     if name == "cpu":
         return torch.device("cpu")
     wanted = re.fullmatch(r"cuda(?::(\d+))?", name)
@@ -36,6 +39,13 @@ def resolve_device(name: str) -> "torch.device":
         reason = "torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
         raise RequestError(f"device {name!r} is asked for but {reason}: use --device cpu or auto")
     n_devices = torch.cuda.device_count()
+    local = os.environ.get("LOCAL_RANK", "")
+    if wanted[1] is None and local.isdecimal() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        if int(local) >= n_devices:
+            raise RequestError(
+                f"process {local} of torchrun has no GPU, there are {n_devices}: start as many"
+            )
+        return torch.device("cuda", int(local))
     if int(wanted[1] or 0) >= n_devices:
         raise RequestError(
             f"device {name!r} is asked for but there are {n_devices}: the last is 'cuda:{n_devices - 1}'"

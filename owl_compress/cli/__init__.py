@@ -68,6 +68,8 @@ def _exit_code(arguments: list[str] | None) -> int:
             return _READER_WENT
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - what is none of ours is a defect
             reason = _reason(error, finished_outputs()[n_finished:])
+            if _follows() and reason is not None and not reason.startswith("process "):
+                return _UNSATISFIABLE  # all of them find the same, and the first one says it
             return _defect() if reason is None else _refuse(reason)
 
 
@@ -85,6 +87,11 @@ def _reason(error: BaseException, finished: Sequence[Path]) -> str | None:
     if isinstance(error, UnansweredError):
         return f"the answer cannot be written to stdout ({error}): {whole or 'send it elsewhere'}"
     return None
+
+
+def _follows() -> bool:
+    """Whether torchrun started this process beside another, which leads."""
+    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _defect() -> int:

@@ -84,6 +84,10 @@ class Output:
     as_json: bool = False
     quiet: bool = False
 
+    def of_process(self, *, leads: bool) -> "Output":
+        """The same for one of several processes: only the one that leads says anything."""
+        return self if leads else Output(quiet=True)
+
     @property
     def progress(self) -> Progress:
         """The progress that fits the terminal."""

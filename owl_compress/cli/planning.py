@@ -32,12 +32,17 @@ def measure(
 ) -> None:
     """Measure the importance of every block and linear, and write the report."""
     from owl_compress.pipeline.measuring import Measurement
+    from owl_compress.pipeline.processes import joined
 
     output = Output(as_json=as_json, quiet=quiet)
     check_output_file(out, inputs=[model, given.get("calib", "")], kind="report")
     measurement = Measurement.of(model, given, metric or (), Consent(trust_remote_code, allow_pickle))
-    output.say(f"loading {model}")
-    report = measurement.run(output.progress)
+    with joined(measurement.device) as ranks:
+        output = output.of_process(leads=ranks.leads)
+        output.say(f"loading {model}")
+        report = measurement.run(output.progress)
+    if not ranks.leads:
+        return
     report.write(out)
     output.answer(report.model_dump(mode="json"), report_table(report))
     output.say(f"wrote {out}")

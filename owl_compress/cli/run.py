@@ -101,15 +101,18 @@ def _execute(request: "Request", target: _Target, output: Output) -> None:
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.execution import check_output, execute
     from owl_compress.pipeline.finished import finished_before
+    from owl_compress.pipeline.processes import joined
     from owl_compress.pipeline.session import Session
 
     if target.resume and target.out and (done := finished_before(request, target.out)):
         output.say(f"{target.out} is finished already")
         _show(done, output)
         return
-    check_output(request, target.out, overwrite=target.overwrite, resume=target.resume)
-    output.say(f"loading {request.recipe.model}")
-    with memory_errors("running the recipe"):
+    with joined(request.device) as ranks, memory_errors("running the recipe"):
+        output = output.of_process(leads=ranks.leads)
+        if ranks.leads:
+            check_output(request, target.out, overwrite=target.overwrite, resume=target.resume)
+        output.say(f"loading {request.recipe.model}")
         session = Session.open(request, progress=output.progress, announce=output.say)
         if target.dry_run:
             _show_forecast(session, output)

@@ -89,6 +89,16 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class ApartSolver(Protocol):
+    """A backend whose outcome for linears that share an input depends on no other linear of the block.
+
+    Several processes may then solve some groups of a block each.
+    """
+
+    solves_groups_apart: ClassVar[bool]
+
+
+@runtime_checkable
 class GradientReader(Protocol):
     """A backend that may also want the gradients of the loss, taken on the dense model."""
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from owl_compress.compression.account import Account, Stored, method_record
 from owl_compress.compression.contract import AnyBackend, Backend, GradientReader, Surveyed
+from owl_compress.compression.dividing import solve_together_
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
 from owl_compress.compression.journal import Journal
 from owl_compress.compression.statistics import asked_statistics, check_statistics, check_windows
@@ -35,6 +36,7 @@ from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 from owl_compress.walk.gradients import Salience, measure_salience
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
+from owl_compress.walk.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -297,8 +299,11 @@ class _Driver:
                 if done is None:
                     decision = surveyed.decisions.get(visit.site.name)
                     # No name holds the task: its statistics must be gone before the next are gathered.
-                    done = self.backend.compress_block_(
-                        replace(self._task(visit, budgets, plan, statistic, advance=False), decision=decision)
+                    done = solve_together_(
+                        self.backend,
+                        replace(
+                            self._task(visit, budgets, plan, statistic, advance=False), decision=decision
+                        ),
                     )
                 codes = {outcome.name: outcome.quantized for outcome in done}
                 for site in visit.site.linears:
@@ -324,13 +329,16 @@ class _Driver:
 
     def _walk(self, windows: TokenWindows | None) -> BlockWalk:
         """A walk on `windows`; on none it runs nothing."""
+        ranks = Ranks.current()
+        batches = windows.batches(self.options.batch_size) if windows is not None else []
         return BlockWalk(
             self.model,
             self.structure,
-            windows.batches(self.options.batch_size) if windows is not None else (),
+            ranks.mine(batches, "batches") if batches else (),
             device=self.device,
             keep_on=self.options.keep_on,
             may_widen=True,
+            ranks=ranks,
         )
 
     def _task(

@@ -26,6 +26,7 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import Tail, latest_states
+from owl_compress.walk.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ def perplexity(
 
     Bits per byte and per character are the same losses, in bits, over the text that the scored tokens stand
     for: what models with different tokenizers can be compared by. An `onlooker` is shown the hidden states
-    of each batch.
+    of each batch. Processes that have joined a group of torch.distributed divide the batches, unless somebody
+    looks on, and come to the same record each.
 
     A mean loss above 709.78 overflows exp, and a true token of probability zero makes the loss infinite: both
     are reported as the largest float64 (1.8e308, "at least this"), with a warning, since files hold no
@@ -86,12 +88,17 @@ def perplexity(
         evaluation_mode(model),
         _shown_to(onlooker, model) as show,
     ):
-        batches = windows.batches(batch_size)
-        for batch in progress.track(batches, total=len(batches), what="evaluating"):
-            ranges = windows.scoring.ranges[len(losses) : len(losses) + len(batch)]
-            losses += window_losses(model, batch.to(place), ranges).tolist()
-            _refuse_nan(losses, len(windows), model)
+        batches, ranks = windows.batches(batch_size), Ranks.current() if onlooker is None else Ranks()
+        mine = range(ranks.rank, len(batches), ranks.of)
+        found: dict[int, list[float]] = {}
+        for number in progress.track(mine, total=len(mine), what="evaluating"):
+            first = number * batch_size
+            ranges = windows.scoring.ranges[first : first + len(batches[number])]
+            found[number] = window_losses(model, batches[number].to(place), ranges).tolist()
+            _refuse_nan(found[number], len(windows), model, first)
             show()
+        everywhere = {number: one for part in ranks.gathered(found) for number, one in part.items()}
+        losses = [loss for number in range(len(batches)) for loss in everywhere[number]]
     return _record(model, windows, math.fsum(losses))
 
 
@@ -210,9 +217,9 @@ def placed(model: Any, device: torch.device | str | None) -> Iterator[torch.devi
         model.to(home)
 
 
-def _refuse_nan(losses: list[float], n_windows: int, model: Any) -> None:
+def _refuse_nan(losses: list[float], n_windows: int, model: Any, first: int = 0) -> None:
     dtype = str(model.dtype).removeprefix("torch.")
-    for number, loss in enumerate(losses, start=1):
+    for number, loss in enumerate(losses, start=first + 1):
         if math.isnan(loss):
             raise RequestError(
                 f"the model's loss is NaN in window {number} of {n_windows}: its weights are broken, or "

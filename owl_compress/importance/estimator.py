@@ -32,6 +32,7 @@ from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk, LinearGroup
 from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
 from owl_compress.walk.input_statistics import MomentsAndGram, SecondMoments, Statistic
+from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
@@ -53,7 +54,8 @@ def measure(
     Scores are A_ij = |W_ij| * ‖X_j‖_2 with the norm over all calibration tokens (Wanda, arXiv 2306.11695;
     OWL, arXiv 2310.05175, section 3). The metrics of a block pool the scores of all its linears and use one
     mean for the whole block, those of a linear its own mean. The dense model's own activations are used.
-    Each block runs once per batch, after a first look whether that is how the model runs it.
+    Each block runs once per batch, after a first look whether that is how the model runs it. Processes that
+    have joined a group of torch.distributed divide the batches, and come to the same report each.
 
     Args:
         model: a causal language model; unchanged afterwards.
@@ -117,12 +119,14 @@ def measure_with_statistics(
     coverage = coverage_of(structure)
     check_covered(coverage, partial=partial)
     roles = find_roles(structure)
+    ranks = Ranks.current()
     walk = BlockWalk(
         model,
         structure,
-        calibration.batches(batch_size),
+        ranks.mine(calibration.batches(batch_size), "batches"),
         device=device or parameter_device(model),
         may_widen=True,
+        ranks=ranks,
     )
     wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments
     statistics: dict[str, tuple[KeptGroup, ...]] = {}

@@ -42,6 +42,7 @@ from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept, check_unfinished,
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.tuning_search import search
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.ranks import Ranks
 
 
 @checked
@@ -104,9 +105,16 @@ def check_output(
 def execute(session: Session, out: Path | None, *, overwrite: bool = False, resume: bool = False) -> Outcome:
     """Carry out a session whose output was checked.
 
+    Processes that have joined a group of torch.distributed do it together: they divide what the backend sees,
+    what it solves and what is evaluated, and the first of them writes.
+
     Raises:
-        RequestError: see `run`.
+        RequestError: see `run`; or what several processes cannot do.
     """
+    ranks = Ranks.current()
+    if ranks.of > 1:
+        _check_together(session, resume=resume)
+        out = out if ranks.leads else None
     with memory_errors("running the recipe"):
         if out:
             session.check_storage()
@@ -116,6 +124,21 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False, resu
                 session.announce(in_words(needs, session.request.device))
                 check_room(session, needs)
             return _carried_out(session, out, kept, overwrite=overwrite)
+
+
+def _check_together(session: Session, *, resume: bool) -> None:
+    """Refuse what one process alone can do.
+
+    Raises:
+        RequestError: resuming, or a backend with a walk of its own.
+    """
+    if resume:
+        raise RequestError("--resume is for one process: start it without torchrun, or run without --resume")
+    if session.writes_by_itself:
+        raise RequestError(
+            f"backend {session.request.backend.name!r} has a walk of its own, which processes cannot divide: "
+            "start one without torchrun"
+        )
 
 
 def _carried_out(session: Session, out: Path | None, kept: Kept, *, overwrite: bool) -> Outcome:

@@ -29,8 +29,8 @@ from owl_compress.pipeline.recovery_subject import Subject
 from owl_compress.pipeline.recovery_training import Say, Training
 from owl_compress.progress import SILENT, Progress
 from owl_compress.recovery.contract import Trainee
-from owl_compress.recovery.ranks import Ranks
 from owl_compress.recovery.training import Keeping
+from owl_compress.walk.ranks import Ranks
 
 _REMEDIES = (
     "use a smaller --batch-size or --seq-len, --checkpointing, --method lora or bias, or a device with more "
@@ -108,7 +108,7 @@ def carry_out(
     check_output_folder(out, overwrite=overwrite, inputs=[request.folder])
     unfinished = out.with_name(f"{out.name}.unfinished")
     _check_unfinished(unfinished, resume=resume, say=say)
-    device = ranks.device(request.device)
+    device = request.device
     with ranks.joined(device):
         training = Training.prepare(subject, request, device, progress, say)
         before = perplexity(training.loaded.model, training.held_out, device=device, progress=progress)

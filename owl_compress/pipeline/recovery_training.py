@@ -30,9 +30,9 @@ from owl_compress.pipeline.windows import held_out_windows
 from owl_compress.progress import Progress, shown
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.losses import Loss, distillation_loss, next_token_loss
-from owl_compress.recovery.ranks import Ranks
 from owl_compress.recovery.saved_state import Course
 from owl_compress.recovery.training import Keeping, TrainingPlan, train_
+from owl_compress.walk.ranks import Ranks
 
 Say = Callable[[str], None]
 

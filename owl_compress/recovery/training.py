@@ -18,9 +18,9 @@ from owl_compress.interrupts import undisturbed
 from owl_compress.progress import SILENT, Progress
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.losses import Loss
-from owl_compress.recovery.ranks import Ranks
 from owl_compress.recovery.saved_state import Course, read_state_, write_state
 from owl_compress.recovery.schedule import Order, learning_rate_share
+from owl_compress.walk.ranks import Ranks
 
 _BETAS = (0.9, 0.95)
 _LONGEST_GRADIENT = 1.0

@@ -19,9 +19,12 @@ from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
 from owl_compress.walk.input_statistics import Statistic
+from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.widening import widened, wider_dtype
 
 S = TypeVar("S", bound=Statistic)
+
+_ALONE = Ranks()
 
 
 class _AllRead(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
@@ -69,6 +72,7 @@ class BlockVisit:
             for linear in linears:
                 hooks.callback(linear.module.register_forward_pre_hook(gathering.hook(linear)).remove)
             self._run(before_each=gathering.start_forward, keep=advance)
+        gathering.add_up_(self._walk.ranks)
         return gathering.groups(spared)
 
     def advance(self) -> None:
@@ -139,14 +143,52 @@ class _Gathering:
         self._seen[id(inputs)] = (inputs, group)
         self._statistics[group].add(inputs.reshape(-1, inputs.shape[-1]))  # [..., in] -> [tokens, in]
 
-    def groups(self, spared: Collection[str]) -> tuple[LinearGroup, ...]:
+    def add_up_(self, ranks: Ranks) -> None:
+        """Have each statistic be of all tokens, where several processes saw some each.
+
+        A linear that none of this one's tokens reached is known by what others saw.
+
+        Raises:
+            RequestError: linears that read the same input here, and not elsewhere.
+        """
         self._seen.clear()
+        if ranks.of == 1:
+            return
+        mine = {names: self._statistics[group] for group, names in enumerate(self._members())}
+        seen = [(names, self._n_inputs(names), one.n_tokens) for names, one in mine.items()]
+        everywhere = [entry for found in ranks.gathered(seen) for entry in found]
+        widths = {names: n_inputs for names, n_inputs, _ in everywhere}
+        if len({name for names in widths for name in names}) < sum(map(len, widths)):
+            raise RequestError(
+                f"linears of {self._linears[0].name.rpartition('.')[0]} share their input in one process and "
+                "not in another: use one"
+            )
+        self._statistics.clear()
+        for group, (names, n_inputs) in enumerate(widths.items()):
+            statistic = mine.get(names) or self._kind.empty(n_inputs, self._linears[0].weight.device)
+            ranks.add_up_(statistic.sums)
+            statistic.n_tokens = sum(n_tokens for others, _, n_tokens in everywhere if others == names)
+            self._statistics.append(statistic)
+            self._group_of |= dict.fromkeys(names, group)
+
+    def _members(self) -> list[tuple[str, ...]]:
+        """Names of the linears of each group, in the order of the block."""
+        names = [linear.name for linear in self._linears if linear.name in self._group_of]
+        return [
+            tuple(name for name in names if self._group_of[name] == group)
+            for group in range(len(self._statistics))
+        ]
+
+    def _n_inputs(self, names: Collection[str]) -> int:
+        return next(linear.shape[1] for linear in self._linears if linear.name in names)
+
+    def groups(self, spared: Collection[str]) -> tuple[LinearGroup, ...]:
         for linear in self._linears:
             if linear.name not in self._group_of and linear.name not in spared:
                 raise RequestError(unreached(linear))
         result = []
-        for group, statistic in enumerate(self._statistics):
-            members = tuple(linear for linear in self._linears if self._group_of.get(linear.name) == group)
+        for names, statistic in zip(self._members(), self._statistics, strict=True):
+            members = tuple(linear for linear in self._linears if linear.name in names)
             if not bool(torch.isfinite(statistic.second_moments).all()):
                 raise RequestError(
                     f"the inputs of {members[0].name} hold NaN or Inf: the model or its data type overflows; "
@@ -173,6 +215,7 @@ class BlockWalk:
         keep_on: where the activations between blocks are kept.
         may_widen: whether blocks may be computed in float32 where that is quicker (see `widening`): not where
             what comes out is held against another run of the model, to the last digit.
+        ranks: processes that walk together, each on `batches` of its own: what is gathered is of all of them.
     """
 
     def __init__(
@@ -184,8 +227,10 @@ class BlockWalk:
         device: torch.device,
         keep_on: torch.device | None = None,
         may_widen: bool = False,
+        ranks: Ranks = _ALONE,
     ) -> None:
         self.may_widen = may_widen
+        self.ranks = ranks
         self.structure = structure
         self.keep_on = keep_on or device
         self.hidden: list[Tensor] = []

@@ -31,6 +31,11 @@ class Statistic(Protocol):
     def second_moments(self) -> Tensor:
         """Sum of x_j^2 over all tokens, shape [in], float64."""
 
+    @property
+    @abstractmethod
+    def sums(self) -> tuple[Tensor, ...]:
+        """What is summed over tokens, as it lies in memory: processes that saw other tokens add theirs."""
+
 
 class SecondMoments:
     """Sums of squares of each input feature: what Wanda and LOD need."""
@@ -60,6 +65,11 @@ class SecondMoments:
     def second_moments(self) -> Tensor:
         """Sum of x_j^2 over all tokens, shape [in], float64."""
         return self._sums
+
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """The sums of squares."""
+        return (self._sums,)
 
 
 class Gram:
@@ -106,6 +116,11 @@ class Gram:
         """Sum of x_j^2 over all tokens, shape [in], float64."""
         return self._matrix.diagonal().double()
 
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """The matrix, of which the part below the diagonal may be left out."""
+        return (self._matrix,)
+
 
 class MomentsAndGram:
     """Both of the above: whoever reads second moments gets the same digits with a Gram matrix as without."""
@@ -130,3 +145,8 @@ class MomentsAndGram:
     def second_moments(self) -> Tensor:
         """Sum of x_j^2 over all tokens, shape [in], float64."""
         return self._moments.second_moments
+
+    @property
+    def sums(self) -> tuple[Tensor, ...]:
+        """Those of both."""
+        return (*self._moments.sums, *self.gram.sums)

@@ -15,8 +15,8 @@ from owl_compress.recovery.lora import Lora
 from owl_compress.recovery.losses import next_token_loss
 from owl_compress.recovery.masked import Masked
 from owl_compress.recovery.methods import METHODS
-from owl_compress.recovery.ranks import Ranks
 from owl_compress.recovery.training import TrainingPlan, train_
+from owl_compress.walk.ranks import Ranks
 
 CASES: dict[str, RecoveryMethod] = {
     "bias": Bias(), "lora": Lora(rank=4), "lora merged": Lora(rank=4, merge=True), "masked": Masked(),

@@ -1,0 +1,91 @@
+"""The same commands under torchrun: plans are identical, results as near as sums in another order come."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+WEIGHTS = "model.safetensors"
+COMMAND = (sys.executable, "-c", "from owl_compress.cli import main; main()")
+TEXT = ("--calib", "text.txt", "--samples", "6", "--seq-len", "32", "--data", "other.txt")
+
+
+def together(here: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in so many processes of torchrun."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+    return subprocess.run(
+        [*torchrun, str(processes), "--no-python", *COMMAND, *arguments],
+        cwd=here, capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, ("--backend", "wanda", "--sparsity", "0.6")),
+        (3, ("--backend", "sparsegpt", "--nm", "4:8")),
+        (2, ("--backend", "gptq", "--bits", "3", "--group-size", "16", "--format", "dense")),
+        (2, ("--backend", "structured", "--prune-ratio", "0.3", "--round-to", "8", "--repair")),
+    ],
+    ids=lambda value: value[1] if isinstance(value, tuple) else str(value),
+)
+def test_several_processes_come_to_what_one_does(
+    here: Path, done: Callable[..., Any], processes: int, options: tuple[str, ...]
+) -> None:
+    done("run", "model", *options, *TEXT, "-o", "one", "--quiet")
+    found = together(here, processes, "run", "model", *options, *TEXT, "-o", "several", "--json")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["totals"]
+    plans = [json.loads((here / name / "plan.json").read_text())["budgets"] for name in ("one", "several")]
+    assert [row["value"] for row in plans[0]] == pytest.approx([row["value"] for row in plans[1]], abs=1e-9)
+    one, several = (load_file(here / name / WEIGHTS) for name in ("one", "several"))
+    assert one.keys() == several.keys()
+    for name in one:
+        assert one[name].shape == several[name].shape
+        assert torch.isclose(one[name], several[name], atol=1e-4).float().mean() > 0.995
+    results = [json.loads((here / name / "result.json").read_text()) for name in ("one", "several")]
+    perplexities = [result["evaluation"]["compressed"]["perplexity"] for result in results]
+    assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-3)
+    assert [row["name"] for row in results[0]["budgets"]] == [row["name"] for row in results[1]["budgets"]]
+    assert done("verify", "several", "--json").json["ok"]
+
+
+def test_reports_of_several_processes_are_those_of_one(here: Path, done: Callable[..., Any]) -> None:
+    asked = ("measure", "model", *TEXT[:6], "-o")
+    done(*asked, "one.json", "--quiet")
+    found = together(here, 2, *asked, "several.json", "--quiet")
+    assert found.returncode == 0, found.stderr
+    one, several = (json.loads((here / name).read_text()) for name in ("one.json", "several.json"))
+    assert one["provenance"] == several["provenance"]
+    for ours, theirs in zip(one["blocks"], several["blocks"], strict=True):
+        assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--samples", "1"), "cannot be divided among 2 processes"),
+        (("--resume",), "--resume is for one process"),
+        (("--sparsity", "1.5"), "sparsity"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_what_several_cannot_do_is_one_line(here: Path, arguments: tuple[str, ...], told: str) -> None:
+    found = together(
+        here, 2, "run", "model", *TEXT, "--sparsity", "0.5", *arguments, "-o", "OUT", "--quiet"
+    )  # the last of an option counts
+    assert found.returncode != 0
+    lines = [line for line in found.stderr.splitlines() if line.startswith("owl-compress: ")]
+    assert [told in line for line in lines if not line.startswith("owl-compress: process 1")] == [True]
+    assert not (here / "OUT").exists()
+    assert not [path for path in here.iterdir() if path.name.startswith(".")]
