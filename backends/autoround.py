@@ -27,6 +27,7 @@ from owl_compress.errors import RequestError
 from owl_compress.exports.auto_round import arguments_of
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, keep_codes_
 from owl_compress.forms.narrowing import has_narrowed_blocks
+from owl_compress.memory import memory_errors
 from owl_compress.models.structure import in_rows
 from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, Statistic
@@ -35,6 +36,8 @@ INSTALL = "pip install 'owl-compress[autoround]'"
 _PACKAGES = {"auto_round": "auto-round", "compressed_tensors": "compressed-tensors"}
 _SIDES = 32
 """The package leaves linears alone whose numbers of inputs and outputs are no multiples of it."""
+
+_LESS_MEMORY = "use fewer --step-windows, a smaller --seq-len, or backend 'gptq'"
 
 _TOLERANCE = 0.3
 """How far a tuned weight may lie from the code that it is read as: 8 bits in bfloat16 are off by 1/4."""
@@ -164,21 +167,26 @@ def _carried_out(
     examples = [{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in windows.ids]
     samples, length = windows.ids.shape
     try:
-        rounding = auto_round.AutoRound(
-            loaded.model,
-            loaded.tokenizer,
-            dataset=examples,
-            nsamples=samples,
-            seqlen=length,
-            device_map=str(device),
-            **settings,
-        )
-        tuned: nn.Module = rounding.quantize()[0]
-    except (TypeError, ValueError, NotImplementedError, LookupError, AttributeError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RequestError(f"AutoRound does not take this model or plan: {reason}") from error
+        with memory_errors("AutoRound tunes", _LESS_MEMORY):
+            rounding = auto_round.AutoRound(
+                loaded.model,
+                loaded.tokenizer,
+                dataset=examples,
+                nsamples=samples,
+                seqlen=length,
+                device_map=str(device),
+                **settings,
+            )
+            tuned: nn.Module = rounding.quantize()[0]
+    except RequestError:
+        raise
     except SystemExit as error:  # its way out where calibration fails
         raise RequestError("AutoRound gave this model up without a reason: use backend 'gptq'") from error
+    except Exception as error:  # whatever it is: the model, or the plan, is none that the package takes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RequestError(
+            f"AutoRound does not take this model or plan: {reason}: use backend 'gptq'"
+        ) from error
     return tuned
 
 

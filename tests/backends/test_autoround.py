@@ -175,12 +175,23 @@ def test_refused_in_one_line_before_any_work(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (ValueError("no such\nscheme"), "AutoRound does not take this model or plan: no such scheme"),
+        (
+            ValueError("no such\nscheme"),
+            "AutoRound does not take this model or plan: no such scheme: use backend 'gptq'",
+        ),
+        (
+            RuntimeError("sizes (8) and (4)"),
+            "does not take this model or plan: sizes (8) and (4): use backend",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "out of memory while AutoRound tunes: use fewer --step-windows",
+        ),
         (SystemExit(-1), "AutoRound gave this model up without a reason: use backend 'gptq'"),
         ("left alone", f"AutoRound left {DOWN} as it is: leave it out with --skip, or use backend 'gptq'"),
         ("no multiples", f"AutoRound made of {DOWN} no multiples of its scales: calibrate on other text"),
     ],
-    ids=["refusal", "exit", "left-alone", "no-multiples"],
+    ids=["refusal", "defect", "memory", "exit", "left-alone", "no-multiples"],
 )
 def test_what_the_package_does_not_do_is_told_in_one_line(
     run: Callable[..., int],
