@@ -99,7 +99,7 @@ def carry_out(
     """Do what `request` asks for; see `recover`."""
     subject = Subject.of(request)
     ranks = Ranks.from_environment()
-    ranks.share(request.options.accumulate)
+    ranks.share(request.passes)
     if not ranks.leads:
         progress, say = SILENT, lambda _: None
     if resume and (done := _finished(out, subject.result)) is not None:

@@ -20,8 +20,10 @@ from owl_compress.pipeline.beside import ORIGINAL
 from owl_compress.pipeline.measuring import taken
 from owl_compress.recovery.contract import RecoveryMethod
 from owl_compress.recovery.methods import DEFAULT_METHOD, METHODS
+from owl_compress.walk.ranks import Ranks
 
-DEFAULT_TOKENS = 300_000
+DEFAULT_TOKENS = 30_000
+"""As in Table 6 of the OWL paper."""
 DEFAULT_APART = 16
 """Windows of the training text that are held apart to evaluate on, where no other text is named."""
 
@@ -38,7 +40,7 @@ class RecoveryOptions:
     teacher: str | None = option(
         None, "With 'distill': the dense model; default the one that the folder was made from."
     )
-    tokens: str | None = option(None, "Tokens to train on, 30000 or 300k (default).")
+    tokens: str | None = option(None, "Tokens to train on, 300k; default 30k.")
     steps: int | None = option(None, "Steps of the optimizer, in the place of --tokens.", at_least=1)
     learning_rate: float | None = option(
         None, "Highest learning rate; default 1e-3 for lora and bias, 1e-4 for masked.", above=0
@@ -47,7 +49,11 @@ class RecoveryOptions:
         0.1, "Share of the steps in which the learning rate rises; then it falls as a cosine.", at_least=0,
         below=1,
     )  # fmt: skip
-    accumulate: int = option(4, "Forward passes of --batch-size sequences in a step.", at_least=1)
+    accumulate: int | None = option(
+        None,
+        "Forward passes of --batch-size sequences in a step; default 1, of several processes 1 each.",
+        at_least=1,
+    )
     checkpointing: bool = option(
         False, "Compute activations twice and keep few: less memory, a third more time."
     )
@@ -143,9 +149,14 @@ class RecoveryRequest:
         )
 
     @property
+    def passes(self) -> int:
+        """Forward passes of a step, in all processes together."""
+        return self.options.accumulate or Ranks.from_environment().of
+
+    @property
     def sequences_per_step(self) -> int:
         """That one step of the optimizer sees."""
-        return self.batch_size * self.options.accumulate
+        return self.batch_size * self.passes
 
     def steps(self, seq_len: int) -> int:
         """Of the optimizer: the last one may go over the tokens that were asked for."""

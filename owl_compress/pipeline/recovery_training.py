@@ -105,7 +105,7 @@ class Training:
             self.windows.ids,
             request.steps(self.windows.record.seq_len),
             request.batch_size,
-            request.options.accumulate,
+            request.passes,
             request.learning_rate,
             request.options.warm_up,
             request.text.seed,

@@ -30,7 +30,18 @@ METHODS = {
     "masked": ("--method", "masked", "--learning-rate", "0.003"),
     "bias": ("--method", "bias", "--learning-rate", "0.01"),
 }
-TRAINING = ("--data", "text.txt", "--seq-len", "32", "--steps", "12", "--max-windows", "4")
+TRAINING = (
+    "--data",
+    "text.txt",
+    "--seq-len",
+    "32",
+    "--steps",
+    "12",
+    "--accumulate",
+    "4",
+    "--max-windows",
+    "4",
+)
 GOOD = [
     (compression, method)
     for compression in COMPRESSIONS

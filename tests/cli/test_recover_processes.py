@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 WEIGHTS = "model.safetensors"
 ASKED = (
     "recover", "OUT", "--data", "text.txt", "--seq-len", "32", "--steps", "20", "--method", "masked",
-    "--quiet",
+    "--accumulate", "4", "--quiet",
 )  # fmt: skip
 ALONE = (sys.executable, "-c", "from owl_compress.cli import main; main()")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")

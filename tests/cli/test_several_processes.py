@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,26 @@ COMMAND = (sys.executable, "-c", "from owl_compress.cli import main; main()")
 TEXT = ("--calib", "text.txt", "--samples", "6", "--seq-len", "32", "--data", "other.txt")
 
 
-def together(here: Path, processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+FAULT = """
+import os, sys, time
+from datetime import timedelta
+from owl_compress.walk import ranks
+
+ranks.PATIENCE = timedelta(seconds=5)
+if os.environ["RANK"] == "1":
+    ranks.Ranks.add_up_ = lambda *_: {fault}
+from owl_compress.cli import main
+main()
+"""
+
+
+def together(
+    here: Path, processes: int, *arguments: str, command: tuple[str, ...] = COMMAND
+) -> subprocess.CompletedProcess[str]:
     """A command in so many processes of torchrun."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
     return subprocess.run(
-        [*torchrun, str(processes), "--no-python", *COMMAND, *arguments],
+        [*torchrun, str(processes), "--no-python", *command, *arguments],
         cwd=here, capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
@@ -89,3 +105,20 @@ def test_what_several_cannot_do_is_one_line(here: Path, arguments: tuple[str, ..
     assert [told in line for line in lines if not line.startswith("owl-compress: process 1")] == [True]
     assert not (here / "OUT").exists()
     assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [("os.kill(os.getpid(), 9)", ""), ("time.sleep(400)", "another of the 2 has gone, or did not answer")],
+    ids=["dies", "hangs"],
+)
+def test_one_that_dies_or_hangs_ends_all(here: Path, fault: str, told: str) -> None:
+    command = (sys.executable, "-c", FAULT.format(fault=fault))
+    asked = ("run", "model", *TEXT, "--sparsity", "0.5", "-o", "OUT", "--quiet")
+    start = time.monotonic()
+    found = together(here, 2, *asked, command=command)
+    assert time.monotonic() - start < 200
+    assert found.returncode != 0
+    assert told in found.stderr
+    assert "defect of ours" not in found.stderr
+    assert {path.name for path in here.iterdir()} == {"model", "text.txt", "other.txt"}
