@@ -11,6 +11,7 @@ from textwrap import fill
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
+from tuned_rounding_table import tuned_rounding_section
 from recovery_table import recovery_section
 
 _RESULTS = Path(__file__).parent / "results"
@@ -34,7 +35,7 @@ def main() -> None:
         _unstructured(),
         _nm(),
         _bits(),
-        _tuned_rounding(),
+        tuned_rounding_section(_rows("autoround"), _known()),
         _structured(),
         recovery_section(_rows("recovery")),
         _latency(),
@@ -173,29 +174,6 @@ def _bits() -> str:
     )
     ordered = sorted(rows, key=lambda row: row["name"].split()[0])
     return section("Mixed bits", text, _grid(ordered, budget, method) + _chosen(rows))
-
-
-def _tuned_rounding() -> str:
-    by_budget: dict[str, dict[str, Row]] = {}
-    for row in _rows("autoround"):
-        budget, method = row["name"].rsplit(" ", 1)
-        by_budget.setdefault(budget, {})[method] = row
-    methods = ("gptq", "autoround", "alone")
-    cells = []
-    for budget, found in by_budget.items():
-        figures = (number(found[one]["perplexity"]) if one in found else "–" for one in methods)
-        tuned = found.get("autoround") or found["alone"]
-        spent = f"{tuned['cpu_seconds'] / 60:.0f}"
-        cells.append((budget, *figures, str(tuned["iters"]), str(tuned["step_windows"]), spent))
-    text = (
-        "The backend *autoround* beside *gptq*, with the same plan and calibration windows, groups of 64 "
-        "inputs, symmetric; widths are the same for all linears at 3 and 4 bits and OWL's (lod@10, lam 0.5) "
-        "of 3 and 4 bits at 3.5, of 2, 3 and 4 at 2.5. *Alone* is AutoRound by its own interface, given the "
-        "same token ids, steps and seed. *Steps* of each block, published with 200, are what fits into a "
-        "quarter of an hour of one core, each of so many *windows*; minutes are of the CPU. (`autoround.py`)"
-    )
-    heads = ("bits", *methods, "steps", "windows", "minutes")
-    return section("Tuned rounding", text, table(heads, cells)) if cells else ""
 
 
 def _structured() -> str:
