@@ -11,8 +11,8 @@ from textwrap import fill
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
-from tuned_rounding_table import tuned_rounding_section
 from recovery_table import recovery_section
+from tuned_rounding_table import tuned_rounding_section
 
 _RESULTS = Path(__file__).parent / "results"
 _AUTHORS = json.loads((Path(__file__).parent / "authors_smollm2.json").read_text())
