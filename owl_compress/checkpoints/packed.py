@@ -5,7 +5,6 @@ each width names its linears exactly; symmetric grids only, no activation order 
 everything else in `ignore`, and never a `sparsity_config`, which servers refuse.
 """
 
-import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +24,7 @@ from owl_compress.checkpoints.packed_description import (
     is_packed,
     quantizes_activations,
 )
+from owl_compress.checkpoints.packed_package import require_current_package, require_package
 from owl_compress.checkpoints.packed_size import packed_sizer
 from owl_compress.checkpoints.packed_trial import USE_DENSE, Fit, find_fit
 from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
@@ -43,21 +43,7 @@ from owl_compress.models.structure import LinearSite, ModelStructure
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = "compressed-tensors"
-INSTALL = "pip install 'owl-compress[quant]'"
 _WORD_BITS = 32
-
-
-def require_package() -> None:
-    """Refuse to go on without compressed-tensors.
-
-    Raises:
-        RequestError: it is not installed.
-    """
-    if importlib.util.find_spec("compressed_tensors") is None:
-        raise RequestError(
-            f"a packed checkpoint needs the package {PACKAGE}: {INSTALL}, or use --format dense"
-        )
 
 
 def check_packable(model: nn.Module, names: Sequence[str], code_format: CodeFormat) -> Fit:
@@ -168,12 +154,12 @@ def check_packed_source(source: CheckpointSource) -> None:
     """Refuse packed weights that cannot be read, or that would become another model.
 
     Raises:
-        RequestError: compressed-tensors is missing, activations are quantized too, or the codes in a folder
-            are no integers.
+        RequestError: compressed-tensors is missing or too old, activations are quantized too, or the codes
+            in a folder are no integers.
     """
     if quantizes_activations(source.described):
         raise refuse_quantized(source.named, f"{METHOD}, with activations quantized too")
-    require_package()
+    require_current_package()
     if source.is_local:
         check_saved_codes(source.where)
 

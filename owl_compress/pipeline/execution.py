@@ -8,7 +8,7 @@ from typing import Any
 
 from owl_compress.arguments import checked
 from owl_compress.checkpoints.loading import LoadedModel
-from owl_compress.checkpoints.packed import require_package
+from owl_compress.checkpoints.packed_package import require_package
 from owl_compress.compression.contract import CheckpointBackend, FinishChecker, ModelFinisher, Surveyed
 from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.compression.journal import Journal

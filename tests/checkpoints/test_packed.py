@@ -277,6 +277,19 @@ def test_without_compressed_tensors_the_remedy_is_named(
             attempt()
 
 
+@pytest.mark.parametrize("installed", ["0.19.0", "0.9"])
+def test_a_compressed_tensors_that_is_too_old_to_read_with_is_named(
+    folder: Path, installed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owl_compress.checkpoints.packed_package.version", lambda _: installed)
+    with pytest.raises(RequestError) as refused:
+        load_model(str(folder))
+    assert str(refused.value) == (
+        f"packed weights are read with compressed-tensors 0.20 or newer, not {installed}: "
+        "pip install 'owl-compress[quant]'"
+    )
+
+
 def test_linears_left_out_of_the_plan_are_ignored_by_name(
     make_model: Callable[[str], Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

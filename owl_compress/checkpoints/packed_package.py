@@ -1,0 +1,39 @@
+"""The package compressed-tensors, an extra: whether it is there, and new enough to read with."""
+
+import importlib.util
+import re
+from importlib.metadata import version
+
+from owl_compress.errors import RequestError
+
+PACKAGE = "compressed-tensors"
+INSTALL = "pip install 'owl-compress[quant]'"
+_OLDEST = (0, 20)
+"""The first version whose decompression leaves ordinary linears behind."""
+
+
+def require_package() -> None:
+    """Refuse to go on without compressed-tensors.
+
+    Raises:
+        RequestError: it is not installed.
+    """
+    if importlib.util.find_spec("compressed_tensors") is None:
+        raise RequestError(
+            f"a packed checkpoint needs the package {PACKAGE}: {INSTALL}, or use --format dense"
+        )
+
+
+def require_current_package() -> None:
+    """Refuse to read packed weights with a package that does not leave ordinary ones behind.
+
+    Raises:
+        RequestError: it is missing or too old.
+    """
+    require_package()
+    installed = version(PACKAGE)
+    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise RequestError(
+            f"packed weights are read with {PACKAGE} {oldest} or newer, not {installed}: {INSTALL}"
+        )
