@@ -8,6 +8,7 @@ everything else in `ignore`, and never a `sparsity_config`, which servers refuse
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -79,16 +80,34 @@ def packed_checkpoint(model: nn.Module) -> PackedCheckpoint:
     formats = {codes.code_format for _, codes in coded.values()}
     fits = [check_packable(model, list(coded), code_format) for code_format in formats]
     for name, (module, codes) in coded.items():
-        if not torch.equal(module.get_parameter("weight").data.cpu(), codes.dequantised()):
-            raise RequestError(f"{name} was changed after it was quantized: {USE_DENSE}")
-    tensors = dict(model.state_dict())
-    widths = {}
-    for name in fits[0].packed:
-        codes = coded[name][1]
-        widths[name] = (codes.bits, codes.group_size)
-        del tensors[f"{name}.weight"]
-        tensors |= {f"{name}.{part}": tensor for part, tensor in _packed(codes).items()}
-    return PackedCheckpoint(tensors, describe_packed(model, widths), fits[0].original_names, fits[0].notes)
+        _check_unchanged(name, module.get_parameter("weight").data, codes)
+    packed = {name: coded[name][1] for name in fits[0].packed}
+    widths = {name: (codes.bits, codes.group_size) for name, codes in packed.items()}
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
+    return PackedCheckpoint(
+        _with_codes(tensors, packed),
+        describe_packed(model, widths),
+        fits[0].original_names,
+        fits[0].notes,
+        partial(_with_codes, packed=packed),
+    )
+
+
+def _check_unchanged(name: str, weight: Tensor, codes: QuantizedWeight) -> None:
+    """Refuse a weight that is not what its codes stand for; of one that is elsewhere nothing is known yet."""
+    if not weight.is_meta and not torch.equal(weight.cpu(), codes.dequantised()):
+        raise RequestError(f"{name} was changed after it was quantized: {USE_DENSE}")
+
+
+def _with_codes(tensors: Mapping[str, Tensor], packed: Mapping[str, QuantizedWeight]) -> dict[str, Tensor]:
+    """`tensors` with codes in the place of those weights among them that are `packed`."""
+    found = dict(tensors)
+    for name, codes in packed.items():
+        weight = found.pop(f"{name}.weight", None)
+        if weight is not None:
+            _check_unchanged(name, weight, codes)
+            found |= {f"{name}.{part}": tensor for part, tensor in _packed(codes).items()}
+    return found
 
 
 def _packed(codes: QuantizedWeight) -> dict[str, Tensor]:

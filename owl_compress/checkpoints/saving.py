@@ -1,7 +1,7 @@
 """Writing a model as a checkpoint that plain transformers loads."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +28,16 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 class PackedCheckpoint:
     """Tensors that stand for those of a model, all of them, and how config.json describes them.
 
-    `original_names` as for `write_weights`; `notes` say which linears are not stored as codes, and why.
+    `original_names` as for `write_weights`; `notes` say which linears are not stored as codes, and why. Of a
+    model whose blocks are not in memory they are those outside of blocks, and `of_block` makes of the tensors
+    of a block what is stored of it.
     """
 
     tensors: dict[str, Tensor]
     quantization_config: dict[str, Any]
     original_names: bool = True
     notes: tuple[str, ...] = ()
+    of_block: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
 
 def save_checkpoint(
@@ -99,7 +102,8 @@ def write_weights(
         )
     add_older_names(folder / "config.json")
     if is_streamed(model):
-        write_shards(model, folder, original_names=original_names)
+        of_block = packed.of_block if packed else None
+        write_shards(model, folder, original_names=original_names, of_block=of_block)
 
 
 def _generation_config(model: Any) -> Any | None:

@@ -1,6 +1,6 @@
 """The driver: walks the blocks of a model and has a backend compress each one, exactly to the plan."""
 
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -294,8 +294,7 @@ class _Driver:
         with closing(self._visits(plan, statistic, "compressing blocks")) as visits:
             for visit, budgets in visits:
                 self.options.before_change()
-                done = journal.restored_(visit.site) if journal else None
-                is_new = done is None
+                done: Sequence[LinearOutcome] | None = journal.restored_(visit.site) if journal else None
                 if done is None:
                     decision = surveyed.decisions.get(visit.site.name)
                     # No name holds the task: its statistics must be gone before the next are gathered.
@@ -305,14 +304,11 @@ class _Driver:
                             self._task(visit, budgets, plan, statistic, advance=False), decision=decision
                         ),
                     )
-                codes = {outcome.name: outcome.quantized for outcome in done}
+                    done = journal.note(visit.site, done) if journal else done
+                outcomes |= {outcome.name: outcome for outcome in done}
                 for site in visit.site.linears:
                     if site.name in budgets:
-                        keep_codes_(site.module, codes[site.name])
-                if journal and is_new:
-                    journal.note(visit.site, done)
-                # The codes stay beside their weights, on the host; those on the device go with the block.
-                outcomes |= {outcome.name: replace(outcome, quantized=None) for outcome in done}
+                        keep_codes_(site.module, outcomes[site.name].quantized)
         return [outcomes[budget.name] for budget in plan.budgets]
 
     def _visits(

@@ -53,8 +53,11 @@ class Journal:
         """Blocks that were done before and were put back."""
         return self._restored
 
-    def note(self, site: BlockSite, outcomes: Sequence[LinearOutcome]) -> None:
+    def note(self, site: BlockSite, outcomes: Sequence[LinearOutcome]) -> tuple[LinearOutcome, ...]:
         """Keep a block as it is now, with what was done to it; a streamed one lives there from here on.
+
+        Returns:
+            The outcomes; of a streamed block with codes that are in the file, too, and not in memory.
 
         Raises:
             RequestError: the disk is full, or cannot be written to.
@@ -75,8 +78,10 @@ class Journal:
         with put_in_place(self._file(site, ".json")) as temporary:
             temporary.write_text(entry, encoding="utf-8")
         residence = residence_of(site.module)
-        if residence is not None:
-            residence.moved_to(weights)
+        if residence is None:
+            return tuple(outcomes)
+        residence.moved_to(weights)
+        return tuple(self._as_outcome(site, linear) for linear in linears)
 
     def restored_(self, site: BlockSite) -> tuple[LinearOutcome, ...] | None:
         """Put a block back that was finished before, and say what was done to it; None if it was not.
@@ -106,16 +111,21 @@ class Journal:
     def _as_outcome(self, site: BlockSite, linear: FinishedLinear) -> LinearOutcome:
         codes = None
         if linear.bits is not None:
-            with _opened(self._file(site, ".codes")) as tensors:
-                names = set(tensors.keys())
-                codes, scales, zeros = (
-                    tensors.get_tensor(name).clone() if (name := f"{linear.name}.{part}") in names else None
-                    for part in _CODES
-                )
-            codes = QuantizedWeight(codes, scales, zeros, linear.bits, linear.group_size)
+            kept = self._codes(site, linear.name)
+            codes = QuantizedWeight(
+                kept["codes"], kept["scales"], kept.get("zero_points"), linear.bits, linear.group_size
+            )
         return LinearOutcome(
             linear.name, linear.achieved, linear.relative_error, linear.seconds, linear.fallbacks, codes
         )
+
+    def _codes(self, site: BlockSite, linear: str) -> dict[str, Tensor]:
+        """Codes, scales and zero points; of a streamed block as the system pages them in from the file."""
+        stays = residence_of(site.module) is not None
+        with _opened(self._file(site, ".codes")) as tensors:
+            names = {part: f"{linear}.{part}" for part in _CODES if f"{linear}.{part}" in tensors.keys()}  # noqa: SIM118
+            found = {part: tensors.get_tensor(name) for part, name in names.items()}
+        return found if stays else {part: tensor.clone() for part, tensor in found.items()}
 
     def _file(self, site: BlockSite, ending: str) -> Path:
         return self.folder / f"{site.name}{ending}"

@@ -10,7 +10,7 @@ from owl_compress.documents.plan import LinearBudget, Plan
 from owl_compress.documents.units import Unit, kept_weights
 from owl_compress.models.limits import hidden_size
 from owl_compress.models.structure import BlockSite, ModelStructure
-from owl_compress.walk.input_statistics import Gram
+from owl_compress.walk.input_statistics import Gram, Statistic
 
 _FLOAT32, _FLOAT64 = 4, 8
 _WORKING_COPIES = 3
@@ -39,7 +39,7 @@ def predict(
         checkpoint_bytes -= element * (sum(budget.n_weights for budget in plan.budgets) - n_weights_kept)
     if is_packed and isinstance(backend, Quantizer):
         checkpoint_bytes += _packing_bytes(structure, plan, backend, element)
-    working_bytes, activation_bytes = walk_bytes(model, structure, backend, calibration, batch_size)
+    working_bytes, activation_bytes = walk_bytes(model, structure, backend.statistic, calibration, batch_size)
     if calibration is not None and isinstance(backend, GradientReader) and backend.reads_gradients:
         # Gradients are taken first, and what they needed is given back before the walk begins.
         windows = windows_of_gradients(backend, calibration)
@@ -68,7 +68,7 @@ def _packing_bytes(structure: ModelStructure, plan: Plan, backend: Quantizer, el
 def walk_bytes(
     model: nn.Module,
     structure: ModelStructure,
-    backend: AnyBackend,
+    statistic: type[Statistic] | None,
     calibration: TokenWindows | None,
     batch_size: int,
 ) -> tuple[int, int]:
@@ -76,20 +76,20 @@ def walk_bytes(
     largest = max(structure.blocks, key=lambda block: block.n_weights)
     element = next(model.parameters()).element_size()
     tokens, batch_tokens = 0, 0
-    if calibration is not None and backend.statistic:
+    if calibration is not None and statistic:
         tokens = calibration.ids.numel()
         batch_tokens = min(tokens, batch_size * calibration.record.seq_len)
     matrices = max(linear.n_weights for linear in largest.linears) * _FLOAT32 * _WORKING_COPIES
     batch = batch_tokens * sum(sum(linear.shape) for linear in largest.linears) * element
-    working_bytes = largest.n_weights * element + matrices + _statistics_bytes(backend, largest) + batch
+    working_bytes = largest.n_weights * element + matrices + _statistics_bytes(statistic, largest) + batch
     return working_bytes, tokens * hidden_size(model) * element
 
 
-def _statistics_bytes(backend: AnyBackend, block: BlockSite) -> int:
+def _statistics_bytes(statistic: type[Statistic] | None, block: BlockSite) -> int:
     """What is gathered of the inputs of one block at a time."""
-    if backend.statistic is None:
+    if statistic is None:
         return 0
-    if backend.statistic is Gram:
+    if statistic is Gram:
         return _FLOAT32 * sum({n_inputs: n_inputs**2 for n_inputs in _inputs(block)}.values())
     return _FLOAT64 * sum(_inputs(block))
 

@@ -23,6 +23,8 @@ from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import ModelStructure
 from owl_compress.pages.words import size_in_words
 from owl_compress.pipeline.session import Session
+from owl_compress.walk.blocks import STATES_ON_DEVICE
+from owl_compress.walk.input_statistics import SecondMoments, Statistic
 
 Waiting = Literal["device", "host", "disk"]
 """Where weights wait until they are worked on."""
@@ -72,6 +74,7 @@ class Course:
         batch_size: sequences per forward pass.
         keeps_blocks: whether each block that is done is kept on disk until all are.
         checkpoint_bytes: of the outcome.
+        room_for_states: bytes that hidden states may take on the device; more of them are kept on the host.
     """
 
     backend: AnyBackend
@@ -83,6 +86,7 @@ class Course:
     batch_size: int = 1
     keeps_blocks: bool = False
     checkpoint_bytes: int = 0
+    room_for_states: int | None = None
 
 
 def needs_of(model: Any, structure: ModelStructure, course: Course) -> tuple[StageNeeds, ...]:
@@ -90,10 +94,10 @@ def needs_of(model: Any, structure: ModelStructure, course: Course) -> tuple[Sta
     weights = Weights.of(model, structure)
     stages = []
     if course.measuring is not None:
-        stages.append(_of_walk("measuring", model, structure, course, course.measuring))
+        stages.append(_of_walk("measuring", model, structure, course, SecondMoments))
     if course.held_out is not None:
         stages.append(_of_evaluation(model, weights, course, course.held_out))
-    stages.append(_of_walk("compressing", model, structure, course, course.calibration))
+    stages.append(_of_walk("compressing", model, structure, course, course.backend.statistic))
     host, _ = weights.waiting(course.waiting)
     # Finished blocks are linked into the output where weights wait on disk; else they are there twice.
     twice = course.checkpoint_bytes if course.keeps_blocks and course.waiting != "disk" else 0
@@ -109,13 +113,14 @@ def needs_of(model: Any, structure: ModelStructure, course: Course) -> tuple[Sta
 
 
 def _of_walk(
-    stage: str, model: Any, structure: ModelStructure, course: Course, windows: TokenWindows | None
+    stage: str, model: Any, structure: ModelStructure, course: Course, statistic: type[Statistic] | None
 ) -> StageNeeds:
     """A pass over the blocks: one of them at work, statistics, one batch, and hidden states in between."""
     weights = Weights.of(model, structure)
-    working, activations = walk_bytes(model, structure, course.backend, windows, course.batch_size)
-    keeps = stage == "compressing" and course.keeps_blocks
-    blocks = weights.total - weights.outside if keeps else 0
+    compresses = stage == "compressing"
+    windows = course.calibration if compresses else course.measuring
+    working, activations = walk_bytes(model, structure, statistic, windows, course.batch_size)
+    blocks = weights.total - weights.outside if compresses and course.keeps_blocks else 0
     return _placed(stage, weights, course, working, activations, blocks)
 
 
@@ -143,7 +148,9 @@ def _placed(
     if course.has_device:
         if course.waiting == "device":
             working -= weights.block  # it is there already
-        states_on_host = between if stage == "evaluating" else 0
+        room = course.room_for_states
+        leave = stage == "evaluating" or (room is not None and between > room)
+        states_on_host = between if leave else 0
         return StageNeeds(
             stage=stage,
             host_bytes=host + states_on_host,
@@ -172,6 +179,7 @@ def course_of(session: Session, checkpoint_bytes: int = 0, *, resume: bool = Fal
         session.recipe.batch_size,
         keeps_blocks=streams or resume,
         checkpoint_bytes=checkpoint_bytes,
+        room_for_states=int(STATES_ON_DEVICE * free_device_bytes(device)) if has_device else None,
     )
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from owl_compress.device import free_device_bytes
 from owl_compress.errors import RequestError
 from owl_compress.models.state import evaluation_mode, on_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
@@ -212,7 +213,8 @@ class BlockWalk:
         structure: its blocks and linears.
         batches: token ids, each of shape [batch, seq_len]; empty for a walk that runs nothing.
         device: where blocks are run.
-        keep_on: where the activations between blocks are kept.
+        keep_on: where the activations between blocks are kept; by default on the device if they leave most of
+            its memory free, else on the host.
         may_widen: whether blocks may be computed in float32 where that is quicker (see `widening`): not where
             what comes out is held against another run of the model, to the last digit.
         ranks: processes that walk together, each on `batches` of its own: what is gathered is of all of them.
@@ -233,6 +235,7 @@ class BlockWalk:
         self.ranks = ranks
         self.structure = structure
         self.keep_on = keep_on or device
+        self._keeps_where_there_is_room = keep_on is None
         self.hidden: list[Tensor] = []
         self._model = model
         self._batches = batches
@@ -301,8 +304,23 @@ class BlockWalk:
 
     def _capture(self) -> None:
         for captured in capture(self._model, self.structure.blocks, self._batches):
+            if self._keeps_where_there_is_room:
+                self.keep_on = place_of_states(self._batches, captured.hidden, self.device)
+                self._keeps_where_there_is_room = False
             self.hidden.append(captured.hidden.to(self.keep_on))
             self._arguments.append(captured.arguments)
+
+
+STATES_ON_DEVICE = 0.3
+"""Share of the free device memory that hidden states between blocks may take."""
+
+
+def place_of_states(batches: Sequence[Tensor], of_first: Tensor, device: torch.device) -> torch.device:
+    """Where hidden states of all `batches` are kept, as large by the token as those `of_first`."""
+    tokens = sum(batch.numel() for batch in batches)
+    n_bytes = of_first.numel() // batches[0].numel() * of_first.element_size() * tokens
+    fits = device.type == "cpu" or n_bytes <= STATES_ON_DEVICE * free_device_bytes(device)
+    return device if fits else torch.device("cpu")
 
 
 class _Copies:

@@ -40,8 +40,10 @@ def ran(out: str, **options: Any) -> Any:
         },
         {"allocator": "uniform", "backend": "sparsegpt", "nm": "2:4"},
         {"allocator": "uniform", "backend": "magnitude", "sparsity": 0.5, "batch_size": 3},
+        {"allocator": "owl", "backend": "gptq", "bits": 3, "bit_choices": "2,3,4", "group_size": 8},
+        {"allocator": "uniform", "backend": "rtn", "bits": 4, "group_size": 8, "format": "dense"},
     ],
-    ids=["wanda", "wanda-dense-statistics", "sparsegpt", "magnitude"],
+    ids=["wanda", "wanda-dense-statistics", "sparsegpt", "magnitude", "gptq-packed", "rtn-dense"],
 )
 def test_a_run_from_disk_gives_the_same_to_the_last_bit(here: Path, options: dict[str, Any]) -> None:
     whole, streamed = ran("whole", offload="host", **options), ran("streamed", offload="disk", **options)
