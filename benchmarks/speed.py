@@ -9,7 +9,8 @@ Seconds are of the CPU, in all threads, where there is no GPU: other work on the
 - dense_statistics: owl, measured on all sequences, on the dense model's statistics, against sequential ones.
 - sparsegpt: against wanda.
 - gptq: three bits in groups of 64, against sparsegpt.
-- gathering: second moments alone, which ends at the last linear's input, against a pass that runs to its end.
+- gathering: a pass that gathers second moments, which ends at the last linear's input, and one that advances,
+  as a backend on sequential statistics takes them, against one pass that does both.
 - gram: Gram matrices of a block's inputs as they are summed, against whole products.
 - bfloat16: the walk over a bfloat16 model as it is done here, against blocks in their own type.
 - short_windows: the walk over 64 tokens a window, eight at a time, against one at a time.

@@ -340,10 +340,11 @@ def _speed() -> str:
         "measures and allocates first, over one with uniform budgets; *dense_statistics*, a run that "
         "measures on all sequences and prunes on the dense model's statistics, over the same on sequential "
         "ones; *sparsegpt* over wanda; *gptq* over sparsegpt; *against_gptqmodel*, gptq over the package "
-        "GPTQModel. Of single passes: *gathering* statistics alone, which ends at the last linear's input, "
-        "over a pass to the end; *gram* matrices as they are summed, over whole products; *bfloat16* blocks "
-        "in float32, on a CPU without instructions for bfloat16, over blocks as they are; *short_windows* "
-        "of 64 tokens, eight at a time over one at a time. *loading*: the embedded GGUF parsed once, over "
+        "GPTQModel. Of single passes: *gathering* statistics, which ends at the last linear's input, and "
+        "then advancing, over one pass that does both; *gram* matrices as they are summed, over whole "
+        "products; *bfloat16* blocks in float32, on a CPU without instructions for bfloat16, over blocks "
+        "as they are; *short_windows* of 64 tokens, eight at a time over one at a "
+        "time. *loading*: the embedded GGUF parsed once, over "
         "as often as transformers asks. (`speed.py`)"
     )
     return section("What the steps cost", text, table(("", "tokens", "threads", "median", "ratios"), cells))
