@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.journal import FinishedBlock, FinishedLinear
+from owl_compress.documents.temporary import remove_dead, temporary_name
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import QuantizedWeight
 from owl_compress.models.residence import residence_of
 from owl_compress.models.structure import BlockSite
 
+_TEMPORARY = "owl-compress-blocks"
 _CODES = ("codes", "scales", "zero_points")
 
 
@@ -39,7 +41,10 @@ class Journal:
     @classmethod
     def until_gone(cls, model: nn.Module) -> "Journal":
         """One in a temporary folder, for as long as `model` lives: it holds what memory has no room for."""
-        folder = Path(tempfile.mkdtemp(prefix="owl-compress-"))
+        place = Path(tempfile.gettempdir())
+        remove_dead(place, _TEMPORARY)  # of processes that were killed
+        folder = place / temporary_name(_TEMPORARY)
+        folder.mkdir(mode=0o700)
         finalize(model, shutil.rmtree, folder, ignore_errors=True)
         return cls(folder)
 

@@ -1,5 +1,6 @@
 """Where weights wait changes nothing of what comes out, and with them on disk memory stays small."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -127,3 +128,19 @@ def test_host_memory_stays_at_a_few_blocks(here: Path, tokenizer: Any) -> None:
     assert child.returncode == 0, child.stderr
     growth = int(child.stdout.splitlines()[-1])
     assert growth < n_bytes / 2, f"{growth:,} of {n_bytes:,} bytes"
+
+
+def test_blocks_without_an_output_are_kept_for_as_long_as_the_model(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    loaded = oc.load("model", offload="disk")
+    plan = oc.allocate(
+        oc.measure(loaded.model, oc.calibrate(loaded, "text.txt", samples=1, seq_len=32)), sparsity=0.5
+    )
+    oc.compress_(loaded.model, plan, "magnitude")
+    (kept,) = here.glob(".owl-compress-blocks.*")
+    assert len(list(kept.glob("*.safetensors"))) == 3
+    del loaded
+    gc.collect()
+    assert not kept.exists()
