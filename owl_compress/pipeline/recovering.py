@@ -113,7 +113,10 @@ def carry_out(
         training = Training.prepare(subject, request, device, progress, say)
         before = perplexity(training.loaded.model, training.held_out, device=device, progress=progress)
         course, trainee = training.run(
-            Keeping(unfinished, training.settings(ranks), resume), ranks, progress, say
+            Keeping(unfinished, training.settings(ranks), resume and unfinished.exists()),
+            ranks,
+            progress,
+            say,
         )
         if not ranks.leads:
             return None

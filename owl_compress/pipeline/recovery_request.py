@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from owl_compress.consent import NO_CONSENT, Consent
+from owl_compress.data.window_checks import check_max_windows
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, check_batch_size
 from owl_compress.device import resolve_device
 from owl_compress.documents.quantities import n_tokens
@@ -76,6 +77,8 @@ class RecoveryOptions:
             raise RequestError("--tokens and --steps both say how long to train: give one")
         if found.tokens is not None and not n_tokens(found.tokens):
             raise RequestError(f"--tokens {found.tokens!r} is no number of tokens, such as 30000 or 300k")
+        if found.learning_rate is not None and not isfinite(found.learning_rate):
+            raise RequestError(f"--learning-rate {found.learning_rate} has no end: give one such as 1e-4")
         if found.teacher is not None and found.loss != "distill":
             raise RequestError("--teacher is for --loss distill: add that, or drop it")
         return found
@@ -122,7 +125,7 @@ class RecoveryRequest:
         own = {one.name for one in options_of(RecoveryOptions)} | {"method", "max_windows"}
         recipe = {name for name in given if name in Recipe.model_fields}
         of_method = {name: value for name, value in given.items() if name not in own | recipe}
-        method = METHODS.create(given.get("method") or DEFAULT_METHOD, of_method)
+        method = METHODS.create(given.get("method", DEFAULT_METHOD), of_method)
         method.check_ready()
         plain = Recipe.model_fields
         batch_size = given.get("batch_size", plain["batch_size"].default)
@@ -132,6 +135,7 @@ class RecoveryRequest:
             raise RequestError("--dtype float16 loses small gradients: train in bfloat16 or float32")
         text = {**taken(given, _TEXT), "seed": given.get("seed", 0)}
         max_windows = given.get("max_windows")
+        check_max_windows(max_windows)
         held_out = None
         if options.held_out is not None:
             held_out = EvaluationOptions(options.held_out, max_windows=max_windows, **taken(given, _TEXT))

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from owl_compress.checkpoints.loading import LoadedModel
+from owl_compress.checkpoints.hub import quietly_explained
+from owl_compress.checkpoints.loading import LoadedModel, locate
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_forms import StoredForm, recognised
 from owl_compress.documents.outputs import ADAPTER_FOLDER
@@ -41,8 +42,10 @@ class Subject:
             raise RequestError(
                 f"{folder} has an adapter already: recover the folder that it was made from, for longer"
             )
+        locate(str(folder))  # refuses files that are broken, by name
         source = CheckpointSource.of_folder(folder, trust_remote_code=request.consent.trust_remote_code)
-        form = recognised(source)
+        with quietly_explained(str(folder)):
+            form = recognised(source)
         if not isinstance(form, StoredForm) or form.holds_codes:
             raise RequestError(
                 f"{folder} holds integer codes ({form.name}), which no training can change: compress with "

@@ -207,6 +207,11 @@ def _windows(
         progress=progress,
     )
     check_vocabulary(loaded.model, found.training.ids)
+    if request.sequences_per_step > len(found.training):
+        raise RequestError(
+            f"a step of {request.sequences_per_step} sequences is more than the text has windows, "
+            f"{len(found.training)}: give more text, or a smaller --batch-size or --accumulate"
+        )
     return found
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from owl_compress.documents.disk import put_in_place
+from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.errors import RequestError
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,6 +63,8 @@ def write_state(
             if moment in optimizer.state[parameter]:
                 tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment].cpu().contiguous()
     told = {"settings": dict(settings), **vars(course)}
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with put_in_place(path) as temporary:
         save_file(tensors, temporary, metadata={"owl-compress": json.dumps(told)})
 
@@ -105,7 +107,9 @@ def _told(path: Path) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(metadata["owl-compress"])
         told = {name: told[name] for name in ("settings", "step", "losses", "seconds")}
     except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(f"{path} is no unfinished recovery: start without --resume") from error
+        raise RequestError(
+            f"{path} is no unfinished recovery: remove it, and start without --resume"
+        ) from error
     return told
 
 
@@ -130,4 +134,6 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(f"{path} cannot be read ({reason}): start without --resume") from error
+        raise RequestError(
+            f"{path} cannot be read ({reason}): remove it, and start without --resume"
+        ) from error

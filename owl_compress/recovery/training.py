@@ -107,7 +107,7 @@ def train_(
             keeping.path, trainee.parameters, optimizer, keeping.settings, frozenset({"learning_rate"})
         )
     work = _Work(trainee, plan, loss, device, ranks, optimizer)
-    saver = _Saver(trainee, optimizer, keeping, ranks, max(1, plan.steps // _SAVES))
+    saver = _Saver(trainee, optimizer, keeping, ranks, plan.steps, max(1, plan.steps // _SAVES))
     steps = range(course.step, plan.steps)
     with work.as_trained() as model, saver.kept_at_the_end(course, say):
         for step in progress.track(steps, total=len(steps), what="training"):
@@ -120,7 +120,9 @@ def train_(
                 work.update(step)
                 course.step, course.seconds = step + 1, course.seconds + monotonic() - start
                 course.losses.append(value)
-            saver.save_now_and_then(course)
+            if not saver.save_now_and_then(course):
+                saver.forget()
+                raise _diverged(step, plan, keeping, saver.saved)
             if course.step % saver.every == 0:
                 say(_told(course, plan))
     return course
@@ -192,14 +194,19 @@ class _Saver:
     optimizer: torch.optim.Optimizer
     keeping: Keeping
     ranks: Ranks
+    n_steps: int
     every: int
     saved: int | None = None
     is_over: bool = False
 
-    def save_now_and_then(self, course: Course) -> None:
-        """Save after so many steps."""
-        if course.step % self.every == 0:
-            self._save(course)
+    def save_now_and_then(self, course: Course) -> bool:
+        """Save after so many steps; False where there is nothing worth it, a value being no number."""
+        if course.step % self.every and course.step < self.n_steps:
+            return True
+        if not all(bool(torch.isfinite(one).all()) for one in self.trainee.parameters.values()):
+            return False
+        self._save(course)
+        return True
 
     def forget(self) -> None:
         """Keep what was saved last, and not what there is now."""
