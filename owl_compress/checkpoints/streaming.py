@@ -92,8 +92,10 @@ class StreamedBlock:
     @property
     def names(self) -> tuple[str, ...]:
         """Names in the model of all that is stored; what the block uses twice is there once."""
-        by_tensor = {id(self._empty[key]): key for key in reversed(self.stored)}
-        return tuple(f"{self.name}.{key}" for key in self.stored if by_tensor[id(self._empty[key])] == key)
+        first: dict[int, str] = {}
+        for key in self.stored:
+            first.setdefault(id(self._empty[key]), key)
+        return tuple(f"{self.name}.{key}" for key in first.values())
 
     @property
     def n_bytes(self) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from weakref import finalize
 
 from safetensors import SafetensorError, safe_open
@@ -168,7 +169,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[safe_open]:
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with disk_errors(path), safe_open(path, framework="pt") as tensors:
             yield tensors

@@ -28,7 +28,9 @@ class FinishedBlock(Document):
 
     SCHEMA: ClassVar[str] = "owl-compress/finished-block/1"
 
-    schema_: Literal["owl-compress/finished-block/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["owl-compress/finished-block/1"] = Field(
+        default="owl-compress/finished-block/1", alias="schema"
+    )
     block: Name
     linears: tuple[FinishedLinear, ...]
 
@@ -38,7 +40,7 @@ class JournalHead(Document):
 
     SCHEMA: ClassVar[str] = "owl-compress/journal/1"
 
-    schema_: Literal["owl-compress/journal/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["owl-compress/journal/1"] = Field(default="owl-compress/journal/1", alias="schema")
     depends_on: dict[str, str]
 
     def check_same(self, now: Mapping[str, str], where: str) -> None:
