@@ -25,6 +25,7 @@ from owl_compress.pipeline.limits import asks_for_limit, everything_kept
 from owl_compress.pipeline.request import allocator_of, backend_of, check_unit
 from owl_compress.pipeline.targets import target_of
 from owl_compress.pipeline.tuning_candidates import candidates_of
+from owl_compress.recovery.methods import METHODS as RECOVERIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -203,6 +204,7 @@ def test_the_least_plan_is_a_plan(tmp_path: Path) -> None:
         (BACKENDS, "docs/backends.md"),
         (METRICS, "docs/files.md"),
         (EXPORTERS, "docs/exchange.md"),
+        (RECOVERIES, "docs/recover.md"),
     ],
 )
 def test_everything_registered_is_described(registry: Any, page: str) -> None:
@@ -213,6 +215,13 @@ def test_everything_registered_is_described(registry: Any, page: str) -> None:
 def test_every_option_is_real() -> None:
     outside = {
         "--nproc-per-node",
+        "--nnodes",
+        "--rdzv-backend",
+        "--rdzv-endpoint",
+        "--nodes",
+        "--ntasks-per-node",
+        "--gpus-per-node",
+        "--entrypoint-num-gpus",
         "--no-python",
         "--no-deps",
         "--perturb",

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.utils import ADAPTER_CONFIG_NAME, find_adapter_config_file
 
+from owl_compress.checkpoints.door import with_adapter
 from owl_compress.documents.outputs import ADAPTER_FOLDER
 from owl_compress.errors import RequestError
 from owl_compress.models.adapters import peft_kept_quiet
@@ -76,11 +77,9 @@ def merge_adapter(model: Any, folder: Path) -> Any:
     Raises:
         RequestError: the adapter cannot be read, or is another model's.
     """
-    from peft import PeftModel  # noqa: PLC0415 - optional
-
     try:
         with peft_kept_quiet():
-            return PeftModel.from_pretrained(model, folder).merge_and_unload()
+            return with_adapter(model, folder).merge_and_unload()
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise RequestError(f"the adapter in {folder} cannot be put on the model: {reason}") from error

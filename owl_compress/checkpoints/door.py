@@ -5,6 +5,7 @@ the code on "y". Whoever comes through here has to say whether it may run: nobod
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from owl_compress.errors import RequestError
@@ -29,6 +30,19 @@ def pretrained(kind: Any, where: str | None, *, trust_remote_code: bool, **optio
 def from_config(kind: Any, config: Any, *, trust_remote_code: bool) -> Any:
     """The model that `kind` builds for a configuration, with fresh weights."""
     return kind.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """`model` with the adapter in `folder` woven in: numbers alone, which hold no code and no pickle.
+
+    Raises:
+        RequestError: its weights are not safetensors.
+    """
+    from peft import PeftModel  # noqa: PLC0415 - optional
+
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise RequestError(f"{folder} has no adapter_model.safetensors: write it again, or remove the folder")
+    return PeftModel.from_pretrained(model, folder)
 
 
 def check_kernels(described: Mapping[str, Any], named: str) -> None:

@@ -163,12 +163,13 @@ def _of_refine() -> list[Parameter]:
 
 
 def _of_recover() -> list[Parameter]:
-    from owl_compress.pipeline.recovery_request import METHODS, RecoveryOptions
+    from owl_compress.pipeline.methods import RECOVERIES
+    from owl_compress.pipeline.recovery_request import RecoveryOptions
 
     of_text = of_recipe(*recover.RECOVER_TOPICS, without=recover.NOT_FOR_RECOVERY, panels=recover.PANELS)
     return [
         *of_dataclass(RecoveryOptions, "Training"),
-        *of_methods(METHODS.every_option(), "Options of methods"),
+        *of_methods(RECOVERIES.every_option(), "Options of methods"),
         *of_text,
     ]
 

@@ -9,7 +9,15 @@ from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, nearest
 from owl_compress.exports import EXPORTERS, IMPORTERS
 from owl_compress.options import Option
-from owl_compress.pipeline.methods import ALLOCATORS, AUTO, BACKENDS, DEFAULT_ALLOCATOR, DEFAULT_BACKEND
+from owl_compress.pipeline.methods import (
+    ALLOCATORS,
+    AUTO,
+    BACKENDS,
+    DEFAULT_ALLOCATOR,
+    DEFAULT_BACKEND,
+    DEFAULT_RECOVERY,
+    RECOVERIES,
+)
 from owl_compress.registry import Registry
 
 
@@ -112,6 +120,12 @@ def _tools() -> Shelf:
     return _methods("tools", "carry plans out elsewhere: export --to NAME", EXPORTERS)
 
 
+def _recoveries() -> Shelf:
+    return _methods(
+        "recoveries", "train what was compressed: recover --method NAME", RECOVERIES, DEFAULT_RECOVERY
+    )
+
+
 def _sources() -> Shelf:
     return _methods("sources", "decide elsewhere what is carried out here: import --from NAME", IMPORTERS)
 
@@ -155,6 +169,7 @@ SHELVES: Mapping[str, Callable[[], Shelf]] = {
     "metrics": _metrics,
     "forms": _forms,
     "exporters": _exporters,
+    "recoveries": _recoveries,
     "tools": _tools,
     "sources": _sources,
 }

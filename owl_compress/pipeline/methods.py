@@ -1,7 +1,9 @@
-"""The methods there are: the tables of allocators and backends, and who is meant where nobody says."""
+"""The methods there are: tables of allocators, backends and recoveries, and who is meant where nobody says."""
 
 from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR, DEFAULT_FROM_PROFILE, default_for
 from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
+from owl_compress.recovery.methods import DEFAULT_METHOD as DEFAULT_RECOVERY
+from owl_compress.recovery.methods import METHODS as RECOVERIES
 
 __all__ = [
     "ALLOCATORS",
@@ -10,6 +12,8 @@ __all__ = [
     "DEFAULT_ALLOCATOR",
     "DEFAULT_BACKEND",
     "DEFAULT_FROM_PROFILE",
+    "DEFAULT_RECOVERY",
+    "RECOVERIES",
     "default_for",
 ]
 

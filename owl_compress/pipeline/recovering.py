@@ -163,7 +163,7 @@ def _write(
     request, source = subject.request, subject.request.folder
     trusts = request.consent.trust_remote_code
     with output_folder(out, overwrite=overwrite) as folder:
-        stored, notes = training.loaded, ()
+        stored, notes = training.loaded, tuple[str, ...]()
         if trainee.write_adapter is not None:
             write_weights_beside(source, folder, trainee)
         else:
@@ -173,7 +173,7 @@ def _write(
         again = loaded_again(folder, training.loaded.dtype, trust_remote_code=trusts)
         after = perplexity(again.model, training.held_out, device=training.device, progress=progress)
         n_bytes = count_bytes(folder)
-        totals = {"bytes_on_disk": n_bytes}
+        totals: dict[str, float] = {"bytes_on_disk": n_bytes}
         if all(step.unit is not Unit.BITS for step in subject.result.as_earlier):
             totals["bits_per_weight"] = 8 * n_bytes / subject.result.totals.n_params_after
         result = subject.result.model_copy(

@@ -231,5 +231,5 @@ def _teacher(request: RecoveryRequest, loaded: LoadedModel, say: Say) -> LoadedM
             str(error).replace("--against original", "--loss distill").replace("--against", "--teacher")
         ) from error
     for parameter in teacher.model.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
     return teacher

@@ -11,13 +11,14 @@ from owl_compress.models.structure import LinearSite, ModelStructure
 def freeze_(model: nn.Module) -> None:
     """Have no parameter want gradients."""
     for parameter in model.parameters():
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad = False
 
 
 def trained_in_float32_(parameter: nn.Parameter) -> nn.Parameter:
     """The parameter, wanting gradients; in float32, in which small steps are not lost."""
     parameter.data = parameter.data.to(torch.float32)
-    return parameter.requires_grad_()
+    parameter.requires_grad = True
+    return parameter
 
 
 def biases_and_norms(model: Any) -> dict[str, nn.Parameter]:

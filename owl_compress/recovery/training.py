@@ -152,7 +152,7 @@ class _Work:
         """Add up the gradient of a step; its loss, or a number that is none where the gradient has one."""
         self.optimizer.zero_grad(set_to_none=True)
         order = Order(len(self.plan.ids), self.plan.batch_size * self.plan.passes, self.plan.seed)
-        ids = self.plan.ids[order.indices(step)].split(self.plan.batch_size)
+        ids = torch.split(self.plan.ids[order.indices(step)], self.plan.batch_size)
         mine = self.ranks.share(self.plan.passes)
         total = torch.zeros((), device=self.device)
         for place in mine:
@@ -161,7 +161,7 @@ class _Work:
             with nullcontext() if is_last or self.ranks.of == 1 else model.no_sync(), self._computed_as():
                 batch = ids[place].to(self.device)
                 value = self.loss(model(input_ids=batch, use_cache=False).logits, batch) / len(mine)
-                value.backward()
+                torch.autograd.backward(value)
             total += value.detach()
         if self.ranks.of > 1:
             torch.distributed.all_reduce(total)

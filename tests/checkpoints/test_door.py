@@ -122,5 +122,6 @@ def test_the_door_is_told_about_consent_each_time() -> None:
         node for node in ast.walk(ast.parse(DOOR.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
     ]
     made = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in MAKERS]
+    made = [call for call in made if "PeftModel" not in ast.unparse(call.func)]  # of adapters, without code
     assert len(made) == 2
     assert all("trust_remote_code" in {keyword.arg for keyword in call.keywords} for call in made)

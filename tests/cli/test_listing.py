@@ -16,9 +16,10 @@ from owl_compress.checkpoints.stored_forms import STORED_FORMS
 from owl_compress.exports import EXPORTERS, IMPORTERS
 from owl_compress.importance.metrics import METRICS
 from owl_compress.pipeline import catalogue
+from owl_compress.recovery.methods import METHODS as RECOVERIES
 from owl_compress.registry import Registry
 
-KINDS = ("allocators", "backends", "metrics", "forms", "exporters", "tools", "sources")
+KINDS = ("allocators", "backends", "metrics", "forms", "exporters", "recoveries", "tools", "sources")
 
 
 def test_everything_registered_is_listed_once(done: Callable[..., Any]) -> None:
@@ -27,6 +28,7 @@ def test_everything_registered_is_listed_once(done: Callable[..., Any]) -> None:
     names = {kind: [offer["name"].partition("@")[0] for offer in found[kind]["offers"]] for kind in KINDS}
     assert set(names["allocators"]) == {*ALLOCATORS.names(), "auto"}  # which tries what the others make
     assert set(names["backends"]) == set(BACKENDS.names())
+    assert set(names["recoveries"]) == set(RECOVERIES.names())
     assert set(names["metrics"]) == set(METRICS.names())
     assert sorted(names["forms"] + names["exporters"]) == sorted(STORED_FORMS.names())
     assert "decilm" in names["exporters"]
