@@ -1,4 +1,4 @@
-"""The methods there are: tables of allocators, backends and recoveries, and who is meant where nobody says."""
+"""The methods there are: allocators, backends and recoveries, and who is meant where nobody says."""
 
 from owl_compress.allocators import ALLOCATORS, DEFAULT_ALLOCATOR, DEFAULT_FROM_PROFILE, default_for
 from owl_compress.backends import BACKENDS, DEFAULT_BACKEND
