@@ -112,17 +112,14 @@ def carry_out(
     with ranks.joined(device):
         training = Training.prepare(subject, request, device, progress, say)
         before = perplexity(training.loaded.model, training.held_out, device=device, progress=progress)
-        course, trainee = training.run(
-            Keeping(unfinished, training.settings(ranks), resume and unfinished.exists()),
-            ranks,
-            progress,
-            say,
-        )
-        if not ranks.leads:
-            return None
-        record = partial(training.record, course, trainee, ranks, before)
-        result = _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
-        unfinished.unlink(missing_ok=True)
+        keeping = Keeping(unfinished, training.settings(ranks), resume and unfinished.exists())
+        course, trainee = training.run(keeping, ranks, progress, say)
+    if not ranks.leads:
+        return None
+    # Alone from here on: what is evaluated now waits for nobody.
+    record = partial(training.record, course, trainee, ranks, before)
+    result = _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
+    unfinished.unlink(missing_ok=True)
     return result
 
 
