@@ -107,7 +107,8 @@ def train_(
             keeping.path, trainee.parameters, optimizer, keeping.settings, frozenset({"learning_rate"})
         )
     work = _Work(trainee, plan, loss, device, ranks, optimizer)
-    saver = _Saver(trainee, optimizer, keeping, ranks, plan.steps, max(1, plan.steps // _SAVES))
+    every = max(1, plan.steps // _SAVES)
+    saver = _Saver(trainee, optimizer, keeping, ranks, plan.steps, every, saved=course.step or None)
     steps = range(course.step, plan.steps)
     with work.as_trained() as model, saver.kept_at_the_end(course, say):
         for step in progress.track(steps, total=len(steps), what="training"):
@@ -163,9 +164,8 @@ class _Work:
                 value = self.loss(model(input_ids=batch, use_cache=False).logits, batch) / len(mine)
                 torch.autograd.backward(value)
             total += value.detach()
-        if self.ranks.of > 1:
-            torch.distributed.all_reduce(total)
-            total /= self.ranks.of
+        self.ranks.add_up_([total])
+        total /= self.ranks.of
         for name, kept in self.trainee.kept.items():
             gradient = self.trainee.parameters[name].grad
             if gradient is not None:
