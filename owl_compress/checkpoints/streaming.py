@@ -16,12 +16,6 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    dot_natural_key,
-    rename_source_key,
-)
 
 from owl_compress.checkpoints.door import from_config
 from owl_compress.checkpoints.files import check_is_file
@@ -200,6 +194,15 @@ def _located(model: Any, source: CheckpointSource) -> dict[str, StoredTensor]:
     Raises:
         RequestError: one that transformers makes of others, or changes, on the way into memory.
     """
+    try:  # inner parts of transformers, which may go or change: all else works without them
+        from transformers.core_model_loading import (  # noqa: PLC0415
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+    except ImportError as error:
+        raise RequestError(f"this transformers names tensors in a way of its own: {REMEDY}") from error
     folder = source.snapshot
     if folder is None:
         raise RequestError(f"model {source.named!r} is not in the cache of the hub: {REMEDY}")
