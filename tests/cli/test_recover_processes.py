@@ -19,7 +19,7 @@ ASKED = (
     "--accumulate", "4", "--quiet",
 )  # fmt: skip
 ALONE = (sys.executable, "-c", "from owl_compress.cli import main; main()")
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_one_that_was_killed_goes_on_to_the_same_weights(here: Path, compressed:
 
 def test_two_processes_come_to_what_one_does(here: Path, compressed: Path) -> None:
     subprocess.run([*ALONE, *ASKED, "-o", "one"], cwd=here, env=environment(), check=True)
-    command = [*TORCHRUN, "29517", "--no-python", *ALONE, *ASKED, "-o", "two"]
+    command = [*TORCHRUN, "--no-python", *ALONE, *ASKED, "-o", "two"]
     found = subprocess.run(command, cwd=here, env=environment(), check=False, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     one, two = (load_file(here / name / WEIGHTS) for name in ("one", "two"))
@@ -63,7 +63,7 @@ def test_two_processes_come_to_what_one_does(here: Path, compressed: Path) -> No
 def test_a_number_of_processes_that_does_not_divide_the_passes_is_refused(
     here: Path, compressed: Path
 ) -> None:
-    command = [*TORCHRUN, "29518", "--no-python", *ALONE, *ASKED, "--accumulate", "3", "-o", "two"]
+    command = [*TORCHRUN, "--no-python", *ALONE, *ASKED, "--accumulate", "3", "-o", "two"]
     found = subprocess.run(command, cwd=here, env=environment(), check=False, capture_output=True, text=True)
     assert found.returncode != 0
     assert "--accumulate to a multiple of 2" in found.stderr
