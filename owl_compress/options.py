@@ -235,6 +235,16 @@ def build(method: type, what: str, given: Mapping[str, Any]) -> Any:
         raise RequestError(f"{what}: {error}") from error
 
 
+def build_from(method: type, what: str, given: Mapping[str, Any]) -> Any:
+    """A `method` with those options among the ones `given` that it has; the others are somebody else's.
+
+    Raises:
+        RequestError: a value that it refuses.
+    """
+    names = {one.name for one in options_of(method)}
+    return build(method, what, {name: value for name, value in given.items() if name in names})
+
+
 def not_taken(what: str, name: str, options: Iterable[Option]) -> str:
     """The refusal of an option that a method does not have."""
     takes = ", ".join(one.shown_name for one in options)

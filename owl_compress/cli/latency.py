@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from owl_compress.consent import Consent
 from owl_compress.documents.measurements import Kernel
 from owl_compress.errors import RequestError
-from owl_compress.options import build, option, options_of
+from owl_compress.options import build_from, option, options_of
 
 if TYPE_CHECKING:  # help must not wait for torch
     from owl_compress.pipeline.timing import TimingOptions
@@ -31,8 +31,7 @@ class DenseOptions:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "DenseOptions":
         """The options among those that the user typed."""
-        names = [one.name for one in options_of(cls)]
-        found: DenseOptions = build(cls, "eval", {name: given[name] for name in names if name in given})
+        found: DenseOptions = build_from(cls, "eval", given)
         return found
 
     @property
@@ -76,7 +75,7 @@ class LatencyOptions:
             RequestError: a value that cannot be meant, or one of timing where nothing is timed.
         """
         own = {one.name: one for one in options_of(cls) if one.name in given}
-        found: LatencyOptions = build(cls, "eval", {name: given[name] for name in own})
+        found: LatencyOptions = build_from(cls, "eval", given)
         if own and not found.latency:
             name = next(iter(own.values())).shown_name
             raise RequestError(f"--{name} says how --latency is measured: add --latency, or drop it")

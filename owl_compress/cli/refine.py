@@ -13,7 +13,7 @@ from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe_fields import Topic
 from owl_compress.documents.units import KeptOfGrid
-from owl_compress.options import build, option, options_of
+from owl_compress.options import build_from, option, options_of
 from owl_compress.pages.words import number_format
 
 if TYPE_CHECKING:  # a refusal must not wait for torch
@@ -46,10 +46,7 @@ class SearchOptions:
         Raises:
             RequestError: a value that cannot be meant.
         """
-        names = {one.name for one in options_of(cls)}
-        found: SearchOptions = build(
-            cls, "refine", {name: value for name, value in given.items() if name in names}
-        )
+        found: SearchOptions = build_from(cls, "refine", given)
         return found
 
     @property

@@ -258,12 +258,6 @@ def _fill_file_(temporary: Path, content: bytes) -> None:
     _permit_(temporary)
 
 
-def _sync(path: Path) -> None:
-    """Have the system write a file out, so that its name never stands for less than all of it."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 @contextmanager
 def _temporary_file(real: Path) -> Iterator[Path]:
     """An empty file beside `real`; it goes in the end, unless it has become `real`."""

@@ -16,7 +16,7 @@ from owl_compress.documents.quantities import n_tokens
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recovery import LossName
 from owl_compress.errors import RequestError
-from owl_compress.options import build, option, options_of
+from owl_compress.options import build_from, option, options_of
 from owl_compress.pipeline.beside import ORIGINAL
 from owl_compress.pipeline.measuring import taken
 from owl_compress.recovery.contract import RecoveryMethod
@@ -69,10 +69,7 @@ class RecoveryOptions:
         Raises:
             RequestError: a value that cannot be meant.
         """
-        names = {one.name for one in options_of(cls)}
-        found: RecoveryOptions = build(
-            cls, "recover", {name: value for name, value in given.items() if name in names}
-        )
+        found: RecoveryOptions = build_from(cls, "recover", given)
         if found.tokens is not None and found.steps is not None:
             raise RequestError("--tokens and --steps both say how long to train: give one")
         if found.tokens is not None and not n_tokens(found.tokens):
