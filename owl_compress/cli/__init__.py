@@ -19,6 +19,7 @@ from owl_compress.cli.usage import usage_problem
 from owl_compress.documents.disk import finished_outputs
 from owl_compress.errors import RequestError
 from owl_compress.interrupts import heed_no_more, heed_signals
+from owl_compress.torchrun import rank_and_world_size
 
 _COMPLETION = "_OWL_COMPRESS_COMPLETE"
 """Set by the shell where it asks for a completion, see typer."""
@@ -91,7 +92,8 @@ def _reason(error: BaseException, finished: Sequence[Path]) -> str | None:
 
 def _follows() -> bool:
     """Whether torchrun started this process beside another, which leads."""
-    return os.environ.get("RANK", "0") != "0" and os.environ.get("WORLD_SIZE", "1") != "1"
+    rank, of = rank_and_world_size()
+    return rank > 0 and of > 1
 
 
 def _defect() -> int:

@@ -1,6 +1,5 @@
 """The processes that work on one model together, as torchrun starts them: who does what, what is summed."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from owl_compress.errors import RequestError
+from owl_compress.torchrun import rank_and_world_size
 
 T = TypeVar("T")
 
@@ -33,11 +33,7 @@ class Ranks:
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] | None = None) -> "Ranks":
         """As torchrun says it by RANK and WORLD_SIZE; alone, where nobody does."""
-        variables = os.environ if variables is None else variables
-        rank, of = variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
-        if not rank.isdecimal() or not of.isdecimal() or int(of) < 1:
-            return cls()
-        return cls(int(rank), int(of))
+        return cls(*rank_and_world_size(variables))
 
     @classmethod
     def current(cls) -> "Ranks":

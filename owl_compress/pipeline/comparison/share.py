@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from owl_compress.errors import RequestError
+from owl_compress.torchrun import rank_and_world_size
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,8 @@ class Share:
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] | None = None) -> "Share":
         """As torchrun says it by RANK and WORLD_SIZE; alone, where nobody does."""
-        variables = os.environ if variables is None else variables
-        rank, of = variables.get("RANK", ""), variables.get("WORLD_SIZE", "")
-        if not rank.isdecimal() or not of.isdecimal() or int(of) < 1:
-            return cls()
-        return cls(int(rank), int(of), leads=int(rank) == 0)
+        rank, of = rank_and_world_size(variables)
+        return cls(rank, of, leads=rank == 0)
 
     def is_abandoned(self) -> bool:
         """Whether who answers for this process has gone."""
