@@ -26,8 +26,6 @@ from owl_compress import load
 from owl_compress.documents.comparison import Row, read_results
 from owl_compress.documents.recipe import Recipe
 
-_MAIN = "from owl_compress.cli import main; main()"
-
 
 def _grid(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
@@ -49,7 +47,7 @@ def _grid(arguments: argparse.Namespace) -> dict[str, Any]:
 def _seconds(*command: str) -> tuple[float, float]:
     """What a command takes by the clock, and of the CPUs."""
     start, before = perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-c", _MAIN, *command, "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "owl_compress", *command, "--quiet"], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return perf_counter() - start, cpu

@@ -25,7 +25,7 @@ from owl_compress.pages.seeds import figures_of
 
 _HERE = Path(__file__).parent
 _EMBEDDED = "builtin"
-_PROGRAM = (sys.executable, "-c", "from owl_compress.cli import main; main()")
+_PROGRAM = (sys.executable, "-m", "owl_compress")
 
 
 def main() -> int:

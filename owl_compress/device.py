@@ -6,6 +6,7 @@ Importing this loads no torch; its functions do when they are called.
 
 import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from owl_compress.errors import RequestError, nearest
@@ -39,18 +40,30 @@ def resolve_device(name: str) -> "torch.device":
         reason = "torch is built without CUDA" if torch.version.cuda is None else "torch sees no CUDA device"
         raise RequestError(f"device {name!r} is asked for but {reason}: use --device cpu or auto")
     n_devices = torch.cuda.device_count()
-    local = os.environ.get("LOCAL_RANK", "")
-    if wanted[1] is None and local.isdecimal() and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        if int(local) >= n_devices:
-            raise RequestError(
-                f"process {local} of torchrun has no GPU, there are {n_devices}: start as many"
-            )
-        return torch.device("cuda", int(local))
+    if wanted[1] is None and (own := own_gpu()):
+        return torch.device(own)
     if int(wanted[1] or 0) >= n_devices:
         raise RequestError(
             f"device {name!r} is asked for but there are {n_devices}: the last is 'cuda:{n_devices - 1}'"
         )
     return torch.device(name)
+
+
+def own_gpu(variables: Mapping[str, str] | None = None) -> str | None:
+    """The GPU of this process alone, which torchrun gives by LOCAL_RANK; None where there is none.
+
+    Raises:
+        RequestError: more processes than GPUs.
+    """
+    import torch
+
+    local = (os.environ if variables is None else variables).get("LOCAL_RANK", "")
+    n_gpus = torch.cuda.device_count()
+    if not local.isdecimal() or not n_gpus:
+        return None
+    if int(local) >= n_gpus:
+        raise RequestError(f"process {local} of torchrun has no GPU: there are {n_gpus}: start as many")
+    return f"cuda:{local}"
 
 
 def given_device(device: "torch.device | str | None") -> "torch.device | None":

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from owl_compress.device import find_dtype, peak_device_bytes, resolve_device
+from owl_compress.device import find_dtype, own_gpu, peak_device_bytes, resolve_device
 from owl_compress.errors import RequestError
 
 
@@ -29,6 +29,18 @@ def test_with_gpus_auto_is_the_first_and_others_are_named(two_gpus: None) -> Non
     assert resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(RequestError, match="the last is 'cuda:1'"):
         resolve_device("cuda:2")
+
+
+def test_of_several_processes_each_has_the_gpu_of_its_number(
+    two_gpus: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert own_gpu({}) is None
+    assert own_gpu({"LOCAL_RANK": "1"}) == "cuda:1"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(RequestError, match="process 2 of torchrun has no GPU: there are 2"):
+        own_gpu({"LOCAL_RANK": "2"})
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "cpu:7"])

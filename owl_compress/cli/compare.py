@@ -13,6 +13,7 @@ from owl_compress.cli.comparison_sheets import costs_sheet, rows_sheet
 from owl_compress.cli.console import Output
 from owl_compress.cli.watching import watch_for
 from owl_compress.consent import Consent
+from owl_compress.device import own_gpu
 from owl_compress.documents.comparison import ROWS, TABLE, Row, Status, read_rows
 from owl_compress.errors import RequestError
 
@@ -47,7 +48,6 @@ def compare(
     from owl_compress.pipeline.comparison.cells import Place
     from owl_compress.pipeline.comparison.comparison import Comparison
     from owl_compress.pipeline.comparison.processes import Jobs
-    from owl_compress.pipeline.comparison.share import own_gpu
 
     options.check_out_named(out, "the folder of results", dry_run=dry_run)
     output = Output(as_json=as_json, quiet=quiet)

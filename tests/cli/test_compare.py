@@ -25,7 +25,6 @@ device: cpu
 allocator: [uniform, owl]
 sparsity: 0.5
 """
-MAIN = "from owl_compress.cli import main; main()"
 
 
 @pytest.fixture
@@ -100,7 +99,7 @@ def test_what_cannot_be_meant_is_one_line(
 
 
 def begun(*arguments: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", MAIN, "compare", "grid.yaml", "-o", "RESULTS", *arguments]
+    command = [sys.executable, "-m", "owl_compress", "compare", "grid.yaml", "-o", "RESULTS", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
@@ -158,7 +157,7 @@ def test_several_processes_share_the_cells_out_and_one_may_die(
 def test_processes_of_torchrun_share_the_cells_out(grid: Path, here: Path) -> None:
     grid.write_text(GRID + "seed: [0, 1, 2]\n")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", MAIN, "compare", "grid.yaml", "-o", "RESULTS", "--json"]
+    command = [sys.executable, "-m", "owl_compress", "compare", "grid.yaml", "-o", "RESULTS", "--json"]
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, env={**environment, "RANK": str(rank)})
         for rank in (1, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-COMMAND = (sys.executable, "-c", "from owl_compress.cli import main; main()")
+COMMAND = (sys.executable, "-m", "owl_compress")
 
 
 def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +81,7 @@ def test_installed_command(here: Path) -> None:
 
 def test_a_reader_that_has_enough(report: Path) -> None:
     """`owl-compress ... | head -1` ends quietly, with the exit code that a shell gives for it."""
-    quoted = f"'{sys.executable}' -c 'from owl_compress.cli import main; main()'"
+    quoted = f"'{sys.executable}' -m owl_compress"
     ran = subprocess.run(
         f"{quoted} allocate report.json --sparsity 0.5 --dry-run --json | true; exit ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,

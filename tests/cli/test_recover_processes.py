@@ -18,7 +18,7 @@ ASKED = (
     "recover", "OUT", "--data", "text.txt", "--seq-len", "32", "--steps", "20", "--method", "masked",
     "--accumulate", "4", "--quiet",
 )  # fmt: skip
-ALONE = (sys.executable, "-c", "from owl_compress.cli import main; main()")
+ALONE = (sys.executable, "-m", "owl_compress")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 pytestmark = pytest.mark.slow

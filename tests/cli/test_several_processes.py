@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 WEIGHTS = "model.safetensors"
-COMMAND = (sys.executable, "-c", "from owl_compress.cli import main; main()")
+COMMAND = (sys.executable, "-m", "owl_compress")
 TEXT = ("--calib", "text.txt", "--samples", "6", "--seq-len", "32", "--data", "other.txt")
 
 

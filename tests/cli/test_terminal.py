@@ -16,7 +16,7 @@ from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.cli.terminal import Guarded
 from owl_compress.plain_text import plain
 
-COMMAND = f"{sys.executable} -c 'from owl_compress.cli import main; main()'"
+COMMAND = f"{sys.executable} -m owl_compress"
 NASTY = "[v2]m [/x] :smile: \x1b[2J\x07\r \u202eabc\u2028 \ud800 é 漢"
 
 

@@ -169,8 +169,7 @@ def test_the_command_line_of_lm_eval_finds_what_ours_finds(
     assert ran.returncode == 0, ran.stderr[-2000:]
     (path,) = (here / "found").rglob("*.json")
     theirs = json.loads(path.read_text())["results"]["numbers"]
-    code = "from owl_compress.cli import main; main()"
-    ours = [sys.executable, "-c", code, "eval", "OUT", "--task-file", "numbers.jsonl", "--json"]
+    ours = [sys.executable, "-m", "owl_compress", "eval", "OUT", "--task-file", "numbers.jsonl", "--json"]
     found = json.loads(subprocess.run(ours, cwd=here, capture_output=True, text=True, check=True).stdout)
     assert theirs["acc,none"] == found["tasks"]["numbers"]["value"]
     assert theirs["acc_stderr,none"] == found["tasks"]["numbers"]["stderr"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
+from owl_compress.device import own_gpu
 from owl_compress.documents.comparison import SHARED, Row
 from owl_compress.documents.grid import Grid
 from owl_compress.documents.paths import given_path
@@ -16,7 +17,7 @@ from owl_compress.pipeline.comparison.identified import check_any, identify
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.processes import Jobs
 from owl_compress.pipeline.comparison.results import await_folder, prepare_folder, write_page, write_tables
-from owl_compress.pipeline.comparison.share import Share, own_gpu
+from owl_compress.pipeline.comparison.share import Share
 from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.comparison.watch import Unwatched, Watch
 from owl_compress.pipeline.comparison.work import Work

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from owl_compress.errors import RequestError
 from owl_compress.torchrun import rank_and_world_size
 
 
@@ -34,20 +33,3 @@ class Share:
     def is_abandoned(self) -> bool:
         """Whether who answers for this process has gone."""
         return self.parent is not None and os.getppid() != self.parent
-
-
-def own_gpu(variables: Mapping[str, str] | None = None) -> str | None:
-    """The GPU of this process alone, which torchrun gives by LOCAL_RANK; None where there is none.
-
-    Raises:
-        RequestError: more processes than GPUs.
-    """
-    import torch  # noqa: PLC0415 - a refusal of the grid must not wait for it
-
-    local = (os.environ if variables is None else variables).get("LOCAL_RANK", "")
-    n_gpus = torch.cuda.device_count()
-    if not local.isdecimal() or not n_gpus:
-        return None
-    if int(local) >= n_gpus:
-        raise RequestError(f"process {local} of torchrun has no GPU: there are {n_gpus}: start as many")
-    return f"cuda:{local}"

@@ -7,7 +7,7 @@ import pytest
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.comparison.cells import Place
 from owl_compress.pipeline.comparison.processes import Jobs
-from owl_compress.pipeline.comparison.share import Share, own_gpu
+from owl_compress.pipeline.comparison.share import Share
 
 
 @pytest.fixture
@@ -26,14 +26,10 @@ def test_a_place_is_the_users_device_or_of_gpus_the_own_one() -> None:
     assert Place("cuda", "cuda:1").of("cpu") == "cuda:1"
 
 
-def test_torchrun_says_who_leads_and_on_which_gpu(two_gpus: None) -> None:
+def test_torchrun_says_who_leads() -> None:
     assert Share.from_environment({}) == Share()
     assert Share.from_environment({"RANK": "1", "WORLD_SIZE": "2"}) == Share(1, 2, leads=False)
     assert Share.from_environment({"RANK": "0", "WORLD_SIZE": "2"}).leads
-    assert own_gpu({}) is None
-    assert own_gpu({"LOCAL_RANK": "1"}) == "cuda:1"
-    with pytest.raises(RequestError, match="process 2 of torchrun has no GPU: there are 2"):
-        own_gpu({"LOCAL_RANK": "2"})
 
 
 def test_jobs_take_a_gpu_each_where_there_are_any(two_gpus: None) -> None:
