@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from owl_compress.checkpoints.files import check_is_file
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.tensors import has_safetensors, tensor_files
 from owl_compress.errors import RequestError
-from owl_compress.models.residence import residence_of, settle_
+from owl_compress.models.residence import Bring, residence_of, settle_
 from owl_compress.models.state import check_weight
 from owl_compress.models.structure import find_structure
 
@@ -39,8 +40,8 @@ class StoredTensor:
     file: Path
     name: str
 
-    def read(self, like: Tensor, device: torch.device, called: str) -> Tensor:
-        """A copy in the shape and data type of `like`, on `device`; nothing of the file stays mapped.
+    def read(self, like: Tensor, called: str, bring: Bring) -> Tensor:
+        """What `bring` makes of it in the shape and data type of `like`; nothing of the file stays mapped.
 
         Raises:
             RequestError: the file is gone or broken, or what it holds is of another shape.
@@ -54,7 +55,7 @@ class StoredTensor:
                         f"{called} has shape {tuple(stored.shape)} in {self.file}, {tuple(like.shape)} by "
                         "config.json: the checkpoint is broken or its config is another model's"
                     )
-                return stored.to(device, like.dtype, copy=True)
+                return bring(stored.to(like.dtype))
         except (SafetensorError, OSError) as error:
             raise RequestError(
                 f"{called} cannot be read from {self.file} ({error}): fetch it again"
@@ -104,15 +105,33 @@ class StreamedBlock:
             RequestError: see `StoredTensor.read`.
         """
         keys = {name: name.removeprefix(f"{self.name}.") for name in self.names}
-        return {name: self.stored[key].read(self._empty[key], _HOST, name) for name, key in keys.items()}
+        return {name: self.stored[key].read(self._empty[key], name, _copied) for name, key in keys.items()}
+
+    def fetch(self, bring: Bring) -> dict[str, Tensor]:
+        """Read all that is stored; see the protocol.
+
+        Raises:
+            RequestError: see `StoredTensor.read`; or it holds NaN or Inf.
+        """
+
+        def checked(called: str, tensor: Tensor) -> Tensor:
+            if not self._is_checked:
+                check_weight(called, tensor)
+            return bring(tensor)
+
+        keys = {name: name.removeprefix(f"{self.name}.") for name in self.names}
+        return {
+            key: self.stored[key].read(self._empty[key], name, partial(checked, name))
+            for name, key in keys.items()
+        }
 
     @contextmanager
-    def present(self, where: torch.device) -> Iterator[None]:
+    def present(self, where: torch.device, fetched: dict[str, Tensor] | None = None) -> Iterator[None]:
         """Hold the weights inside; see the protocol."""
         self._depth += 1
         try:
             if self._depth == 1:
-                self._arrive_(where)
+                self._arrive_(where, fetched)
             yield
         finally:
             self._depth -= 1
@@ -126,22 +145,17 @@ class StreamedBlock:
         self.stored = {key: StoredTensor(file, first[id(self._empty[key])]) for key in self.stored}
         self.own_file, self._is_checked = file, True
 
-    def _arrive_(self, where: torch.device) -> None:
+    def _arrive_(self, where: torch.device, fetched: dict[str, Tensor] | None) -> None:
+        found = self.fetch(partial(_copied, where=where)) if fetched is None else fetched
         arrived: dict[int, Tensor] = {}  # what the block uses twice is one tensor
         for name, empty in self._empty.items():
             if id(empty) not in arrived:
-                arrived[id(empty)] = self._arrived(name, empty, where)
+                # A buffer that is computed is there already.
+                tensor = found.pop(name) if name in self.stored else empty.to(where)
+                is_parameter = isinstance(empty, nn.Parameter)
+                arrived[id(empty)] = nn.Parameter(tensor, empty.requires_grad) if is_parameter else tensor
             _put_(self.module, name, arrived[id(empty)])
         self._is_checked = True
-
-    def _arrived(self, name: str, empty: Tensor, where: torch.device) -> Tensor:
-        if name not in self.stored:  # a buffer that is computed
-            return empty.to(where)
-        called = f"{self.name}.{name}"
-        tensor = self.stored[name].read(empty, where, called)
-        if not self._is_checked:
-            check_weight(called, tensor)
-        return nn.Parameter(tensor, empty.requires_grad) if isinstance(empty, nn.Parameter) else tensor
 
 
 def streamed_model(source: CheckpointSource) -> Any:
@@ -161,7 +175,7 @@ def streamed_model(source: CheckpointSource) -> Any:
     within = {id(tensor) for block in blocks.values() for _, tensor in _tensors(block)}
     for name, tensor in list(_tensors(model)):
         if id(tensor) not in within and tensor.is_meta:
-            read = stored[name].read(tensor, _HOST, name)
+            read = stored[name].read(tensor, name, _copied)
             _replace_(model, tensor, nn.Parameter(read) if isinstance(tensor, nn.Parameter) else read)
     for name, block in blocks.items():
         keys = [key for key, _ in _tensors(block) if f"{name}.{key}" in stored]
@@ -259,6 +273,10 @@ def _check_apart(blocks: Mapping[str, nn.Module], named: str) -> None:
                     f"model {named!r}: {name}.{key} is a weight of {owners[id(tensor)]} too, and blocks that "
                     f"share weights are not read one by one: {REMEDY}"
                 )
+
+
+def _copied(tensor: Tensor, where: torch.device = _HOST) -> Tensor:
+    return tensor.to(where, copy=True)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
@@ -174,8 +174,8 @@ def losses_by_block(
     walk = BlockWalk(model, structure, batches, device=place, keep_on=torch.device("cpu"))
     losses: list[float] = []
     with walk.prepared():
-        for index in progress.track(range(len(structure.blocks)), len(structure.blocks), "evaluating blocks"):
-            with walk.visit(index) as visit:
+        with closing(walk.in_order(progress, "evaluating blocks")) as visits:
+            for visit in visits:
                 visit.advance()
         tail = Tail(model, structure.blocks, batches[0])
         with rest_on_device(model, structure.blocks, place):

@@ -70,14 +70,22 @@ def parameter_device(module: nn.Module) -> torch.device:
 
 
 @contextmanager
-def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Move a module to `device`, and back to where it was after the block; or have its weights come there."""
+def on_device(
+    module: nn.Module, device: torch.device, fetched: dict[str, Tensor] | None = None
+) -> Iterator[None]:
+    """Move a module to `device`, and back to where it was after the block; or have its weights come there.
+
+    Those that were `fetched` there already, by `residence.fetch`, are taken out of it.
+    """
     residence = residence_of(module)
     if residence is not None:
-        with residence.present(device):
+        with residence.present(device, fetched):
             yield
         return
     home = parameter_device(module)
+    if fetched:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            tensor.data = fetched.pop(name)
     module.to(device)
     try:
         yield

@@ -38,18 +38,26 @@ _CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a model's weights: all of them, those outside its blocks, and those of its largest block."""
+    """Bytes of a model's weights: all of them, those outside its blocks, and those of its largest block.
+
+    `ahead` are those of a block that is read while another is at work, `staged` of the memory that it goes
+    through on its way to a device: pinned, for one tensor at a time, which takes up to twice its size.
+    """
 
     total: int
     outside: int
     block: int
+    ahead: int
+    staged: int
 
     @classmethod
     def of(cls, model: nn.Module, structure: ModelStructure) -> "Weights":
         """Count them; shared ones once."""
         blocks = [_n_bytes(site.module) for site in structure.blocks]
         total = _n_bytes(model)
-        return cls(total, total - sum(blocks), max(blocks))
+        tensors = [one for site in structure.blocks for one in site.module.parameters()]
+        staged = 2 * max(one.numel() * one.element_size() for one in tensors)
+        return cls(total, total - sum(blocks), max(blocks), max(blocks) if len(blocks) > 1 else 0, staged)
 
     def waiting(self, where: Waiting) -> tuple[int, int]:
         """Bytes of the host and of the device that they take while nobody works on them."""
@@ -148,6 +156,9 @@ def _placed(
     if course.has_device:
         if course.waiting == "device":
             working -= weights.block  # it is there already
+        else:
+            working += weights.ahead
+            host += weights.staged
         room = course.room_for_states
         leave = stage == "evaluating" or (room is not None and between > room)
         states_on_host = between if leave else 0
@@ -157,8 +168,7 @@ def _placed(
             device_bytes=device + working + between - states_on_host,
             disk_bytes=disk,
         )
-    if course.waiting != "disk":
-        working -= weights.block
+    working += weights.ahead if course.waiting == "disk" else -weights.block
     return StageNeeds(
         stage=stage, host_bytes=host + device + working + between, device_bytes=0, disk_bytes=disk
     )

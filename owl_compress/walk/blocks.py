@@ -6,7 +6,7 @@ here.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from owl_compress.errors import RequestError
 from owl_compress.models.state import evaluation_mode, on_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.ahead import reading_ahead
 from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
@@ -249,13 +250,23 @@ class BlockWalk:
         Close the generator where it may be left early (`contextlib.closing`): that is what takes the last
         block home and puts the model's modes back.
         """
+        with self.prepared(), closing(self.in_order(progress, what)) as visits:
+            for visit in visits:
+                yield visit
+                if self.hidden and visit.must_advance:
+                    visit.advance()
+
+    def in_order(self, progress: Progress, what: str) -> Generator[BlockVisit, None, None]:
+        """Yield each block while it is on the device, and no more; only inside `prepared`.
+
+        While one is worked on the next is read, where it has to come from elsewhere. Close it like `visits`.
+        """
         blocks = self.structure.blocks
-        with self.prepared():
+        with reading_ahead([site.module for site in blocks], self.device) as ahead:
             for index in progress.track(range(len(blocks)), len(blocks), what):
-                with self.visit(index) as visit:
-                    yield visit
-                    if self.hidden and visit.must_advance:
-                        visit.advance()
+                with on_device(blocks[index].module, self.device, ahead.take(index)):
+                    ahead.start(index + 1)
+                    yield BlockVisit(blocks[index], self, index)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
