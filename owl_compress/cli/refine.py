@@ -69,6 +69,7 @@ def refine(
 ) -> None:
     """Make a plan better by measured damage: parts trade levels, and a gate keeps what lowers it."""
     from owl_compress.pipeline.methods import DEFAULT_BACKEND
+    from owl_compress.pipeline.processes import joined
     from owl_compress.pipeline.refining import Refining
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -80,8 +81,12 @@ def refine(
     fixed = {"model": model, "plan": str(plan), "backend": DEFAULT_BACKEND}
     asked = fixed | {name: value for name, value in given.items() if name not in own}
     refining = Refining.of(asked, search, Consent(trust_remote_code, allow_pickle))
-    output.say(f"loading {model}")
-    found = refining.run(output.progress, output.say)
+    with joined(refining.request.device) as ranks:
+        output = output.of_process(leads=ranks.leads)
+        output.say(f"loading {model}")
+        found = refining.run(output.progress, output.say)
+    if not ranks.leads:
+        return
     found.plan.write(out)
     output.answer(found.as_json(), refinement_table(source, found))
     if not found.is_better:

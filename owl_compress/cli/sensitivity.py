@@ -31,6 +31,7 @@ def sensitivity(
     **given: Any,
 ) -> None:
     """Measure the damage of compressing each part of a model alone, and write the profile."""
+    from owl_compress.pipeline.processes import joined
     from owl_compress.pipeline.profiling import Profiling
 
     output = Output(as_json=as_json, quiet=quiet)
@@ -38,8 +39,12 @@ def sensitivity(
     check_output_file(out, inputs=[model, *texts], kind="sensitivity")
     known = SensitivityProfile.read(extend) if extend else None
     profiling = Profiling.of(model, given, known, Consent(trust_remote_code, allow_pickle))
-    output.say(f"loading {model}")
-    profile = profiling.run(output.progress, output.say)
+    with joined(profiling.device) as ranks:
+        output = output.of_process(leads=ranks.leads)
+        output.say(f"loading {model}")
+        profile = profiling.run(output.progress, output.say)
+    if not ranks.leads:
+        return
     profile.write(out)
     output.answer(profile.model_dump(mode="json"), sensitivity_table(profile))
     output.say(f"wrote {out}")

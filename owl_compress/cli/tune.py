@@ -36,6 +36,7 @@ def tune(
 ) -> None:
     """Choose allocator, metric and options by trying them on the model, and write the plan and why."""
     from owl_compress.pipeline.methods import DEFAULT_BACKEND
+    from owl_compress.pipeline.processes import joined
     from owl_compress.pipeline.tuning import Tuning, scheme_of
     from owl_compress.pipeline.tuning import tune as tuned
 
@@ -47,13 +48,17 @@ def tune(
         check_output_file(beside(out), inputs=inputs, kind="tuning")
     asked = {"model": model, "backend": DEFAULT_BACKEND} | given
     tuning = Tuning.of(asked, Consent(trust_remote_code, allow_pickle))
-    output.say(f"loading {model}")
-    session = tuning.session(output.progress, output.say)
-    if dry_run or out is None:
-        scheme = scheme_of(session)
-        output.answer(scheme.as_json(), scheme_table(scheme))
+    with joined(tuning.request.device) as ranks:
+        output = output.of_process(leads=ranks.leads)
+        output.say(f"loading {model}")
+        session = tuning.session(output.progress, output.say)
+        if dry_run or out is None:
+            scheme = scheme_of(session)
+            output.answer(scheme.as_json(), scheme_table(scheme))
+            return
+        found = tuned(session)
+    if not ranks.leads:
         return
-    found = tuned(session)
     write_together({beside(out): found.document.to_json(), out: found.plan.to_json()})
     answer = {"plan": found.plan.model_dump(mode="json"), "tuning": found.document.model_dump(mode="json")}
     output.answer(answer, tuning_table(found.document))

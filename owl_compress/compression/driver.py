@@ -36,7 +36,6 @@ from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 from owl_compress.walk.gradients import Salience, measure_salience
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
-from owl_compress.walk.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -325,16 +324,13 @@ class _Driver:
 
     def _walk(self, windows: TokenWindows | None) -> BlockWalk:
         """A walk on `windows`; on none it runs nothing."""
-        ranks = Ranks.current()
-        batches = windows.batches(self.options.batch_size) if windows is not None else []
-        return BlockWalk(
+        return BlockWalk.together(
             self.model,
             self.structure,
-            ranks.mine(batches, "batches") if batches else (),
+            windows.batches(self.options.batch_size) if windows is not None else (),
             device=self.device,
             keep_on=self.options.keep_on,
             may_widen=True,
-            ranks=ranks,
         )
 
     def _task(

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isfinite
+from operator import itemgetter
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -147,7 +148,7 @@ class Bench:
     Attributes:
         seen: a walk over the calibration windows on the model as it is: what reaches each block there, and so
             the backend's statistics; it runs nothing where the backend reads none. Over the dense model, it
-            tells the dense model's statistics.
+            tells the dense model's statistics. Processes that walk together in it divide the trials, too.
         damaged: a walk over the windows that damage is measured on, on the same model.
         dense: the blocks with their dense weights, in order; those of the model itself while it is dense.
         backend: who compresses, settled.
@@ -196,10 +197,7 @@ class Bench:
         is_dense = self.dense[index].module is self.seen.structure.blocks[index].module
         if trials:
             trying = self._trials(index, trials, advance=is_dense)
-            for start in range(0, len(trials), _VARIANTS_AT_ONCE):
-                yield from self._together(
-                    index, trying, trials[start : start + _VARIANTS_AT_ONCE], incoming, behind
-                )
+            yield from self._divided(index, trying, trials, incoming, behind)
         if self.seen.hidden and not (trials and is_dense):
             with self.seen.visit(index) as visit:
                 visit.advance()
@@ -210,6 +208,25 @@ class Bench:
         with self.seen.visit(index, self.dense[index]) as visit:
             groups = shared_inputs(visit, self.backend.statistic, names, advance=advance)
         return BlockTrials(self.backend, self.dense[index], groups, self.grid, self.salience)
+
+    def _divided(
+        self, index: int, trying: BlockTrials, trials: Sequence[Trial], incoming: States, behind: States
+    ) -> list[Tried]:
+        """The trials of one block, each made by one of the processes that walk together, and known to all."""
+        ranks = self.seen.ranks
+        mine = trials[ranks.rank :: ranks.of]
+        found: list[Tried] = []
+        for start in range(0, len(mine), _VARIANTS_AT_ONCE):
+            at_once = mine[start : start + _VARIANTS_AT_ONCE]
+            found.extend(self._together(index, trying, at_once, incoming, behind))
+        if ranks.of == 1:
+            return found
+        places = {id(trial): place for place, trial in enumerate(trials)}
+        everywhere = ranks.gathered(([(places[id(one.trial)], one) for one in found], self.refusals))
+        for _, refusals in everywhere:
+            self.refusals.update(refusals)
+        numbered = [pair for part, _ in everywhere for pair in part]
+        return [one for _, one in sorted(numbered, key=itemgetter(0))]
 
     def _together(
         self,

@@ -32,7 +32,6 @@ from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk, LinearGroup
 from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
 from owl_compress.walk.input_statistics import MomentsAndGram, SecondMoments, Statistic
-from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
@@ -119,14 +118,12 @@ def measure_with_statistics(
     coverage = coverage_of(structure)
     check_covered(coverage, partial=partial)
     roles = find_roles(structure)
-    ranks = Ranks.current()
-    walk = BlockWalk(
+    walk = BlockWalk.together(
         model,
         structure,
-        ranks.mine(calibration.batches(batch_size), "batches"),
+        calibration.batches(batch_size),
         device=device or parameter_device(model),
         may_widen=True,
-        ranks=ranks,
     )
     wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments
     statistics: dict[str, tuple[KeptGroup, ...]] = {}

@@ -244,7 +244,7 @@ class _Profiler:
         needs_inputs = self.backend.statistic is not None and self.statistics is not None
         names = {name for trial in trials for name in trial.budgets}
         bench = Bench(
-            seen=BlockWalk(
+            seen=BlockWalk.together(
                 self.model,
                 self.structure,
                 self.statistics.batches(self.run.batch_size) if needs_inputs and self.statistics else (),

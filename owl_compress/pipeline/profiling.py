@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from owl_compress.allocators import Target
 from owl_compress.allocators.groups import partition
 from owl_compress.checkpoints.loading import LoadedModel
@@ -241,6 +243,7 @@ class Profiling:
     settings: ProfileSettings
     known: SensitivityProfile | None
     consent: Consent
+    device: torch.device
 
     @classmethod
     def of(
@@ -264,8 +267,8 @@ class Profiling:
             recipe = recipe.with_options({"samples": DEFAULT_MEASURE_SAMPLES})
         check_options(recipe)
         backend = by_block(backend_of(recipe))
-        resolve_device(recipe.device)
-        return cls(recipe, backend, ProfileSettings.of(recipe, backend.unit), known, consent)
+        device = resolve_device(recipe.device)
+        return cls(recipe, backend, ProfileSettings.of(recipe, backend.unit), known, consent, device)
 
     def run(self, progress: Progress = SILENT, told: Told = lambda _: None) -> SensitivityProfile:
         """Load the model and measure.
@@ -279,7 +282,7 @@ class Profiling:
             options = calibration_options(recipe)
             text = read_text(options)
             damage_text = text if recipe.damage_data is None else read_damage_text(recipe)
-            loaded = loaded_for(recipe, resolve_device(recipe.device), self.consent, progress)
+            loaded = loaded_for(recipe, self.device, self.consent, progress)
             structure = find_structure(loaded.model)
             check_covered(coverage_of(structure), partial=recipe.partial)
             subject = Subject(

@@ -163,7 +163,7 @@ class Workshop:
         """A walk over the dense model, or that `at` a plan, on some windows; on none it runs nothing."""
         batches = windows.batches(self.options.batch_size) if windows is not None else ()
         of = at or self
-        return BlockWalk(of.model, of.structure, batches, device=self.device)
+        return BlockWalk.together(of.model, of.structure, batches, device=self.device)
 
     @property
     def seen(self) -> TokenWindows | None:

@@ -8,7 +8,7 @@ here.
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -243,6 +243,19 @@ class BlockWalk:
         self.device = device
         self._arguments: list[tuple[Arguments, ...]] = []  # by batch, then by block
         self._copies = _Copies(device)
+
+    @classmethod
+    def together(
+        cls, model: nn.Module, structure: ModelStructure, batches: Sequence[Tensor], **rest: Any
+    ) -> "BlockWalk":
+        """A walk of all processes that have joined, each on its share of `batches`; alone, on all of them.
+
+        Raises:
+            RequestError: there are fewer batches than processes.
+        """
+        ranks = Ranks.current()
+        mine = ranks.mine(batches, "batches") if batches else ()
+        return cls(model, structure, mine, ranks=ranks, **rest)
 
     def visits(self, progress: Progress = SILENT, what: str = "blocks") -> Generator[BlockVisit, None, None]:
         """Yield each block while it is on the device; a block left without advancing is advanced.

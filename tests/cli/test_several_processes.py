@@ -88,6 +88,52 @@ def test_reports_of_several_processes_are_those_of_one(here: Path, done: Callabl
 
 
 @pytest.mark.parametrize(
+    ("options", "processes"),
+    [(("--backend", "wanda"), 3), (("--backend", "rtn", "--group-size", "16", "--levels", "2,3,4"), 2)],
+    ids=["wanda", "rtn"],
+)
+def test_profiles_of_several_processes_are_those_of_one(
+    here: Path, done: Callable[..., Any], options: tuple[str, ...], processes: int
+) -> None:
+    asked = (
+        "sensitivity", "model", *options, *TEXT[:6], "--damage-samples", "2", "--damage-len", "32", "-o",
+    )  # fmt: skip
+    done(*asked, "one.json", "--quiet")
+    found = together(here, processes, *asked, "several.json", "--json")
+    assert found.returncode == 0, found.stderr
+    one, several = (json.loads((here / name).read_text()) for name in ("one.json", "several.json"))
+    assert json.loads(found.stdout) == several
+    assert [part["name"] for part in one["parts"]] == [part["name"] for part in several["parts"]]
+    for ours, theirs in zip(one["parts"], several["parts"], strict=True):
+        assert ours["levels"] == theirs["levels"]
+        assert ours["damage"] == pytest.approx(theirs["damage"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            "refine",
+            ("--plan", "plan.json", "--max-cost", "20k", "--damage-samples", "2", "--damage-len", "32"),
+        ),
+        ("tune", ("--sparsity", "0.5", "--candidates", "uniform,linear-depth", "--damage-len", "32")),
+    ],
+    ids=["refine", "tune"],
+)
+def test_searches_of_several_processes_find_what_one_does(
+    here: Path, done: Callable[..., Any], command: str, options: tuple[str, ...]
+) -> None:
+    done("measure", "model", *TEXT[:6], "-o", "report.json", "--quiet")
+    done("allocate", "report.json", "--sparsity", "0.5", "-o", "plan.json", "--quiet")
+    asked = (command, "model", *options, "--backend", "wanda", *TEXT[:6], "-o")
+    done(*asked, "one.json", "--quiet")
+    found = together(here, 2, *asked, "several.json", "--quiet")
+    assert found.returncode == 0, found.stderr
+    one, several = (json.loads((here / name).read_text()) for name in ("one.json", "several.json"))
+    assert [row["value"] for row in one["budgets"]] == [row["value"] for row in several["budgets"]]
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (("--samples", "1"), "cannot be divided among 2 processes"),
