@@ -21,20 +21,17 @@ Each is compared with ours as it is by default; *disk*: with `--offload disk`, t
 
 import argparse
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from statistics import median
 from typing import Any
 
 import torch
+from processes import COMMAND, Spent, apart, spent_by
 from rows import print_row
 from safetensors import safe_open
 from torch import Tensor
@@ -81,15 +78,6 @@ _CASES = {
         for bits in (4, 3)
     },
 }
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What a process took, from its start to its end."""
-
-    cpu_seconds: float
-    peak_bytes: int
-    output: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -148,22 +136,11 @@ class Bench:
             "ours",
             "--quiet",
         ]
-        return self._spent([str(Path(sys.executable).with_name("owl-compress")), *command], "ours")
+        return self._spent([COMMAND, *command], "ours")
 
     def _spent(self, command: Sequence[str], out: str) -> Spent:
         rmtree(self.work / out, ignore_errors=True)
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with (self.work / f"{out}.log").open("w+") as log:
-            process = subprocess.Popen(
-                command, cwd=self.work, stdout=log, stderr=subprocess.STDOUT, env=os.environ | threads
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            log.seek(0)
-            output = log.read()
-        if process.returncode:
-            raise RuntimeError(f"{command} failed: {output[-2000:]}")
-        return Spent(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, output)
+        return spent_by(command, self.work, self.work / f"{out}.log")
 
 
 def main() -> None:
@@ -182,9 +159,7 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     only, repeats, variants = (arguments.pop(name) for name in ("only", "repeats", "variants"))
     bench = Bench(**arguments)
-    # In a process of its own: what this one holds would count as the peak of those that it starts.
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(bench.prepare).result()
+    apart(bench.prepare)
     for name in only.split(",") if only else _CASES:
         _report(bench, name, variants.split(","), repeats)
 
