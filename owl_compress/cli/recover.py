@@ -13,7 +13,7 @@ from owl_compress.documents.recipe_fields import Topic
 RECOVER_TOPICS = (Topic.TEXT, Topic.EVALUATION, Topic.SEED, Topic.MACHINE)
 NOT_FOR_RECOVERY = (
     "calib", "samples", "sampling", "data", "stride", "protocol", "agreement", "partial", "strict",
-    "revision", "offload",
+    "revision", "offload", "activations",
 )  # fmt: skip
 PANELS = {Topic.TEXT: "Training text", Topic.EVALUATION: "Training text"}
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a refusal must not wait for torch
     from owl_compress.pipeline.refining import Attempt, Refinement, RefinementOptions
 
 REFINE_TOPICS = (Topic.BACKEND, Topic.SENSITIVITY, Topic.TEXT, Topic.SEED, Topic.MACHINE)
-NOT_FOR_REFINEMENT = ("profile", "levels", "measure", "strict")
+NOT_FOR_REFINEMENT = ("profile", "levels", "measure", "strict", "activations")
 
 
 @dataclass(frozen=True)

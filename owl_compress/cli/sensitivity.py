@@ -14,7 +14,7 @@ from owl_compress.documents.sensitivity import SensitivityProfile
 SENSITIVITY_TOPICS = (
     Topic.BACKEND, Topic.SENSITIVITY, Topic.TEXT, Topic.SHAPE, Topic.SEED, Topic.MACHINE,
 )  # fmt: skip
-NOT_FOR_PROFILES = ("statistics", "profile", "low", "high", "set", "no_tie", "strict")
+NOT_FOR_PROFILES = ("statistics", "profile", "low", "high", "set", "no_tie", "strict", "activations")
 
 
 def sensitivity(

@@ -36,6 +36,7 @@ from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 from owl_compress.walk.gradients import Salience, measure_salience
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
+from owl_compress.walk.states import KeepOn
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class WalkOptions:
 
     device: torch.device | None = None
     batch_size: int = 1
-    keep_on: torch.device | None = None
+    keep_on: KeepOn = None
     progress: Progress = SILENT
     before_change: Callable[[], None] = lambda: None
     after_survey: Callable[[Surveyed], None] = lambda _: None

@@ -23,6 +23,9 @@ LIMITS = ("size", "speedup", "latency")
 OffloadName = Literal["auto", "none", "host", "disk"]
 """Where the weights of a model wait while nobody works on them."""
 
+ActivationsName = Literal["auto", "device", "host", "disk"]
+"""Where the hidden states of all sequences wait between two blocks."""
+
 BUDGETS = (*AVERAGES, *LIMITS)
 """The budget options, of which a request names exactly one."""
 
@@ -238,6 +241,12 @@ class RecipeFields(Frozen):
         "auto",
         "Where weights wait: 'none' (on the device), 'host' (in memory), 'disk' (in the model's files, read "
         "a block at a time), 'auto' (the first of these with room for them).",
+    )
+    activations: ActivationsName = _on(
+        Topic.MACHINE,
+        "auto",
+        "Where hidden states wait between blocks: 'device', 'host', 'disk' (a temporary file, in TMPDIR), "
+        "'auto' (the first of these with room for them).",
     )
     partial: bool = _on(
         Topic.MACHINE, False, "Go on where less than half of the weights in the blocks can get a budget."

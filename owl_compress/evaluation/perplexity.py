@@ -15,6 +15,7 @@ from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import given_device
 from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.models.families import FAMILIES
@@ -27,6 +28,7 @@ from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import Tail, latest_states
 from owl_compress.walk.ranks import Ranks
+from owl_compress.walk.states import KeepOn
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ def perplexity(
     device: torch.device | str | None = None,
     progress: Progress = SILENT,
     onlooker: Onlooker | None = None,
+    activations: ActivationsName = "auto",
 ) -> PerplexityRecord:
     """Measure the perplexity of a causal language model: exp of the mean negative log-likelihood per token.
 
@@ -65,7 +68,8 @@ def perplexity(
     Bits per byte and per character are the same losses, in bits, over the text that the scored tokens stand
     for: what models with different tokenizers can be compared by. An `onlooker` is shown the hidden states
     of each batch. Processes that have joined a group of torch.distributed divide the batches, unless somebody
-    looks on, and come to the same record each.
+    looks on, and come to the same record each. `activations` says where hidden states wait between the blocks
+    of a model that is read block by block.
 
     A mean loss above 709.78 overflows exp, and a true token of probability zero makes the loss infinite: both
     are reported as the largest float64 (1.8e308, "at least this"), with a warning, since files hold no
@@ -79,7 +83,14 @@ def perplexity(
     losses: list[float] = []
     if is_streamed(model) and onlooker is None:
         with memory_errors("evaluating"):
-            losses = losses_by_block(model, windows, batch_size=batch_size, device=device, progress=progress)
+            losses = losses_by_block(
+                model,
+                windows,
+                batch_size=batch_size,
+                device=device,
+                keep_on=activations,
+                progress=progress,
+            )
         _refuse_nan(losses, len(windows), model)
         return _record(model, windows, math.fsum(losses))
     with (
@@ -156,12 +167,13 @@ def losses_by_block(
     *,
     batch_size: int,
     device: torch.device | None,
+    keep_on: KeepOn = "auto",
     progress: Progress = SILENT,
 ) -> list[float]:
     """The summed loss of each window, of a model whose blocks are not all in memory: each is read once.
 
     All windows go through a block before the next one comes, which leaves the hidden states of all of them to
-    be kept: [windows, seq_len, hidden] on the host.
+    be kept: [windows, seq_len, hidden].
 
     Raises:
         RequestError: a model whose blocks cannot be run one by one.
@@ -171,7 +183,7 @@ def losses_by_block(
     if structure.family not in FAMILIES:
         structure = settled_structure(model, structure, windows.ids, place)
     batches = windows.batches(batch_size)
-    walk = BlockWalk(model, structure, batches, device=place, keep_on=torch.device("cpu"))
+    walk = BlockWalk(model, structure, batches, device=place, keep_on=keep_on)
     losses: list[float] = []
     with walk.prepared():
         with closing(walk.in_order(progress, "evaluating blocks")) as visits:
@@ -183,6 +195,7 @@ def losses_by_block(
                 ranges = windows.scoring.ranges[len(losses) : len(losses) + len(batch)]
                 logits = tail.logits(batch, hidden.to(place))
                 losses += losses_of(logits, batch.to(place), ranges).tolist()
+                walk.keeper.let_go(hidden)
     return losses
 
 

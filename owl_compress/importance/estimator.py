@@ -13,6 +13,7 @@ from owl_compress.data.windows import TokenWindows
 from owl_compress.device import given_device
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity, Provenance
+from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
 from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
@@ -36,7 +37,7 @@ from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
 @checked
-def measure(
+def measure(  # noqa: PLR0913 - each is an option of the command line, too
     model: nn.Module,
     calibration: TokenWindows,
     *,
@@ -47,6 +48,7 @@ def measure(
     structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
     progress: Progress = SILENT,
+    activations: ActivationsName = "auto",
 ) -> ImportanceReport:
     """Measure the importance of every block and linear of `model` on the `calibration` tokens.
 
@@ -66,6 +68,7 @@ def measure(
         structure: of the model, where it was found already.
         identity: what the report says about the model; by default read from its config.
         progress: told about every block.
+        activations: where hidden states wait between blocks; "auto" is the first place with room.
 
     Raises:
         RequestError: unknown metric or architecture, one whose blocks cannot be walked one by one, or whose
@@ -81,6 +84,7 @@ def measure(
         structure=structure,
         identity=identity,
         progress=progress,
+        activations=activations,
     ).report
 
 
@@ -93,7 +97,7 @@ class Measured:
 
 
 @checked
-def measure_with_statistics(
+def measure_with_statistics(  # noqa: PLR0913 - each is an option of the command line, too
     model: nn.Module,
     calibration: TokenWindows,
     *,
@@ -104,6 +108,7 @@ def measure_with_statistics(
     structure: ModelStructure | None = None,
     identity: ModelIdentity | None = None,
     progress: Progress = SILENT,
+    activations: ActivationsName = "auto",
 ) -> Measured:
     """Measure as `measure` does, and hand the statistics of the inputs on.
 
@@ -123,6 +128,7 @@ def measure_with_statistics(
         structure,
         calibration.batches(batch_size),
         device=device or parameter_device(model),
+        keep_on=activations,
         may_widen=True,
     )
     wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments

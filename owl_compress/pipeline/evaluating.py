@@ -17,6 +17,7 @@ from owl_compress.documents.accuracy import TaskAccuracy
 from owl_compress.documents.costs import CostTable
 from owl_compress.documents.measurements import AgreementRecord, LatencyRecord, PerplexityRecord
 from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.agreement import evaluate_against, evaluate_dense
 from owl_compress.evaluation.part_costs import measure_costs
@@ -75,6 +76,7 @@ class EvaluationRequest:
         against: the dense model to hold predictions against; None for none.
         tasks: what accuracy is measured on; None measures none.
         sample_log: file for what was asked and answered, sample by sample.
+        activations: where hidden states wait between blocks.
     """
 
     model: str
@@ -87,6 +89,7 @@ class EvaluationRequest:
     against: Beside | None = None
     tasks: TaskOptions | None = None
     sample_log: Path | None = None
+    activations: ActivationsName = "auto"
 
     @classmethod
     def of(
@@ -126,6 +129,7 @@ class EvaluationRequest:
             timing,
             against=against,
             tasks=tasks,
+            activations=given.get("activations", fields["activations"].default),
         )
 
     def run(self, progress: Progress = SILENT, say: Say = lambda _: None) -> Evaluated:
@@ -173,7 +177,7 @@ class EvaluationRequest:
         windows = held_out_windows(loaded, find_structure(loaded.model), self.text, text, progress)
         how: dict[str, Any] = {"batch_size": self.batch_size, "device": self.device, "progress": progress}
         if dense is None:
-            return None, perplexity(loaded.model, windows, **how), None
+            return None, perplexity(loaded.model, windows, activations=self.activations, **how), None
         check_vocabulary(dense.model, windows.ids)
         before, predictions = evaluate_dense(dense.model, windows, dense.source, **how)
         after, agreed = evaluate_against(loaded.model, predictions, **how)

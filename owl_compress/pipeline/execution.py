@@ -274,6 +274,7 @@ def compress_(
             WalkOptions(
                 session.request.device,
                 recipe.batch_size,
+                keep_on=recipe.activations,
                 progress=session.progress,
                 before_change=session.spend,
                 after_survey=partial(_check_finish, session, plan),

@@ -14,7 +14,10 @@ from owl_compress.pipeline.request import Request
 
 _NAMES = ("model", "calib", "data", "damage-data")
 """Options that name files or what lies on the hub: the same one may be named in two ways."""
-_FREE = ("plan", "profile", "cost-table", "task-file", "task-path", "offload", "device", "batch-size")
+_FREE = (
+    "plan", "profile", "cost-table", "task-file", "task-path", "offload", "activations", "device",
+    "batch-size",
+)  # fmt: skip
 """Options that are looked at otherwise, or say how it is done rather than what."""
 
 

@@ -11,6 +11,7 @@ from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import CalibrationOptions, check_batch_size, read_texts
 from owl_compress.device import resolve_device
 from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.importance.estimator import measure
 from owl_compress.importance.metrics import with_defaults
@@ -42,6 +43,7 @@ class Measurement:
         batch_size: sequences per forward pass.
         partial: measure a model of which less than half of the weights in the blocks can be measured.
         loading: options of `owl_compress.load`.
+        activations: where hidden states wait between blocks.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Measurement:
     batch_size: int
     partial: bool
     loading: Mapping[str, Any]
+    activations: ActivationsName = "auto"
 
     @classmethod
     def of(
@@ -76,6 +79,7 @@ class Measurement:
             batch_size,
             given.get("partial", fields["partial"].default),
             {**taken(given, LOADING), **consent.as_options},
+            given.get("activations", fields["activations"].default),
         )
 
     def run(self, progress: Progress = SILENT) -> ImportanceReport:
@@ -101,6 +105,7 @@ class Measurement:
                 structure=structure,
                 identity=identity_of(loaded, structure),
                 progress=progress,
+                activations=self.activations,
             )
 
 

@@ -15,6 +15,7 @@ from owl_compress.compression.prediction import walk_bytes
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import free_device_bytes
 from owl_compress.documents.measurements import StageNeeds
+from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.errors import RequestError
 from owl_compress.memory import free_host_bytes
 from owl_compress.models.limits import hidden_size
@@ -23,8 +24,8 @@ from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import ModelStructure
 from owl_compress.pages.words import size_in_words
 from owl_compress.pipeline.session import Session
-from owl_compress.walk.blocks import STATES_ON_DEVICE
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
+from owl_compress.walk.states import place_of, room_on_device, room_on_host
 
 Waiting = Literal["device", "host", "disk"]
 """Where weights wait until they are worked on."""
@@ -82,7 +83,9 @@ class Course:
         batch_size: sequences per forward pass.
         keeps_blocks: whether each block that is done is kept on disk until all are.
         checkpoint_bytes: of the outcome.
-        room_for_states: bytes that hidden states may take on the device; more of them are kept on the host.
+        activations: where hidden states wait between blocks.
+        room_for_states: bytes that they may take on the device, where it is for `auto` to find a place.
+        room_on_host: the same of the host; None where the system does not tell.
     """
 
     backend: AnyBackend
@@ -94,7 +97,9 @@ class Course:
     batch_size: int = 1
     keeps_blocks: bool = False
     checkpoint_bytes: int = 0
+    activations: ActivationsName = "auto"
     room_for_states: int | None = None
+    room_on_host: int | None = None
 
 
 def needs_of(model: Any, structure: ModelStructure, course: Course) -> tuple[StageNeeds, ...]:
@@ -153,15 +158,17 @@ def _placed(
 ) -> StageNeeds:
     """`working` bytes where blocks run, `between` them hidden states, beside the weights that wait."""
     host, device = weights.waiting(course.waiting)
+    room = course.room_for_states if course.has_device else 0
+    place = place_of(between, course.activations, room, course.room_on_host)
+    if place == "disk":
+        disk, between = disk + between, 0
     if course.has_device:
         if course.waiting == "device":
             working -= weights.block  # it is there already
         else:
             working += weights.ahead
             host += weights.staged
-        room = course.room_for_states
-        leave = stage == "evaluating" or (room is not None and between > room)
-        states_on_host = between if leave else 0
+        states_on_host = between if place == "host" else 0
         return StageNeeds(
             stage=stage,
             host_bytes=host + states_on_host,
@@ -189,7 +196,9 @@ def course_of(session: Session, checkpoint_bytes: int = 0, *, resume: bool = Fal
         session.recipe.batch_size,
         keeps_blocks=streams or resume,
         checkpoint_bytes=checkpoint_bytes,
-        room_for_states=int(STATES_ON_DEVICE * free_device_bytes(device)) if has_device else None,
+        activations=session.recipe.activations,
+        room_for_states=room_on_device(device) if has_device else None,
+        room_on_host=room_on_host(),
     )
 
 
@@ -221,10 +230,12 @@ def check_room(session: Session, needs: Sequence[StageNeeds]) -> None:
         beyond = one.host_bytes - host
         if 0 < free_host < beyond:
             other = remedy if course.waiting == "disk" else f"--offload disk, or {remedy}"
+            other = f"--activations disk, {other}" if course.activations == "host" else other
             raise RequestError(_no_room(one.stage, beyond, free_host, "host memory", other))
         beyond = one.device_bytes - on_device
         if course.has_device and 0 < free_device < beyond:
             other = f"--offload host, or {remedy}" if course.waiting == "device" else remedy
+            other = f"--activations host, {other}" if course.activations == "device" else other
             raise RequestError(_no_room(one.stage, beyond, free_device, f"memory on {device}", other))
 
 

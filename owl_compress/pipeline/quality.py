@@ -25,7 +25,12 @@ def evaluate(session: Session) -> PerplexityRecord:
     Raises:
         RequestError: the request names no such text.
     """
-    return perplexity(session.loaded.model, session.held_out_windows, **_how(session))
+    return perplexity(
+        session.loaded.model,
+        session.held_out_windows,
+        activations=session.recipe.activations,
+        **_how(session),
+    )
 
 
 def evaluate_dense(session: Session, kept: Kept = NOTHING_KEPT) -> DenseQuality:

@@ -28,6 +28,7 @@ def measured_report(session: Session) -> ImportanceReport | None:
         structure=replace(session.structure, spared=skipped_linears(session, request.target)),
         identity=session.identity,
         progress=session.progress,
+        activations=session.recipe.activations,
     )
     session.keep(measured.statistics)
     return measured.report

@@ -31,7 +31,9 @@ from owl_compress.pipeline.session import Session
 T = TypeVar("T", bound=Frozen)
 
 _HEAD, _PLAN, _BLOCKS = "head.json", "plan.json", "blocks"
-_SEEN_ELSEWHERE = ("model", "calib", "data", "damage-data", "plan", "profile", "cost-table", "offload")
+_SEEN_ELSEWHERE = (
+    "model", "calib", "data", "damage-data", "plan", "profile", "cost-table", "offload", "activations",
+)  # fmt: skip
 """Options that name files, which are looked at themselves, or that change nothing of what comes out."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 

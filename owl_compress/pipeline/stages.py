@@ -249,6 +249,7 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     options already. With `partial` a model is taken of which less than half of the weights in the blocks can
     get a budget. With `statistics` "dense" a backend that needs only the norms of inputs is told those of the
     dense model, which takes one pass over the blocks in the place of two or three.
+    `keep_on` is the device that hidden states wait on between blocks, or "disk" for a temporary file.
 
     Raises:
         RequestError: the request cannot be satisfied.
@@ -262,7 +263,7 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     walk = WalkOptions(
         device=given_device(device),
         batch_size=batch_size,
-        keep_on=given_device(keep_on),
+        keep_on="disk" if keep_on == "disk" else given_device(keep_on),
         progress=progress,
     )
     return compress_with_(model, plan, method, calibration, walk, partial=partial, statistics=statistics)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from owl_compress.device import free_device_bytes
 from owl_compress.errors import RequestError
 from owl_compress.models.state import evaluation_mode, on_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
@@ -22,6 +21,7 @@ from owl_compress.walk.ahead import reading_ahead
 from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
+from owl_compress.walk.states import InMemory, Keeper, KeepOn, keeper_of
 from owl_compress.walk.widening import widened, wider_dtype
 
 S = TypeVar("S", bound=Statistic)
@@ -90,9 +90,11 @@ class BlockVisit:
                 try:
                     outputs = walk.run_block(self._index, batch, module=module, dtype=dtype)
                 except _AllRead:
+                    walk.keeper.let_go(hidden)
                     continue
                 if keep:
-                    walk.hidden[batch] = outputs.to(walk.keep_on, hidden.dtype)
+                    walk.hidden[batch] = walk.keeper.replace(hidden, outputs)
+                walk.keeper.let_go(walk.hidden[batch])
         self._advanced = self._advanced or keep
 
     @property
@@ -215,7 +217,7 @@ class BlockWalk:
         batches: token ids, each of shape [batch, seq_len]; empty for a walk that runs nothing.
         device: where blocks are run.
         keep_on: where the activations between blocks are kept; by default on the device if they leave most of
-            its memory free, else on the host.
+            its memory free, else on the host. In a file, `hidden` are parts of it, which are written over.
         may_widen: whether blocks may be computed in float32 where that is quicker (see `widening`): not where
             what comes out is held against another run of the model, to the last digit.
         ranks: processes that walk together, each on `batches` of its own: what is gathered is of all of them.
@@ -228,15 +230,15 @@ class BlockWalk:
         batches: Sequence[Tensor],
         *,
         device: torch.device,
-        keep_on: torch.device | None = None,
+        keep_on: KeepOn = None,
         may_widen: bool = False,
         ranks: Ranks = _ALONE,
     ) -> None:
         self.may_widen = may_widen
         self.ranks = ranks
         self.structure = structure
-        self.keep_on = keep_on or device
-        self._keeps_where_there_is_room = keep_on is None
+        self.keeper: Keeper = InMemory(device)
+        self._keep_on = keep_on
         self.hidden: list[Tensor] = []
         self._model = model
         self._batches = batches
@@ -291,6 +293,7 @@ class BlockWalk:
                 yield
         finally:
             self.hidden.clear()
+            self.keeper = InMemory(self.device)
             self._arguments.clear()
 
     @contextmanager
@@ -328,23 +331,11 @@ class BlockWalk:
 
     def _capture(self) -> None:
         for captured in capture(self._model, self.structure.blocks, self._batches):
-            if self._keeps_where_there_is_room:
-                self.keep_on = place_of_states(self._batches, captured.hidden, self.device)
-                self._keeps_where_there_is_room = False
-            self.hidden.append(captured.hidden.to(self.keep_on))
+            if not self.hidden:
+                self.keeper = keeper_of(self._keep_on, self._batches, captured.hidden, self.device)
+            self.hidden.append(self.keeper.keep(captured.hidden))
+            self.keeper.let_go(self.hidden[-1])
             self._arguments.append(captured.arguments)
-
-
-STATES_ON_DEVICE = 0.3
-"""Share of the free device memory that hidden states between blocks may take."""
-
-
-def place_of_states(batches: Sequence[Tensor], of_first: Tensor, device: torch.device) -> torch.device:
-    """Where hidden states of all `batches` are kept, as large by the token as those `of_first`."""
-    tokens = sum(batch.numel() for batch in batches)
-    n_bytes = of_first.numel() // batches[0].numel() * of_first.element_size() * tokens
-    fits = device.type == "cpu" or n_bytes <= STATES_ON_DEVICE * free_device_bytes(device)
-    return device if fits else torch.device("cpu")
 
 
 class _Copies:

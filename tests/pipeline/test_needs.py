@@ -26,7 +26,13 @@ BLOCK = 4 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)
 
 
 def needs(
-    n_blocks: int, waiting: Waiting, windows: Any, *, has_device: bool = False, keeps_blocks: bool = False
+    n_blocks: int,
+    waiting: Waiting,
+    windows: Any,
+    *,
+    has_device: bool = False,
+    keeps_blocks: bool = False,
+    activations: Any = "auto",
 ) -> dict[str, StageNeeds]:
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=n_blocks,
@@ -43,6 +49,7 @@ def needs(
         windows,
         keeps_blocks=keeps_blocks,
         checkpoint_bytes=1000,
+        activations=activations,
     )
     return {one.stage: one for one in needs_of(model, find_structure(model), course)}
 
@@ -72,6 +79,19 @@ def test_a_device_holds_the_block_at_work_and_the_next_or_all_of_them(
 def test_hidden_states_count_by_the_token(make_windows: Callable[..., Any]) -> None:
     few, many = (needs(2, "disk", make_windows(n))["compressing"].host_bytes for n in (3, 13))
     assert many - few == 10 * 24 * 64 * 4
+
+
+def test_hidden_states_in_a_file_are_on_the_disk(make_windows: Callable[..., Any]) -> None:
+    states = 3 * 24 * 64 * 4
+    for has_device in (False, True):
+        kept, spilled = (
+            needs(8, "disk", make_windows(3), has_device=has_device, activations=place)
+            for place in ("host", "disk")
+        )
+        for stage in ("measuring", "evaluating", "compressing"):
+            assert kept[stage].host_bytes - spilled[stage].host_bytes == states
+            assert spilled[stage].disk_bytes - kept[stage].disk_bytes == states
+            assert kept[stage].device_bytes == spilled[stage].device_bytes
 
 
 def test_what_is_kept_until_the_end_is_on_the_disk(make_windows: Callable[..., Any]) -> None:

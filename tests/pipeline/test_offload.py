@@ -61,6 +61,20 @@ def test_a_run_from_disk_gives_the_same_to_the_last_bit(here: Path, options: dic
     assert not list(here.glob(".*partial"))
 
 
+@pytest.mark.parametrize("offload", ["host", "disk"])
+def test_hidden_states_in_a_file_change_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, offload: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    options = {"allocator": "owl", "backend": "sparsegpt", "sparsity": 0.6, "offload": offload}
+    whole, spilled = (ran(place, activations=place, **options) for place in ("host", "disk"))
+    assert spilled.report == whole.report
+    assert spilled.result.evaluation == whole.result.evaluation
+    expected, found = tensors_of(here / "host"), tensors_of(here / "disk")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list(here.glob(".*partial"))
+
+
 def test_a_profile_from_disk_is_the_same(here: Path) -> None:
     profiles = []
     for offload in ("host", "disk"):
