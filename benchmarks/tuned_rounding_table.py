@@ -28,7 +28,7 @@ def tuned_rounding_section(rows: Sequence[Row], known: Mapping[str, float]) -> s
         bits, method = row["name"].rsplit(" ", 1)
         by_bits.setdefault(bits, {})[method] = row
     cells = []
-    for bits, found in by_bits.items():
+    for bits, found in sorted(by_bits.items(), key=lambda one: float(one[0]), reverse=True):
         tuned = found.get("autoround") or found["alone"]
         figures = {method: row["perplexity"] for method, row in found.items()}
         if "gptq" not in figures and bits in _KNOWN:
