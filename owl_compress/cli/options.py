@@ -66,7 +66,7 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Keep each block that is done beside the output, and go on with a run that was cut off.",
+        help="Keep what is done beside the output until all is, and go on with what was cut off.",
     ),
 ]
 

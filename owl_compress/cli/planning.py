@@ -24,6 +24,7 @@ def measure(
     metric: Annotated[
         list[str] | None, typer.Option(help="A metric besides the default ones; repeatable.")
     ] = None,
+    resume: options.Resume = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
@@ -33,19 +34,22 @@ def measure(
     """Measure the importance of every block and linear, and write the report."""
     from owl_compress.pipeline.measuring import Measurement
     from owl_compress.pipeline.processes import joined
+    from owl_compress.pipeline.unfinished import kept_until_written
 
     output = Output(as_json=as_json, quiet=quiet)
     check_output_file(out, inputs=[model, given.get("calib", "")], kind="report")
     measurement = Measurement.of(model, given, metric or (), Consent(trust_remote_code, allow_pickle))
     with joined(measurement.device) as ranks:
         output = output.of_process(leads=ranks.leads)
-        output.say(f"loading {model}")
-        report = measurement.run(output.progress)
+        with kept_until_written(out, resume=resume, ranks=ranks) as keeping:
+            output.say(f"loading {model}")
+            report = measurement.run(output.progress, keeping)
+            if ranks.leads and not keeping.is_finished:
+                report.write(out)
     if not ranks.leads:
         return
-    report.write(out)
     output.answer(report.model_dump(mode="json"), report_table(report))
-    output.say(f"wrote {out}")
+    output.say(keeping.outcome)
 
 
 def allocate(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.sheet import Column, Sheet
+from owl_compress.cli.tables import plan_table
 from owl_compress.consent import Consent
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.plan import Plan
@@ -61,6 +62,7 @@ def refine(
     model: options.Model,
     plan: Annotated[Path, options.path_option("The plan to refine, of any allocator.")],
     out: options.OutFile,
+    resume: options.Resume = False,
     trust_remote_code: options.TrustRemoteCode = False,
     allow_pickle: options.AllowPickle = False,
     as_json: options.AsJson = False,
@@ -71,6 +73,7 @@ def refine(
     from owl_compress.pipeline.methods import DEFAULT_BACKEND
     from owl_compress.pipeline.processes import joined
     from owl_compress.pipeline.refining import Refining
+    from owl_compress.pipeline.unfinished import kept_until_written
 
     output = Output(as_json=as_json, quiet=quiet)
     texts = [given.get(name, "") for name in ("calib", "damage_data")]
@@ -83,15 +86,22 @@ def refine(
     refining = Refining.of(asked, search, Consent(trust_remote_code, allow_pickle))
     with joined(refining.request.device) as ranks:
         output = output.of_process(leads=ranks.leads)
-        output.say(f"loading {model}")
-        found = refining.run(output.progress, output.say)
+        with kept_until_written(out, resume=resume, ranks=ranks) as keeping:
+            if keeping.is_finished:
+                done = refining.finished(out)
+                output.answer({"plan": done.model_dump(mode="json")}, plan_table(done))
+                output.say(keeping.outcome)
+                return
+            output.say(f"loading {model}")
+            found = refining.run(output.progress, output.say, keeping)
+            if ranks.leads:
+                found.plan.write(out)
     if not ranks.leads:
         return
-    found.plan.write(out)
     output.answer(found.as_json(), refinement_table(source, found))
     if not found.is_better:
         output.say(f"nothing was gained, {found.ended}: the plan is written as it came")
-    output.say(f"wrote {out}")
+    output.say(keeping.outcome)
 
 
 def refinement_table(source: Plan, found: "Refinement") -> Sheet:

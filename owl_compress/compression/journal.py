@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.journal import FinishedBlock, FinishedLinear
+from owl_compress.documents.notes import KeptError
 from owl_compress.documents.temporary import remove_dead, temporary_name
-from owl_compress.errors import RequestError
 from owl_compress.forms.codes import QuantizedWeight
 from owl_compress.models.residence import residence_of
 from owl_compress.models.structure import BlockSite
@@ -95,7 +95,7 @@ class Journal:
         The block holds its weights, somewhere.
 
         Raises:
-            RequestError: what was kept of it is broken.
+            KeptError: what was kept of it is broken.
         """
         entry = self._file(site, ".json")
         if not entry.exists():
@@ -106,7 +106,7 @@ class Journal:
             for name, tensor in _named(site).items():
                 kept = tensors.get_tensor(name)
                 if kept.shape != tensor.shape:
-                    raise RequestError(f"{weights} holds {name} in another shape: {_BROKEN}")
+                    raise KeptError(f"{weights} holds {name} in another shape: {_BROKEN}")
                 tensor.copy_(kept)
         residence = residence_of(site.module)
         if residence is not None:
@@ -174,4 +174,4 @@ def _opened(path: Path) -> Iterator[Any]:
         with disk_errors(path), safe_open(path, framework="pt") as tensors:
             yield tensors
     except SafetensorError as error:
-        raise RequestError(f"{path} is not whole ({error}): {_BROKEN}") from error
+        raise KeptError(f"{path} is not whole ({error}): {_BROKEN}") from error

@@ -1,4 +1,4 @@
-"""What an unfinished compression says of itself on disk: of what it is, and which blocks are done."""
+"""What unfinished work says of itself on disk: of what it is, and what is done."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.notes import KeptError
+from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Fallback
-from owl_compress.documents.units import Name, PositiveCount
-from owl_compress.errors import RequestError
+from owl_compress.documents.units import Count, Name, PositiveCount
 
 
 class FinishedLinear(Frozen):
@@ -36,23 +37,51 @@ class FinishedBlock(Document):
 
 
 class JournalHead(Document):
-    """What a compression depends on, by the words that a user knows it by; see `check_same`."""
+    """What the outcome depends on, by the words that a user knows it by; see `check_same`."""
 
     SCHEMA: ClassVar[str] = "owl-compress/journal/1"
 
     schema_: Literal["owl-compress/journal/1"] = Field(default="owl-compress/journal/1", alias="schema")
     depends_on: dict[str, str]
 
-    def check_same(self, now: Mapping[str, str], where: str) -> None:
-        """Refuse to go on where anything is different `now`.
+    def check_same(self, now: Mapping[str, str], where: str, again: str) -> None:
+        """Refuse to go on where anything is different `now`; `again` is how to start over.
 
         Raises:
-            RequestError: naming the first thing that differs, what it was and what it is.
+            KeptError: naming the first thing that differs, what it was and what it is.
         """
         for name in sorted(self.depends_on.keys() | now.keys(), key=lambda one: (one not in now, one)):
             then, here = self.depends_on.get(name, "absent"), now.get(name, "absent")
             if then != here:
-                raise RequestError(
+                raise KeptError(
                     f"--resume: {name} differs: {then} in the unfinished run in {where}, {here} now; give "
-                    "what was given then, or start over with --overwrite"
+                    f"what was given then, or {again}"
                 )
+
+
+class TriedLevel(Frozen):
+    """What came of one trial: the `number` of those made together, its damage, and what was carried out."""
+
+    number: Count
+    damage: float
+    budgets: dict[str, float]
+
+
+class TriedTogether(Frozen):
+    """What came of trials that were made together; `refused` says why some were passed over, by part."""
+
+    tried: tuple[TriedLevel, ...]
+    refused: dict[str, str] = Field(default_factory=dict)
+
+
+class JudgedPlan(Frozen):
+    """A plan as it was carried out, and its damage."""
+
+    plan: Plan
+    damage: float
+
+
+class ComparedPlans(Frozen):
+    """Damages of several plans, None where the model overflows."""
+
+    damages: tuple[float | None, ...]

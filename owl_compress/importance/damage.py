@@ -17,6 +17,7 @@ Measures, each a mean over positions:
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite
 from operator import itemgetter
 from typing import Protocol
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 
 from owl_compress.compression.block_trials import BlockTrials, shared_inputs
 from owl_compress.compression.contract import Backend
+from owl_compress.documents.journal import TriedLevel, TriedTogether
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.units import Grid
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import BlockSite
@@ -155,6 +158,7 @@ class Bench:
         grid: of the budgets, or None.
         measure: what damage is.
         salience: of linears by name, for a backend that reads gradients.
+        notes: of these very trials, as far as they were made before.
         refusals: why optional trials were passed over, by their names; the last of each name.
     """
 
@@ -165,6 +169,7 @@ class Bench:
     grid: Grid | None
     measure: DamageMeasure
     salience: Mapping[str, Salience]
+    notes: Notes = NO_NOTES
     refusals: dict[str, RequestError] = field(default_factory=dict, init=False, repr=False)
 
     def tried(
@@ -195,10 +200,24 @@ class Bench:
             own.advance()
         behind = list(self.damaged.hidden)
         is_dense = self.dense[index].module is self.seen.structure.blocks[index].module
-        if trials:
-            trying = self._trials(index, trials, advance=is_dense)
-            yield from self._divided(index, trying, trials, incoming, behind)
-        if self.seen.hidden and not (trials and is_dense):
+        # Of several processes each makes some; those without any look at the inputs together with the others.
+        ranks = self.seen.ranks
+        mine = trials[ranks.rank :: ranks.of]
+        few = {
+            f"{self.dense[index].name}.{start}": mine[start : start + _VARIANTS_AT_ONCE]
+            for start in range(0, len(mine), _VARIANTS_AT_ONCE)
+        }
+        is_known = bool(few) and all(map(self.notes.has, few))
+        trying = self._trials(index, trials, advance=is_dense) if trials and not is_known else None
+        found: list[Tried] = []
+        for name, some in few.items():
+            made = self.notes.once(
+                name, TriedTogether, partial(self._together, index, trying, some, incoming, behind)
+            )
+            self.refusals.update({part: RequestError(reason) for part, reason in made.refused.items()})
+            found += [Tried(some[one.number], one.damage, one.budgets) for one in made.tried]
+        yield from self._of_all(found, trials) if trials else ()
+        if self.seen.hidden and not (trying and is_dense):
             with self.seen.visit(index) as visit:
                 visit.advance()
 
@@ -209,16 +228,9 @@ class Bench:
             groups = shared_inputs(visit, self.backend.statistic, names, advance=advance)
         return BlockTrials(self.backend, self.dense[index], groups, self.grid, self.salience)
 
-    def _divided(
-        self, index: int, trying: BlockTrials, trials: Sequence[Trial], incoming: States, behind: States
-    ) -> list[Tried]:
-        """The trials of one block, each made by one of the processes that walk together, and known to all."""
+    def _of_all(self, found: list[Tried], trials: Sequence[Trial]) -> list[Tried]:
+        """What all processes found of the trials of one block, in their order."""
         ranks = self.seen.ranks
-        mine = trials[ranks.rank :: ranks.of]
-        found: list[Tried] = []
-        for start in range(0, len(mine), _VARIANTS_AT_ONCE):
-            at_once = mine[start : start + _VARIANTS_AT_ONCE]
-            found.extend(self._together(index, trying, at_once, incoming, behind))
         if ranks.of == 1:
             return found
         places = {id(trial): place for place, trial in enumerate(trials)}
@@ -231,38 +243,43 @@ class Bench:
     def _together(
         self,
         index: int,
-        trying: BlockTrials,
+        trying: BlockTrials | None,
         trials: Sequence[Trial],
         incoming: States,
         behind: States,
-    ) -> Iterator[Tried]:
+    ) -> TriedTogether:
         """Compress a copy for each of the trials, and measure what their outputs lead to."""
-        made: list[tuple[Trial, Mapping[str, float], int]] = []
+        if trying is None:
+            raise TypeError("trials are made on a block whose inputs were looked at")
+        made: list[tuple[int, Mapping[str, float], int]] = []
         variants: list[list[Tensor]] = []
+        refused: dict[str, str] = {}
         known: dict[frozenset[tuple[str, float]], int] = {}  # whole numbers make the same of several budgets
         with self.damaged.visit(index, trying.site):
-            for trial in trials:
+            for number, trial in enumerate(trials):
                 try:
                     copy = trying.compressed(trial.budgets)
                 except RequestError as error:
                     if not trial.is_optional:
                         raise
-                    self.refusals[trial.name] = error
+                    refused[trial.name] = str(error)
                     continue
                 variant = known.setdefault(frozenset(copy.budgets.items()), len(variants))
                 if variant == len(variants):
                     variants.append(self._outputs(index, copy.site.module, incoming))
-                made.append((trial, copy.budgets, variant))
+                made.append((number, copy.budgets, variant))
         if self.measure.runs_to_the_end:
             self._run_to_the_end(index, variants)
         damages = self.measure.damages(index, behind, variants) if variants else []
-        for trial, done, variant in made:
-            if not isfinite(damage := damages[variant]):
-                raise RequestError(
-                    f"the damage of {trial.name} at {trial.level:g} is {damage}: the model or its data type "
-                    "overflows there; try --dtype float32, or a level that keeps more"
-                )
-            yield Tried(trial, damage, done)
+        for number, _, variant in made:
+            _check_damage(trials[number], damages[variant])
+        return TriedTogether(
+            tried=tuple(
+                TriedLevel(number=number, damage=damages[variant], budgets=dict(done))
+                for number, done, variant in made
+            ),
+            refused=refused,
+        )
 
     def _outputs(self, index: int, module: nn.Module, incoming: States) -> list[Tensor]:
         """What a copy of block `index` makes of the states that reach it, by batch."""
@@ -278,3 +295,11 @@ class Bench:
                 for states in variants:
                     for batch, hidden in enumerate(states):
                         states[batch] = self.damaged.run_block(later, batch, hidden)
+
+
+def _check_damage(trial: Trial, damage: float) -> None:
+    if not isfinite(damage):
+        raise RequestError(
+            f"the damage of {trial.name} at {trial.level:g} is {damage}: the model or its data type "
+            "overflows there; try --dtype float32, or a level that keeps more"
+        )

@@ -1,6 +1,7 @@
 """The estimator: how important is each block and linear of a model? Measured once, in one forward pass."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
@@ -12,6 +13,7 @@ from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import given_device
 from owl_compress.documents.coverage import check_covered
+from owl_compress.documents.notes import NO_NOTES, KeptError, Notes
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
@@ -30,9 +32,10 @@ from owl_compress.models.structure import (
 )
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
-from owl_compress.walk.blocks import BlockWalk, LinearGroup
+from owl_compress.walk.blocks import BlockVisit, BlockWalk, LinearGroup
 from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
 from owl_compress.walk.input_statistics import MomentsAndGram, SecondMoments, Statistic
+from owl_compress.walk.kept_states import KeptStates
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
@@ -90,14 +93,17 @@ def measure(  # noqa: PLR0913 - each is an option of the command line, too
 
 @dataclass(frozen=True)
 class Measured:
-    """The report, and the statistics that it was made from: a backend may want the same ones."""
+    """The report, and the statistics that it was made from: a backend may want the same ones.
+
+    Of blocks that were measured before, there are no statistics.
+    """
 
     report: ImportanceReport
     statistics: DenseStatistics
 
 
 @checked
-def measure_with_statistics(  # noqa: PLR0913 - each is an option of the command line, too
+def measure_with_statistics(  # noqa: PLR0913 - those of `measure`, and notes
     model: nn.Module,
     calibration: TokenWindows,
     *,
@@ -109,11 +115,15 @@ def measure_with_statistics(  # noqa: PLR0913 - each is an option of the command
     identity: ModelIdentity | None = None,
     progress: Progress = SILENT,
     activations: ActivationsName = "auto",
+    notes: Notes = NO_NOTES,
 ) -> Measured:
     """Measure as `measure` does, and hand the statistics of the inputs on.
 
+    `notes` are of this very measurement, where it may have been cut off: blocks that are noted are not
+    measured again, nor run again as far as what they hand on is kept.
+
     Raises:
-        RequestError: see `measure`.
+        RequestError: see `measure`; or what is kept is broken, or the disk is full.
     """
     device = given_device(device)
     structure = structure or find_structure(model)
@@ -133,23 +143,55 @@ def measure_with_statistics(  # noqa: PLR0913 - each is an option of the command
     )
     wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments
     statistics: dict[str, tuple[KeptGroup, ...]] = {}
-    blocks = []
-    with closing(walk.visits(progress, "measuring blocks")) as visits:
-        for visit in visits:
-            if not visit.site.linears:  # all weights may be shared with an earlier block
-                continue
-            groups = visit.gather(wanted, advance=True, spared=structure.spared)
-            blocks.append(_measure_block(visit.site, groups, chosen, roles))
-            statistics[visit.site.name] = tuple(map(KeptGroup.of, groups))
-            del groups  # Gram matrices, where a metric reads them, are there for one block at a time
+
+    def measured(visit: BlockVisit) -> BlockReport:
+        groups = visit.gather(wanted, advance=True, spared=structure.spared)
+        statistics[visit.site.name] = tuple(map(KeptGroup.of, groups))
+        return _measure_block(visit.site, groups, chosen, roles)
+
+    blocks = _each_once(walk, measured, notes, progress)
     report = ImportanceReport(
         model=identity or identify(model, structure),
-        blocks=tuple(blocks),
+        blocks=blocks,
         provenance=Provenance(calibration=calibration.record, versions=versions()),
         notes=structure.notes,
         coverage=coverage,
     )
     return Measured(report, DenseStatistics(statistics, calibration.record))
+
+
+def _each_once(
+    walk: BlockWalk, measured: Callable[[BlockVisit], BlockReport], notes: Notes, progress: Progress
+) -> tuple[BlockReport, ...]:
+    """What is `measured` of each block that has linears, in order, or was before and is noted.
+
+    Raises:
+        RequestError: what was kept is broken or gone, or the disk is full.
+    """
+    sites, found, states = walk.structure.blocks, dict[str, BlockReport](), KeptStates(notes.folder)
+
+    def behind(walk: BlockWalk) -> int:
+        n_behind = states.put_back_(walk)
+        for site in sites[:n_behind]:
+            if site.linears:
+                lost = functools.partial(_lost, site.name, notes)
+                found[site.name] = notes.once(site.name, BlockReport, lost)
+        return n_behind
+
+    with closing(walk.visits(progress, "measuring blocks", behind)) as visits:
+        for visit in visits:
+            name = visit.site.name
+            if visit.site.linears:  # all weights may be shared with an earlier block
+                found[name] = notes.once(name, BlockReport, functools.partial(measured, visit))
+            if visit.must_advance:
+                visit.advance()
+            if visit.number < len(sites):
+                states.keep(walk, visit.number)
+    return tuple(found.values())
+
+
+def _lost(block: str, notes: Notes) -> BlockReport:
+    raise KeptError(f"what was measured of {block} is gone from {notes.folder}: remove that, and start over")
 
 
 def outline(

@@ -18,6 +18,7 @@ from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.data.apart import check_apart
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import given_device
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.sensitivity import (
     Measure,
@@ -98,12 +99,13 @@ class ProfileCost:
 
 @dataclass(frozen=True)
 class ProfileRun:
-    """Where a profile runs, and who is told about it."""
+    """Where a profile runs, who is told about it, and where notes are taken of what is done."""
 
     device: torch.device | str | None = None
     batch_size: int = 1
     progress: Progress = SILENT
     announce: Callable[[ProfileCost], None] = field(default=lambda _: None)
+    notes: Notes = NO_NOTES
 
 
 @checked
@@ -130,7 +132,7 @@ def profile(
         statistics: windows the backend sees, shape [sequences, seq_len]; None for one that reads no text.
         damage: windows to measure damage on, held apart from these.
         options: what is tried, and how damage is counted.
-        run: where it runs, and who is told.
+        run: where it runs, who is told, and what was done of this very profile before.
         known: a profile of the same that is there already: only what it lacks is tried, and it is extended.
         structure: of the model, where it was found already.
         identity: what the profile says about the model; by default read from its config.
@@ -268,6 +270,7 @@ class _Profiler:
                 batch_size=self.run.batch_size,
                 progress=self.run.progress,
             ),
+            notes=self.run.notes,
         )
         with closing(bench.tried(trials, self.run.progress)) as tried:
             found = list(tried)

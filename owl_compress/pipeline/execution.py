@@ -41,6 +41,7 @@ from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept, check_unfinished, kept_until_done
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.tuning_search import search
+from owl_compress.pipeline.unfinished import check_alone
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.ranks import Ranks
 
@@ -113,7 +114,8 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False, resu
     """
     ranks = Ranks.current()
     if ranks.of > 1:
-        _check_together(session, resume=resume)
+        check_alone(ranks, resume=resume)
+        _check_together(session)
         out = out if ranks.leads else None
     with memory_errors("running the recipe"):
         if out:
@@ -126,14 +128,12 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False, resu
             return _carried_out(session, out, kept, overwrite=overwrite)
 
 
-def _check_together(session: Session, *, resume: bool) -> None:
+def _check_together(session: Session) -> None:
     """Refuse what one process alone can do.
 
     Raises:
-        RequestError: resuming, or a backend with a walk of its own.
+        RequestError: a backend with a walk of its own.
     """
-    if resume:
-        raise RequestError("--resume is for one process: start it without torchrun, or run without --resume")
     if session.writes_by_itself:
         raise RequestError(
             f"backend {session.request.backend.name!r} has a walk of its own, which processes cannot divide: "
@@ -217,7 +217,7 @@ def make_plan(
         return tuned.source, tuned.plan
     check_request(session)
     if request.reads_damage:
-        profile = kept.once("sensitivity", SensitivityProfile, lambda: profile_of(session))
+        profile = kept.notes.step("sensitivity", SensitivityProfile, partial(profile_of, session))
         return profile, divide(session, profile)
     report = _report(session, kept)
     return report, divide(session, report or outlined(session))
@@ -227,7 +227,7 @@ def _report(session: Session, kept: Kept) -> ImportanceReport | None:
     """What is measured, if anything is; measured again where more is wanted of it than the report."""
     if session.measuring is None or session.asks_for_dense:
         return measured_report(session)
-    return kept.once("report", ImportanceReport, lambda: measured(session))
+    return kept.notes.step("report", ImportanceReport, partial(measured, session))
 
 
 def score(session: Session) -> dict[str, TaskAccuracy]:

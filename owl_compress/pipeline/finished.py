@@ -11,6 +11,7 @@ from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.beside import is_same
 from owl_compress.pipeline.request import Request
+from owl_compress.pipeline.unfinished import forget
 
 _NAMES = ("model", "calib", "data", "damage-data")
 """Options that name files or what lies on the hub: the same one may be named in two ways."""
@@ -44,6 +45,7 @@ def finished_before(request: Request, out: Path) -> Outcome | None:
         raise RequestError(f"{out} is finished, and by another plan than {request.recipe.plan}: {_REMEDY}")
     if (out / "recipe.yaml").is_file():
         _check_same(request.recipe, Recipe.read(out / "recipe.yaml"), out)
+    forget(out)  # killed between the two, a run leaves both its output and what was kept of it
     report, profile = out / "report.json", out / "sensitivity.json"
     return Outcome(
         ImportanceReport.read(report) if report.is_file() else None,

@@ -3,25 +3,31 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.data.windows import CalibrationOptions, check_batch_size, read_texts
+from owl_compress.data.windows import CalibrationOptions, TokenWindows, check_batch_size, read_texts
 from owl_compress.device import resolve_device
+from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.documents.report import ImportanceReport
-from owl_compress.importance.estimator import measure
+from owl_compress.documents.versions import versions
+from owl_compress.importance.estimator import measure_with_statistics
 from owl_compress.importance.metrics import with_defaults
 from owl_compress.memory import memory_errors
 from owl_compress.models.structure import find_structure
+from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.stages import (
     check_there,
     identity_of,
     load,
 )
+from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import calibration_windows
 from owl_compress.progress import SILENT, Progress, shown
 
@@ -82,11 +88,12 @@ class Measurement:
             given.get("activations", fields["activations"].default),
         )
 
-    def run(self, progress: Progress = SILENT) -> ImportanceReport:
-        """Load the model and measure it.
+    def run(self, progress: Progress = SILENT, keeping: Keeping = NOTHING_KEPT) -> ImportanceReport:
+        """Load the model and measure it, as far as that is not done: what is, is kept by `keeping`.
 
         Raises:
-            RequestError: see `owl_compress.load`, `calibrate` and `measure`.
+            RequestError: see `owl_compress.load`, `calibrate` and `measure`; or what is kept, or finished, is
+                of something else.
         """
         with memory_errors("measuring"):
             # What is wrong with names and texts is told before the model is loaded.
@@ -95,18 +102,48 @@ class Measurement:
             loading = partial(load, self.model, device=self.device, **self.loading)
             loaded = shown(progress, "loading", loading)
             structure = find_structure(loaded.model)
-            return measure(
+            windows = calibration_windows(loaded, structure, self.calibration, text, progress)
+            identity = identity_of(loaded, structure)
+            if keeping.is_finished:
+                return self._finished(keeping.out, identity, windows)
+            return measure_with_statistics(
                 loaded.model,
-                calibration_windows(loaded, structure, self.calibration, text, progress),
+                windows,
                 metrics=self.metrics,
                 device=self.device,
                 batch_size=self.batch_size,
                 partial=self.partial,
                 structure=structure,
-                identity=identity_of(loaded, structure),
+                identity=identity,
                 progress=progress,
                 activations=self.activations,
-            )
+                notes=keeping.notes(lambda: self._depends_on(loaded, windows)),
+            ).report
+
+    def _depends_on(self, loaded: LoadedModel, windows: TokenWindows) -> dict[str, str]:
+        settings = {"metric": ",".join(self.metrics), "batch-size": self.batch_size}
+        return facts(loaded, settings, self.device, {"calibration": windows})
+
+    def _finished(self, out: Path, identity: ModelIdentity, windows: TokenWindows) -> ImportanceReport:
+        """The report that is there, if it is of this very measurement.
+
+        Raises:
+            RequestError: naming what differs.
+        """
+        done = ImportanceReport.read(out)
+        check_finished(
+            out,
+            {
+                "the model": (done.model, identity),
+                "the calibration text": (done.provenance.calibration, windows.record),
+                "--metric": ([*done.blocks[0].metrics], [*self.metrics]),
+                **{
+                    f"version of {name}": (done.provenance.versions.get(name), version)
+                    for name, version in versions().items()
+                },
+            },
+        )
+        return done
 
 
 def taken(given: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -10,11 +11,13 @@ from owl_compress.allocators import Target
 from owl_compress.allocators.groups import partition
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.compression.contract import Backend, CheckpointBackend
+from owl_compress.compression.driver import wants_text
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device
 from owl_compress.documents.coverage import check_covered
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES, DEFAULT_SAMPLES
@@ -34,6 +37,7 @@ from owl_compress.memory import memory_errors
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.limits import resolve_seq_len
 from owl_compress.models.structure import ModelStructure, find_structure
+from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.methods import DEFAULT_BACKEND
 from owl_compress.pipeline.profile_checks import by_block, check_model, check_profile
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, ProfileSettings, extending
@@ -49,6 +53,7 @@ from owl_compress.pipeline.stages import (
     check_there,
     identity_of,
 )
+from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import (
     calibration_windows,
     held_apart,
@@ -57,6 +62,9 @@ from owl_compress.progress import SILENT, Progress
 
 Told = Callable[[str], None]
 """Who is told in a line what is about to be done."""
+
+NotesFor = Callable[[TokenWindows], Notes]
+"""Where notes are taken of a profile whose damage is measured on these windows."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +92,13 @@ class Subject:
     progress: Progress = SILENT
 
     def profiled(
-        self, settings: ProfileSettings, known: SensitivityProfile | None = None, told: Told = lambda _: None
+        self,
+        settings: ProfileSettings,
+        known: SensitivityProfile | None = None,
+        told: Told = lambda _: None,
+        notes_for: NotesFor = lambda _: NO_NOTES,
     ) -> SensitivityProfile:
-        """Measure the profile, or what `known` lacks of it.
+        """Measure the profile, or what `known` lacks of it and is not noted yet.
 
         Raises:
             RequestError: see `owl_compress.importance.profile.profile`; or it costs more than it may.
@@ -112,6 +124,7 @@ class Subject:
                 batch_size=self.recipe.batch_size,
                 progress=self.progress,
                 announce=lambda cost: told(cost_in_words(cost)),
+                notes=notes_for(damage),
             ),
             known=known,
             structure=self.structure,
@@ -182,8 +195,8 @@ def cost_in_words(cost: ProfileCost) -> str:
     )
 
 
-def profile_of(session: Session) -> SensitivityProfile:
-    """The profile that the request names, or one that is measured as it says.
+def profile_of(session: Session, notes: Notes = NO_NOTES) -> SensitivityProfile:
+    """The profile that the request names, or one that is measured as it says; what is done of it is noted.
 
     Raises:
         RequestError: it is of another model; or see `Subject.profiled`.
@@ -194,7 +207,7 @@ def profile_of(session: Session) -> SensitivityProfile:
         return request.profile
     if request.profiling is None:
         raise TypeError("a request whose allocator reads damage has a profile, or says how to measure it")
-    return subject_of(session).profiled(request.profiling, told=session.announce)
+    return subject_of(session).profiled(request.profiling, told=session.announce, notes_for=lambda _: notes)
 
 
 def check_given(session: Session, profile: SensitivityProfile) -> None:
@@ -270,11 +283,17 @@ class Profiling:
         device = resolve_device(recipe.device)
         return cls(recipe, backend, ProfileSettings.of(recipe, backend.unit), known, consent, device)
 
-    def run(self, progress: Progress = SILENT, told: Told = lambda _: None) -> SensitivityProfile:
-        """Load the model and measure.
+    def run(
+        self,
+        progress: Progress = SILENT,
+        told: Told = lambda _: None,
+        keeping: Keeping = NOTHING_KEPT,
+    ) -> SensitivityProfile:
+        """Load the model and measure, as far as that is not done: what is, is kept by `keeping`.
 
         Raises:
-            RequestError: see `owl_compress.load`, `calibrate` and `Subject.profiled`.
+            RequestError: see `owl_compress.load`, `calibrate` and `Subject.profiled`; or what is kept, or
+                finished, is of something else.
         """
         recipe = self.recipe
         with memory_errors("measuring damage"):
@@ -296,7 +315,47 @@ class Profiling:
                 recipe=recipe,
                 progress=progress,
             )
-            return subject.profiled(self.settings, self.known, told)
+            if keeping.is_finished:
+                return check_finished_profile(keeping.out, subject, self.settings)
+            return subject.profiled(
+                self.settings,
+                self.known,
+                told,
+                lambda damage: keeping.notes(lambda: self._depends_on(subject, damage)),
+            )
+
+    def _depends_on(self, subject: Subject, damage: TokenWindows) -> dict[str, str]:
+        texts = {"calibration": subject.statistics, "damage": damage}
+        found = facts(subject.loaded, self.recipe.settings, self.device, texts)
+        return found | ({"the profile to extend": self.known.fingerprint[:16]} if self.known else {})
+
+
+def check_finished_profile(out: Path, subject: Subject, settings: ProfileSettings) -> SensitivityProfile:
+    """The profile that is there, if it is what is asked for.
+
+    Raises:
+        RequestError: naming what differs, or is lacking.
+    """
+    done = SensitivityProfile.read(out)
+    check_profile(done, subject.backend, subject.backend.unit, settings.grid)
+    check_model(done, subject.identity, subject.structure)
+    affordable, _ = subject.affordable(settings)
+    asked = set() if settings.are_levels_open or done.unit is Unit.WIDTH else set(settings.levels)
+    lacking = asked - set.intersection(*(set(part.levels) for part in done.parts))
+    check_finished(
+        out,
+        {
+            "--part": (done.parts[0].kind, settings.part),
+            "--measure": (done.measure, settings.measure),
+            "the damage text": (done.damage_text, subject.damage_windows(affordable).record),
+            "the calibration text": (
+                done.statistics,
+                subject.statistics.record if wants_text(subject.backend) else None,
+            ),
+            "--levels": (sorted(asked - lacking), sorted(asked)),
+        },
+    )
+    return done
 
 
 def _not_skipped(loaded: LoadedModel, structure: ModelStructure, recipe: Recipe) -> frozenset[str]:

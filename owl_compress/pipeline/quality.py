@@ -40,7 +40,7 @@ def evaluate_dense(session: Session, kept: Kept = NOTHING_KEPT) -> DenseQuality:
         RequestError: the request names no such text, or its predictions cannot be held against others.
     """
     if not session.recipe.agreement:
-        return DenseQuality(kept.once("dense", PerplexityRecord, lambda: evaluate(session)))
+        return DenseQuality(kept.notes.once("dense", PerplexityRecord, lambda: evaluate(session)))
     model, windows = session.loaded.model, session.held_out_windows
     return DenseQuality(*agreement.evaluate_dense(model, windows, session.loaded.source, **_how(session)))
 

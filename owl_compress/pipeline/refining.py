@@ -1,14 +1,17 @@
 """A plan that is there made better by measured damage, with the model, the backend and texts of a request."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.notes import NO_NOTES, Notes
+from owl_compress.documents.option_names import option_name
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.quantities import n_tokens
 from owl_compress.documents.recipe import Recipe
@@ -16,11 +19,13 @@ from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
 from owl_compress.models.limits import resolve_seq_len
+from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.feasibility import check_plan
 from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.session import Session, read_damage_text
+from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import held_apart
 from owl_compress.progress import SILENT, Progress
 from owl_compress.refinement.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
@@ -28,6 +33,9 @@ from owl_compress.refinement.refinement import refine_plan
 from owl_compress.refinement.workshop import WorkOptions
 
 __all__ = ["Attempt", "DamageText", "Refinement", "RefinementOptions", "Refining", "refine"]
+
+NotesFor = Callable[[RefinementWindows], Notes]
+"""Where notes are taken of a refinement on these windows."""
 
 _OWN = ("part", "damage_samples", "damage_len", "damage_data", "positions", "max_cost")
 """Options that say how damage is measured, under their names in a recipe."""
@@ -61,12 +69,14 @@ def refine(
     session: Session,
     options: RefinementOptions | None = None,
     damage: DamageText | None = None,
+    notes_for: NotesFor = lambda _: NO_NOTES,
 ) -> Refinement:
     """Make the plan of the session better by measured damage, at the same budget.
 
     The session is of a recipe with a plan; its model is unchanged afterwards. The plan is replaced only by
     one that, carried out on a copy, does less damage on windows that neither the backend saw nor the moves
-    were chosen on. See `owl_compress.refinement.refinement.refine_plan`.
+    were chosen on. See `owl_compress.refinement.refinement.refine_plan`. `notes_for` says where notes are
+    taken of what is done on these windows.
 
     Raises:
         RequestError: a request without a plan, a plan that cannot be carried out or in which nothing can
@@ -78,11 +88,12 @@ def refine(
     plan.check_fits(session.structure.linear_sizes)
     check_plan(session, plan)
     with memory_errors("refining the plan"):
+        windows = _windows(session, damage)
         return refine_plan(
             session.loaded.model,
             plan,
             backend,
-            _windows(session, damage),
+            windows,
             replace(options, fixed=options.fixed | set_by_hand(plan)),
             WorkOptions(
                 device=session.request.device,
@@ -90,6 +101,7 @@ def refine(
                 statistics=session.recipe.statistics or DEFAULT_STATISTICS,
                 progress=session.progress,
                 announce=lambda tokens, seconds: session.announce(_cost_in_words(tokens, seconds)),
+                notes=notes_for(windows),
             ),
             structure=session.structure,
         )
@@ -183,12 +195,59 @@ class Refining:
         damage = DamageText(asked.damage_samples or DEFAULT_DAMAGE_SAMPLES, asked.damage_len, text)
         return cls(request, options, damage)
 
-    def run(self, progress: Progress = SILENT, told: Callable[[str], None] = lambda _: None) -> Refinement:
-        """Load the model and refine the plan.
+    def run(
+        self,
+        progress: Progress = SILENT,
+        told: Callable[[str], None] = lambda _: None,
+        keeping: Keeping = NOTHING_KEPT,
+    ) -> Refinement:
+        """Load the model and refine the plan, as far as that is not done: what is, is kept by `keeping`.
 
         Raises:
-            RequestError: see `Session.open` and `refine`.
+            RequestError: see `Session.open` and `refine`; or what is kept is of something else.
         """
         with memory_errors("refining the plan"):
             session = Session.open(self.request, progress=progress, announce=told)
-            return refine(session, self.options, self.damage)
+            return refine(
+                session,
+                self.options,
+                self.damage,
+                lambda windows: keeping.notes(lambda: self._depends_on(session, windows)),
+            )
+
+    def _depends_on(self, session: Session, windows: RefinementWindows) -> dict[str, str]:
+        texts = {"calibration": windows.statistics, "damage": windows.choosing, "gate": windows.gate}
+        found = facts(session.loaded, session.recipe.settings, session.request.device, texts)
+        found |= {f"--{name}": value for name, value in self._search.items()}
+        return found | {"the plan": _plan_of(session).fingerprint[:16]}
+
+    @property
+    def _search(self) -> dict[str, str]:
+        """How better plans are looked for, but for what is left open."""
+        options = {one.name: getattr(self.options, one.name) for one in fields(self.options)}
+        return {
+            option_name(name): str(value)
+            for name, value in options.items()
+            if value is not None and name != "fixed"
+        }
+
+    def finished(self, out: Path) -> Plan:
+        """The plan that is there, if it is what is asked for; it may be the one that is refined.
+
+        Raises:
+            RequestError: naming what differs.
+        """
+        done, source = Plan.read(out), self.request.plan
+        if source is not None and done.fingerprint != source.fingerprint:
+            told = done.allocator.parameters
+            asked = {
+                "the plan that it is refined from": ("refined_from", source.fingerprint),
+                "--backend": ("backend", self.request.backend.name),
+                **{
+                    f"--{name}": (name, getattr(self.options, name))
+                    for name in ("method", "part", "step", "pairs", "seed")
+                    if name in told and getattr(self.options, name) is not None
+                },
+            }
+            check_finished(out, {name: (told.get(key), value) for name, (key, value) in asked.items()})
+        return done

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 from owl_compress.allocators import Target
 from owl_compress.allocators.groups import partition
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.importance.estimator import measure_with_statistics, outline
 from owl_compress.pipeline.session import Session
 
 
-def measured_report(session: Session) -> ImportanceReport | None:
-    """What the request wants measured of the model; None if nothing is.
+def measured_report(session: Session, notes: Notes = NO_NOTES) -> ImportanceReport | None:
+    """What the request wants measured of the model; None if nothing is. Blocks that are done are noted.
 
     Raises:
         RequestError: see `owl_compress.importance.estimator.measure`.
@@ -29,18 +30,19 @@ def measured_report(session: Session) -> ImportanceReport | None:
         identity=session.identity,
         progress=session.progress,
         activations=session.recipe.activations,
+        notes=notes,
     )
     session.keep(measured.statistics)
     return measured.report
 
 
-def measured(session: Session) -> ImportanceReport:
+def measured(session: Session, notes: Notes = NO_NOTES) -> ImportanceReport:
     """The same, of a request that wants something measured.
 
     Raises:
         TypeError: nothing is.
     """
-    report = measured_report(session)
+    report = measured_report(session, notes)
     if report is None:
         raise TypeError("the request wants nothing measured")
     return report

@@ -1,41 +1,30 @@
 """A run that goes on where another was cut off: what an unfinished one keeps, and whether it is the same one.
 
-Beside the output lies a folder `OUT.unfinished` until the output is whole. It holds what the run depends on,
-what was measured, the plan, and every block that is done. One process at a time holds it.
+Beside notes of what was measured, its folder (see `unfinished`) holds the plan and every block that is done.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from pydantic import ValidationError
-
-from owl_compress.checkpoints.loading import locate
 from owl_compress.compression.journal import Journal
 from owl_compress.documents.disk import disk_errors, put_in_place
-from owl_compress.documents.document import Frozen
 from owl_compress.documents.journal import JournalHead
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.temporary import is_temporary, locked
 from owl_compress.documents.units import Unit
-from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
 from owl_compress.models.residence import is_streamed
+from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
+from owl_compress.pipeline.unfinished import folder_beside, held, opened, told_what_is_kept
 
-T = TypeVar("T", bound=Frozen)
-
-_HEAD, _PLAN, _BLOCKS = "head.json", "plan.json", "blocks"
-_SEEN_ELSEWHERE = (
-    "model", "calib", "data", "damage-data", "plan", "profile", "cost-table", "offload", "activations",
-)  # fmt: skip
-"""Options that name files, which are looked at themselves, or that change nothing of what comes out."""
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
+_PLAN, _BLOCKS = "plan.json", "blocks"
+_AGAIN = "start over with --overwrite"
 
 
 @runtime_checkable
@@ -47,8 +36,9 @@ class Kept(Protocol):
         """The blocks that are done; None where none is kept."""
         ...
 
-    def once(self, name: str, kind: type[T], make: Callable[[], T]) -> T:
-        """What was made of that name before; else what `make` makes, which is kept."""
+    @property
+    def notes(self) -> Notes:
+        """What was measured."""
         ...
 
     def settle_plan(self, plan: Plan) -> None:
@@ -60,10 +50,7 @@ class NothingKept:
     """A run that has to be done in one go."""
 
     journal: None = None
-
-    def once(self, name: str, kind: type[T], make: Callable[[], T]) -> T:  # noqa: ARG002 - the protocol's
-        """What `make` makes."""
-        return make()
+    notes: Notes = NO_NOTES
 
     def settle_plan(self, plan: Plan) -> None:
         """Any plan will do."""
@@ -73,32 +60,17 @@ NOTHING_KEPT = NothingKept()
 
 
 @dataclass(frozen=True)
-class Unfinished:
+class UnfinishedRun:
     """What is kept in `folder`."""
 
     folder: Path
+    notes: Notes
 
     @property
     def journal(self) -> Journal:
         """The blocks that are done."""
         (self.folder / _BLOCKS).mkdir(exist_ok=True)
         return Journal(self.folder / _BLOCKS)
-
-    def once(self, name: str, kind: type[T], make: Callable[[], T]) -> T:
-        """What was made of that name before; else what `make` makes, which is kept.
-
-        Raises:
-            RequestError: what was kept is broken, or the disk is full.
-        """
-        path = self.folder / f"{name}.json"
-        if path.exists():
-            try:
-                return kind.model_validate_json(path.read_text(encoding="utf-8"))
-            except (ValidationError, ValueError) as error:
-                raise RequestError(f"{path} is broken: start over with --overwrite") from error
-        made = make()
-        _write(path, made.model_dump_json())
-        return made
 
     def settle_plan(self, plan: Plan) -> None:
         """Take note of the plan that is carried out.
@@ -108,19 +80,14 @@ class Unfinished:
         """
         path = self.folder / _PLAN
         if not path.exists():
-            _write(path, plan.to_json())
+            with put_in_place(path) as temporary:
+                temporary.write_text(plan.to_json(), encoding="utf-8")
             return
         then = Plan.read(path)
         if then.fingerprint != plan.fingerprint:
             JournalHead(depends_on={"the plan": then.fingerprint[:16]}).check_same(
-                {"the plan": plan.fingerprint[:16]}, str(self.folder)
+                {"the plan": plan.fingerprint[:16]}, str(self.folder), _AGAIN
             )
-
-
-def folder_beside(out: Path) -> Path:
-    """Where the unfinished run of an output is kept."""
-    real = out.resolve()
-    return real.with_name(f"{real.name}.unfinished")
 
 
 def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -143,13 +110,11 @@ def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bo
         )
     if not folder.exists():
         return
-    with _held(folder, out):
+    with held(out):
         if overwrite:
             shutil.rmtree(folder)
         elif not resume:
-            raise RequestError(
-                f"an unfinished run lies in {folder}: go on with --resume, or start over with --overwrite"
-            )
+            raise RequestError(f"an unfinished run lies in {folder}: go on with --resume, or {_AGAIN}")
 
 
 @contextmanager
@@ -166,95 +131,25 @@ def kept_until_done(session: Session, out: Path | None, *, resume: bool) -> Iter
     if out is None or session.writes_by_itself or session.request.unit is Unit.WIDTH or not is_kept:
         yield NOTHING_KEPT
         return
-    folder = folder_beside(out)
+    folder, found = folder_beside(out), depends_on(session)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _held(folder, out):
-            unfinished = _opened(folder, depends_on(session))
-            with _told_what_is_kept(unfinished, len(session.structure.blocks)):
+        with held(out):
+            unfinished = UnfinishedRun(folder, opened(folder, found, _AGAIN))
+            with told_what_is_kept(folder, lambda: _kept_in_words(unfinished, session)):
                 yield unfinished
             shutil.rmtree(folder)
 
 
-def _opened(folder: Path, now: Mapping[str, str]) -> Unfinished:
-    """The unfinished run in `folder`, begun there if there is none."""
-    for entry in [*folder.glob("*"), *folder.glob(f"{_BLOCKS}/*")]:
-        if is_temporary(entry.name):  # of a process that is gone: nobody else holds the folder
-            entry.unlink()
-    head = folder / _HEAD
-    if head.exists():
-        JournalHead.read(head).check_same(now, str(folder))
-    else:
-        _write(head, JournalHead(depends_on=dict(now)).to_json())
-    return Unfinished(folder)
-
-
-@contextmanager
-def _told_what_is_kept(unfinished: Unfinished, n_blocks: int) -> Iterator[None]:
-    try:
-        yield
-    except (RequestError, KeyboardInterrupt) as error:
-        n_finished = unfinished.journal.n_finished
-        names = {entry.name for entry in unfinished.folder.iterdir()}
-        if not n_finished and names <= {_HEAD, _BLOCKS}:
-            shutil.rmtree(unfinished.folder, ignore_errors=True)
-            raise
-        kept = (
-            f"{n_finished} of {n_blocks} blocks are done and kept in {unfinished.folder}; --resume goes on "
-            "with them"
-        )
-        if isinstance(error, RequestError):
-            raise RequestError(f"{error} ({kept})") from error
-        raise KeyboardInterrupt(f"interrupted: {kept}") from error
-
-
-@contextmanager
-def _held(folder: Path, out: Path) -> Iterator[None]:
-    """Hold the folder, so that no other process works on the same output.
-
-    Raises:
-        RequestError: another does.
-    """
-    with locked(folder) as is_ours:
-        if not is_ours:
-            raise RequestError(f"another process is making {out}: wait for it, or name another folder")
-        yield
+def _kept_in_words(unfinished: UnfinishedRun, session: Session) -> str:
+    n_finished, n_blocks = unfinished.journal.n_finished, len(session.structure.blocks)
+    if not n_finished:
+        return f"what was measured so far is kept in {unfinished.folder}; --resume goes on with it"
+    kept = f"{n_finished} of {n_blocks} blocks are done and kept in {unfinished.folder}"
+    return f"{kept}; --resume goes on with them"
 
 
 def depends_on(session: Session) -> dict[str, str]:
     """What the outcome of a session depends on, in the words of whoever asked for it, but for the plan."""
-    found = {f"version of {name}": version for name, version in versions().items()}
-    found |= _model_files(session)
-    settings = session.recipe.settings
-    found |= {f"--{name}": str(value) for name, value in settings.items() if name not in _SEEN_ELSEWHERE}
-    found["data type of the model"] = session.loaded.dtype
-    found["kind of device"] = session.request.device.type
-    for what, windows in (("calibration", session.calibration), ("evaluation", session.held_out)):
-        if windows is not None:
-            found[f"text of the {what} (token ids)"] = windows.record.token_ids_sha256[:16]
-    return found
-
-
-def _model_files(session: Session) -> dict[str, str]:
-    """Size and time of change of the files that the model comes from."""
-    source = locate(session.loaded.source, allow_pickle=True)
-    if source.gguf:
-        files = [Path(source.where) / source.gguf]
-    else:
-        options = {**source.options, "revision": session.loaded.revision}
-        folder = type(source)(source.named, source.where, is_local=source.is_local, options=options).snapshot
-        files = sorted({file for pattern in _WEIGHTS for file in (folder.glob(pattern) if folder else ())})
-    if not files:
-        raise RequestError(f"--resume: the files of model {session.loaded.source!r} are not found: drop it")
-    return {f"file {file.name} of the model": _as_it_is(file) for file in files}
-
-
-def _as_it_is(file: Path) -> str:
-    status = file.stat()
-    changed = datetime.fromtimestamp(status.st_mtime_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{status.st_size:,} bytes of {changed}.{status.st_mtime_ns % 10**9:09d}"
-
-
-def _write(path: Path, text: str) -> None:
-    with put_in_place(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    texts = {"calibration": session.calibration, "evaluation": session.held_out}
+    return facts(session.loaded, session.recipe.settings, session.request.device, texts)

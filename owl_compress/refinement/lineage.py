@@ -17,6 +17,7 @@ from random import Random
 
 from torch import Tensor
 
+from owl_compress.documents.journal import ComparedPlans
 from owl_compress.documents.plan import Plan
 from owl_compress.importance.parts import Part
 from owl_compress.importance.reference import DenseReference
@@ -112,8 +113,8 @@ class Lineage:
             while (most is None or generations < most) and self._workshop.spending.affords(
                 self.cost_of_generation + reserve
             ):
-                self._generation()
                 generations += 1
+                self._generation(generations)
             return Descent(dict(self._values), first, self._stages[-1].damage, generations)
 
     def _smallest_move(self) -> float:
@@ -136,17 +137,17 @@ class Lineage:
         dense = reference.distribution(workshop.model, workshop.structure)
         return Stage(walk, dense, reference.windows.ids.numel(), [list(walk.hidden)])
 
-    def _generation(self) -> None:
+    def _generation(self, number: int) -> None:
         """Offspring of the parent, and the best of them and the parent for the next one."""
         offspring = [child for _ in range(self.n_offspring) if (child := self._child()) is not None]
         damages: list[float] = []
-        for stage, n in zip(self._stages, self.n_compared(), strict=True):
+        for stage, n in enumerate(self.n_compared()):
             if not damages:
                 ranked = offspring[:n]
             else:
                 order = sorted(range(len(ranked)), key=damages.__getitem__)
                 ranked = [ranked[place] for place in order[:n]]
-            damages = [self._damage(stage, child) for child in ranked]
+            damages = self._damages(self._stages[stage], ranked, f"generation-{number}.{stage}")
         if damages and min(damages) < self._stages[-1].damage:
             best = ranked[damages.index(min(damages))]
             first = self._first_difference(best)
@@ -206,17 +207,32 @@ class Lineage:
             if any(after[name] != before[name] for name in self.gate.of_block(before, site.name))
         )
 
-    def _damage(self, stage: Stage, values: Values) -> float:
-        """Of an offspring; infinite where the model overflows."""
-        first = self._first_difference(values)
-        states = self._states(stage, values, first)[-1]
+    def _damages(self, stage: Stage, offspring: Sequence[Values], name: str) -> list[float]:
+        """Of offspring in one of the stages, noted by a `name`; infinite where the model overflows."""
+
+        def compared() -> ComparedPlans:
+            return ComparedPlans(damages=tuple(self._damage(stage, child) for child in offspring))
+
+        found = self._workshop.options.notes.once(name, ComparedPlans, compared)
+        for child in offspring:
+            self._count(stage, self._first_difference(child))
+        return [inf if damage is None else damage for damage in found.damages]
+
+    def _damage(self, stage: Stage, values: Values) -> float | None:
+        states = self._states(stage, values, self._first_difference(values))[-1]
         (damage,) = stage.dense.divergences([states])
-        return damage if isfinite(damage) else inf
+        return damage if isfinite(damage) else None
+
+    def _count(self, stage: Stage, first: int) -> None:
+        """Count what running the blocks from `first` on takes."""
+        n_blocks = len(self._workshop.structure.blocks)
+        self._workshop.spending.add(stage.n_tokens * (n_blocks - first) / n_blocks)
 
     def _follow(self, values: Values, first: int) -> None:
         """Take the parent's states from block `first` on, at every stage."""
         for stage in self._stages:
             stage.incoming[first + 1 :] = self._states(stage, values, first)
+            self._count(stage, first)
             (stage.damage,) = stage.dense.divergences([stage.incoming[-1]])
 
     def _states(self, stage: Stage, values: Values, first: int) -> list[list[Tensor]]:
@@ -233,7 +249,6 @@ class Lineage:
                     for batch, hidden in enumerate(states)
                 ]
             left.append(states)
-        self._workshop.spending.add(stage.n_tokens * len(left) / len(sites))
         return left
 
 

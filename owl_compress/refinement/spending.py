@@ -12,10 +12,17 @@ class Spending:
 
     limit: float = field(default=float("inf"))
     spent: float = field(default=0.0, init=False)
+    _once: set[str] = field(default_factory=set, init=False)
 
     def add(self, tokens: float) -> None:
         """Count `tokens`."""
         self.spent += tokens
+
+    def add_once(self, what: str, tokens: float) -> None:
+        """Count `tokens` for something that is made at most once, by a name."""
+        if what not in self._once:
+            self._once.add(what)
+            self.add(tokens)
 
     def affords(self, tokens: float) -> bool:
         """Whether so many more are within the limit."""

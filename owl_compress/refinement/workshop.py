@@ -1,9 +1,14 @@
-"""Plans carried out on copies of a model that stays dense, and judged by the damage that they do."""
+"""Plans carried out on copies of a model that stays dense, and judged by the damage that they do.
+
+What was found of a plan is noted, and what it costs is counted whether it is found or read: a refinement that
+goes on spends, and so decides, as one that was never cut off. A plan whose damage is noted is carried out
+again only where somebody asks for its model.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from math import isfinite
 
 import torch
@@ -12,10 +17,14 @@ from torch import nn
 from owl_compress.compression.contract import Backend, GradientReader, Surveyed
 from owl_compress.compression.driver import WalkOptions, compress_with_, salience_for
 from owl_compress.compression.gradient_memory import windows_of_gradients
+from owl_compress.compression.journal import Journal
 from owl_compress.compression.statistics import asked_statistics
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.journal import JudgedPlan, TriedLevel, TriedTogether
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Bench, Divergence, Trial, Tried
 from owl_compress.importance.reference import DenseReference
@@ -37,6 +46,7 @@ class WorkOptions:
         statistics: see `owl_compress.compression.driver.compress_with_`.
         progress: who is told how far a step is.
         announce: called with the tokens that it may take, and the seconds that these are about.
+        notes: of this very refinement, where it may have been cut off.
     """
 
     device: torch.device | None = None
@@ -44,19 +54,45 @@ class WorkOptions:
     statistics: StatisticsSource = "sequential"
     progress: Progress = SILENT
     announce: Callable[[float, float], None] = field(default=lambda _tokens, _seconds: None)
+    notes: Notes = NO_NOTES
+
+
+@dataclass(frozen=True)
+class CarriedOut:
+    """A compressed copy of the model, and the plan as it was carried out: where whole units go, these."""
+
+    model: nn.Module
+    structure: ModelStructure
+    plan: Plan
 
 
 @dataclass(frozen=True)
 class Standing:
     """A plan that was carried out on a copy of the model, and its damage on the windows of the gate.
 
-    `plan` is what was carried out: where whole units are removed, these.
+    Attributes:
+        plan: what was carried out.
+        damage: see above.
+        carry_out: does it, or hands back what was done.
     """
 
     plan: Plan
-    model: nn.Module
-    structure: ModelStructure
     damage: float
+    carry_out: Callable[[], CarriedOut]
+
+    @cached_property
+    def _carried_out(self) -> CarriedOut:
+        return self.carry_out()
+
+    @property
+    def model(self) -> nn.Module:
+        """The copy of the model."""
+        return self._carried_out.model
+
+    @property
+    def structure(self) -> ModelStructure:
+        """Its blocks."""
+        return self._carried_out.structure
 
     @cached_property
     def values(self) -> dict[str, float]:
@@ -104,6 +140,26 @@ class Workshop:
         Raises:
             RequestError: what the backend refuses; or a damage that is none.
         """
+        made: list[CarriedOut] = []
+
+        def judged(notes: Notes) -> JudgedPlan:
+            made.append(self._carried_out(plan, notes))
+            damage = self.judge.divergence_of(made[0].model, self.options.progress)
+            if not isfinite(damage):
+                raise RequestError(
+                    f"the damage of the plan is {damage}: the model or its data type overflows once it is "
+                    "compressed; try --dtype float32, or a plan that keeps more"
+                )
+            return JudgedPlan(plan=made[0].plan, damage=damage)
+
+        if self._tells_dense:
+            self.spending.add_once("statistics of the dense model", self.passes.n_tokens)
+        found = self.options.notes.step(f"plan-{plan.fingerprint[:16]}", JudgedPlan, judged)
+        self.spending.add(self.cost_of_standing)
+        again = partial(self._carried_out, plan, NO_NOTES)
+        return Standing(found.plan, found.damage, partial(made.__getitem__, 0) if made else again)
+
+    def _carried_out(self, plan: Plan, notes: Notes) -> CarriedOut:
         model = deepcopy(self.model)
         structure = found_again(model, self.structure)
         surveyed: list[Surveyed] = []
@@ -117,37 +173,35 @@ class Workshop:
                 self.options.batch_size,
                 progress=self.options.progress,
                 after_survey=surveyed.append,
+                journal=_journal(notes, plan),
             ),
             structure=structure,
             partial=True,
             statistics=self._dense_statistics(plan) or "sequential",
         )
-        damage = self.judge.divergence_of(model, self.options.progress)
-        self.spending.add(self.cost_of_standing)
-        if not isfinite(damage):
-            raise RequestError(
-                f"the damage of the plan is {damage}: the model or its data type overflows once it is "
-                "compressed; try --dtype float32, or a plan that keeps more"
-            )
-        return Standing(_as_carried_out(plan, surveyed[-1].plan), model, structure, damage)
+        return CarriedOut(model, structure, _as_carried_out(plan, surveyed[-1].plan))
+
+    @property
+    def _tells_dense(self) -> bool:
+        """Whether the backend is told of what the linears of the dense model read."""
+        return self.options.statistics == "dense" and bool(self.passes.n_tokens)
 
     _gathered: list[DenseStatistics] = field(default_factory=list, init=False, repr=False)
 
     def _dense_statistics(self, plan: Plan) -> DenseStatistics | None:
         """What the linears of the dense model read, gathered once; None where nobody is told of that."""
-        if self.options.statistics != "dense" or not self.passes.n_tokens or self.calibration is None:
+        if not self._tells_dense or self.calibration is None:
             return None
         if not self._gathered:
             names = {budget.name for budget in plan.budgets}
             walk = self.walk(self.calibration)
             self._gathered.append(gather_dense(walk, self.calibration.record, names, self.options.progress))
-            self.spending.add(self.passes.n_tokens)
         return self._gathered[0]
 
     @cached_property
     def salience(self) -> Mapping[str, Salience]:
         """Gradients of the dense model, for a backend that reads them."""
-        self.spending.add(self.passes.of_gradients)
+        self._count_gradients()
         return salience_for(
             self.backend,
             self.model,
@@ -158,6 +212,9 @@ class Workshop:
             batch_size=self.options.batch_size,
             progress=self.options.progress,
         )
+
+    def _count_gradients(self) -> None:
+        self.spending.add_once("gradients", self.passes.of_gradients)
 
     def walk(self, windows: TokenWindows | None, at: Standing | None = None) -> BlockWalk:
         """A walk over the dense model, or that `at` a plan, on some windows; on none it runs nothing."""
@@ -176,11 +233,29 @@ class Workshop:
         Raises:
             RequestError: see `Bench.tried`.
         """
+        self._count_gradients()
+        self.spending.add(self.cost_of_trials(trials, reference))
+
+        def made(notes: Notes) -> TriedTogether:
+            bench = self._bench(at, reference, notes)
+            tried = bench.tried(trials, self.options.progress, "trying moves")
+            numbers = {id(trial): number for number, trial in enumerate(trials)}
+            return TriedTogether(
+                tried=tuple(
+                    TriedLevel(number=numbers[id(one.trial)], damage=one.damage, budgets=dict(one.budgets))
+                    for one in tried
+                )
+            )
+
+        found = self.options.notes.step(f"moves-{at.plan.fingerprint[:16]}", TriedTogether, made)
+        return [Tried(trials[one.number], one.damage, one.budgets) for one in found.tried]
+
+    def _bench(self, at: Standing, reference: DenseReference, notes: Notes) -> Bench:
         is_dense = self.options.statistics == "dense"
         damaged = BlockWalk(
             at.model, at.structure, reference.windows.batches(reference.batch_size), device=self.device
         )
-        bench = Bench(
+        return Bench(
             seen=self.walk(self.seen, None if is_dense else at),
             damaged=damaged,
             dense=self.structure.blocks,
@@ -188,9 +263,8 @@ class Workshop:
             grid=at.plan.grid,
             measure=Divergence(reference.distribution(at.model, at.structure)),
             salience=self.salience,
+            notes=notes,
         )
-        self.spending.add(self.cost_of_trials(trials, reference))
-        return list(bench.tried(trials, self.options.progress, "trying moves"))
 
     def cost_of_trials(self, trials: Sequence[Trial], reference: DenseReference) -> float:
         """Tokens that these trials take: each runs its block and those after it."""
@@ -199,6 +273,14 @@ class Workshop:
         runs = sum(n_blocks - places[trial.block] for trial in trials) / n_blocks
         n_seen = self.passes.of_trials if self.backend.statistic is not None else 0.0
         return n_seen + reference.windows.ids.numel() * (1 + runs)
+
+
+def _journal(notes: Notes, plan: Plan) -> Journal | None:
+    """Where blocks are kept that are done, until the plan is judged."""
+    if notes.folder is None or plan.unit is Unit.WIDTH:
+        return None
+    notes.folder.mkdir(parents=True, exist_ok=True)
+    return Journal(notes.folder)
 
 
 def passes_of(backend: Backend, windows: TokenWindows | None, source: StatisticsSource) -> Passes:

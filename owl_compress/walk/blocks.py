@@ -98,6 +98,11 @@ class BlockVisit:
         self._advanced = self._advanced or keep
 
     @property
+    def number(self) -> int:
+        """Of the block, counted from 1: so many are behind once it has been run."""
+        return self._index + 1
+
+    @property
     def must_advance(self) -> bool:
         """Whether a later block still waits for the outputs of this one."""
         return not self._advanced and self._index + 1 < len(self._walk.structure.blocks)
@@ -259,26 +264,33 @@ class BlockWalk:
         mine = ranks.mine(batches, "batches") if batches else ()
         return cls(model, structure, mine, ranks=ranks, **rest)
 
-    def visits(self, progress: Progress = SILENT, what: str = "blocks") -> Generator[BlockVisit, None, None]:
+    def visits(
+        self,
+        progress: Progress = SILENT,
+        what: str = "blocks",
+        behind: Callable[["BlockWalk"], int] = lambda _: 0,
+    ) -> Generator[BlockVisit, None, None]:
         """Yield each block while it is on the device; a block left without advancing is advanced.
+
+        Before the first of them, `behind` may have the walk stand where it was once: behind so many blocks.
 
         Close the generator where it may be left early (`contextlib.closing`): that is what takes the last
         block home and puts the model's modes back.
         """
-        with self.prepared(), closing(self.in_order(progress, what)) as visits:
+        with self.prepared(), closing(self.in_order(progress, what, behind(self))) as visits:
             for visit in visits:
                 yield visit
                 if self.hidden and visit.must_advance:
                     visit.advance()
 
-    def in_order(self, progress: Progress, what: str) -> Generator[BlockVisit, None, None]:
-        """Yield each block while it is on the device, and no more; only inside `prepared`.
+    def in_order(self, progress: Progress, what: str, first: int = 0) -> Generator[BlockVisit, None, None]:
+        """Yield each block from the `first` on while it is on the device; only inside `prepared`.
 
         While one is worked on the next is read, where it has to come from elsewhere. Close it like `visits`.
         """
         blocks = self.structure.blocks
         with reading_ahead([site.module for site in blocks], self.device) as ahead:
-            for index in progress.track(range(len(blocks)), len(blocks), what):
+            for index in progress.track(range(first, len(blocks)), len(blocks) - first, what):
                 with on_device(blocks[index].module, self.device, ahead.take(index)):
                     ahead.start(index + 1)
                     yield BlockVisit(blocks[index], self, index)
