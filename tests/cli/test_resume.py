@@ -84,16 +84,19 @@ def left_over(here: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] if "dense" in name else []) for name in COMMANDS],
+    ("name", "n_notes"),
+    [
+        *((name, 5 if "refine" in name else 1) for name in COMMANDS if "dense" not in name),
+        *(pytest.param(name, 1, marks=pytest.mark.slow) for name in COMMANDS if "refine" in name),
+    ],
 )
-def test_cut_off_after_every_note_it_ends_in_the_same_file(
-    name: str, here: Path, done: Command, bad: Path, cut_off: Command
+def test_cut_off_after_every_few_notes_it_ends_in_the_same_file(
+    name: str, n_notes: int, here: Path, done: Command, bad: Path, cut_off: Command
 ) -> None:
     command = COMMANDS[name]
     whole = done(*command, "-o", "whole.json", "--json", "--quiet").json
     attempts = 0
-    while (outcome := cut_off(1, *command, "-o", "out.json")).code:
+    while (outcome := cut_off(n_notes, *command, "-o", "out.json")).code:
         assert outcome.err.endswith(
             f"what was measured so far is kept in {here / 'out.json.unfinished'}; --resume goes on with it\n"
         )
@@ -103,7 +106,7 @@ def test_cut_off_after_every_note_it_ends_in_the_same_file(
     assert (here / "out.json").read_bytes() == (here / "whole.json").read_bytes()
     assert left_over(here) == set()
     if name.startswith("refine"):  # what it cost, and what was tried, is the same, too
-        cut_off(attempts // 2, *command, "-o", "again.json")
+        cut_off(attempts * n_notes // 2, *command, "-o", "again.json")
         assert done(*command, "-o", "again.json", "--resume", "--json").json == whole
 
 
