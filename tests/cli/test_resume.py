@@ -27,6 +27,7 @@ PROFILE = ("sensitivity", "model", *TEXT, *DAMAGE, "--backend", "wanda", "--leve
 REFINE = ("refine", "model", "--plan", "bad.json", *TEXT, *DAMAGE, "--backend", "wanda")
 COMMANDS = {
     "measure": MEASURE,
+    "measure-from-a-file": (*MEASURE, "--activations", "disk"),
     "measure-by-gram": (*MEASURE, "--metric", "reconstruction_error"),
     "sensitivity": PROFILE,
     "sensitivity-of-widths": (
