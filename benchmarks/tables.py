@@ -11,6 +11,7 @@ from textwrap import fill
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
+from process_tables import peers_section, scaling_section, soak_section
 from recovery_table import recovery_section
 from tuned_rounding_table import tuned_rounding_section
 
@@ -43,7 +44,10 @@ def main() -> None:
         _stability(),
         _dense_statistics(),
         _speed(),
+        peers_section(_rows("peers")),
         _compare(),
+        scaling_section(_rows("scaling")),
+        soak_section(_rows("soak")),
     ]
     print("\n".join(section for section in [introduction, *measured] if section).rstrip())
 
