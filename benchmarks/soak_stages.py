@@ -64,7 +64,8 @@ STAGES: Mapping[str, Stage] = {
     ),
     "run": _stage(*_RUN, "--sparsity", "0.5", output="out", resumes=True),
     "run gptq": _stage(
-        *_RUN, "--backend", "gptq", "--bits", "3", "--bit-choices", "2,3,4", output="out", resumes=True
+        *_RUN, "--backend", "gptq", "--bits", "3", "--bit-choices", "2,3,4", "--group-size", "8",
+        output="out", resumes=True,
     ),
     "run structured": _stage(
         *_RUN, "--backend", "structured", "--allocator", "uniform", "--prune-ratio", "0.3", output="out"

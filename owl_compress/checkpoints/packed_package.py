@@ -2,11 +2,14 @@
 
 import importlib.util
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from owl_compress.errors import RequestError
 
 PACKAGE = "compressed-tensors"
+_MODULE = "compressed_tensors"
 INSTALL = "pip install 'owl-compress[quant]'"
 _OLDEST = (0, 20)
 """The first version whose decompression leaves ordinary linears behind."""
@@ -18,7 +21,7 @@ def require_package() -> None:
     Raises:
         RequestError: it is not installed.
     """
-    if importlib.util.find_spec("compressed_tensors") is None:
+    if importlib.util.find_spec(_MODULE) is None:
         raise RequestError(
             f"a packed checkpoint needs the package {PACKAGE}: {INSTALL}, or use --format dense"
         )
@@ -37,3 +40,18 @@ def require_current_package() -> None:
         raise RequestError(
             f"packed weights are read with {PACKAGE} {oldest} or newer, not {installed}: {INSTALL}"
         )
+
+
+@contextmanager
+def quiet_package() -> Iterator[None]:
+    """Hold back what the package says to programmers, through loguru, which heeds no levels of logging."""
+    if importlib.util.find_spec("loguru") is None:
+        yield
+        return
+    from loguru import logger  # noqa: PLC0415 - comes with the package, and only with it
+
+    logger.disable(_MODULE)
+    try:
+        yield
+    finally:
+        logger.enable(_MODULE)

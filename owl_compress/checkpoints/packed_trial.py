@@ -18,6 +18,7 @@ from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.hub import quiet_bars, quiet_transformers
 from owl_compress.checkpoints.narrow_config import reader_of
 from owl_compress.checkpoints.packed_description import describe_packed
+from owl_compress.checkpoints.packed_package import quiet_package
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat
 from owl_compress.models.structure import in_rows
@@ -89,7 +90,7 @@ def _tried(
     if original_names:
         tensors = revert_weight_conversion(model, tensors)
     try:
-        with quiet_transformers(), quiet_bars(), torch.random.fork_rng(devices=[]):
+        with quiet_transformers(), quiet_bars(), quiet_package(), torch.random.fork_rng(devices=[]):
             _, info = pretrained(
                 kind,
                 None,

@@ -19,11 +19,13 @@ from owl_compress.backends.gptq import Gptq
 from owl_compress.backends.rtn import Rtn
 from owl_compress.checkpoints.loading import LoadedModel, load_model
 from owl_compress.checkpoints.packed import is_packed, packed_checkpoint
+from owl_compress.checkpoints.packed_trial import find_fit
 from owl_compress.compression.driver import compress_with_
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
+from owl_compress.forms.codes import CodeFormat
 from owl_compress.importance.estimator import outline
 from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.folder import save
@@ -337,3 +339,17 @@ def test_quantized_activations_are_refused_before_anything_is_loaded(
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
     with pytest.raises(RequestError, match=r"\(compressed-tensors, with activations quantized too\)"):
         load_model(str(folder))
+
+
+def test_the_trial_is_silent_about_groups_that_do_not_divide(
+    tiny_llama: transformers.LlamaForCausalLM,
+) -> None:
+    """Who asked for them is told so by the line that refuses them, and by nothing before it."""
+    logger = pytest.importorskip("loguru").logger
+    said: list[str] = []
+    handle = logger.add(said.append)
+    try:
+        find_fit(tiny_llama, list(find_structure(tiny_llama).linear_sizes), CodeFormat(24, symmetric=True))
+    finally:
+        logger.remove(handle)
+    assert said == []
