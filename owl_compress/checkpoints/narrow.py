@@ -19,6 +19,7 @@ from owl_compress.checkpoints.narrow_widths import check_runs, is_narrow, narrow
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
+from owl_compress.checkpoints.streaming import Located, streamed_model
 from owl_compress.checkpoints.verification import count_groups
 from owl_compress.documents.measurements import Verification
 from owl_compress.documents.stored_format import LM_EVAL, LOAD, NO_VLLM, StoredFormat, running_code
@@ -32,6 +33,19 @@ LOAD_NARROW = (
     + "\n\n`trust_remote_code=True` runs `modeling_narrow.py` from this folder: stock model classes have one "
     "width for all blocks. With owl-compress installed, `owl_compress.load(folder)` runs no code from here."
 )
+
+
+def stream_narrow(source: CheckpointSource, located: Located = lambda _, stored: stored) -> Any:
+    """The same with blocks that stay in its files; `located` as for `streamed_model`.
+
+    Raises:
+        RequestError: see there, `narrowed_class` and `check_runs`.
+    """
+    narrow = narrowed_class(source.config, source.named)
+    model = streamed_model(source, narrow, located)
+    check_runs(narrow, source.config, source.named)
+    as_if_cut_in_memory_(model)
+    return model
 
 
 def load_narrow(source: CheckpointSource) -> Any:
@@ -78,6 +92,10 @@ class Narrow:
     def load(self, source: CheckpointSource) -> Any:
         """See `load_narrow`."""
         return load_narrow(source)
+
+    def load_streamed(self, source: CheckpointSource) -> Any:
+        """See `stream_narrow`."""
+        return stream_narrow(source)
 
     def suits(self, model: Any, *, wants_codes: bool) -> bool:
         """Where blocks have lost heads or channels."""

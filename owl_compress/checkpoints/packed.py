@@ -6,8 +6,7 @@ everything else in `ignore`, and never a `sparsity_config`, which servers refuse
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from owl_compress.checkpoints.door import from_config
-from owl_compress.checkpoints.hub import quiet_bars
 from owl_compress.checkpoints.narrow_config import refuse_narrowed
 from owl_compress.checkpoints.packed_description import (
     METHOD,
@@ -25,13 +23,15 @@ from owl_compress.checkpoints.packed_description import (
     is_packed,
     quantizes_activations,
 )
+from owl_compress.checkpoints.packed_loading import load_packed, stream_packed
 from owl_compress.checkpoints.packed_package import require_current_package, require_package
 from owl_compress.checkpoints.packed_size import packed_sizer
 from owl_compress.checkpoints.packed_trial import USE_DENSE, Fit, find_fit
 from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
-from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
+from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import PackedCheckpoint, write_weights
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
+from owl_compress.checkpoints.streaming import streamed_model
 from owl_compress.checkpoints.tensors import saved_dtypes, tensor_from_checkpoint
 from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
@@ -137,38 +137,6 @@ def check_saved_codes(folder: Path | str) -> None:
             )
 
 
-def unpack_(model: nn.Module) -> None:
-    """Turn the linears of a packed checkpoint, as transformers loads it, into ordinary ones.
-
-    Raises:
-        RequestError: a linear whose stored shape is not the model's, naming the tensor.
-    """
-    from compressed_tensors.compressors import decompress_module  # noqa: PLC0415 - optional
-
-    modules = {
-        name: module for name, module in model.named_modules() if hasattr(module, "quantization_scheme")
-    }
-    for name, module in modules.items():
-        _check_stored_shape(name, module)
-        decompress_module(module, leave_decompressed=False)
-    hook: Any = getattr(model, "ct_decompress_hook", None)
-    if hook is not None:  # it would decompress on the first forward pass
-        hook.remove()
-        del model.ct_decompress_hook
-
-
-def _check_stored_shape(name: str, module: nn.Module) -> None:
-    stored = getattr(module, "weight_shape", None)
-    if not isinstance(stored, Tensor) or not isinstance(module, nn.Linear):
-        return
-    found, expected = tuple(stored.tolist()), (module.out_features, module.in_features)
-    if found != expected:
-        raise RequestError(
-            f"tensor {name + '.weight_shape'!r} says {found}, the model has {expected}: "
-            "the checkpoint is broken or its config is another model's"
-        )
-
-
 def check_packed_source(source: CheckpointSource) -> None:
     """Refuse packed weights that cannot be read, or that would become another model.
 
@@ -181,15 +149,6 @@ def check_packed_source(source: CheckpointSource) -> None:
     require_current_package()
     if source.is_local:
         check_saved_codes(source.where)
-
-
-def load_packed(source: CheckpointSource, load: Callable[[], Any]) -> Any:
-    """The model that `load` reads, its packed linears turned into ordinary ones."""
-    with quiet_bars() if source.is_local else nullcontext():
-        model = load()
-    unpack_(model)
-    forget_quantization_(model)
-    return model
 
 
 def compare_packed(source: CheckpointSource, model: nn.Module, pattern: str) -> Verification:
@@ -254,6 +213,14 @@ class Packed:
     def load(self, source: CheckpointSource) -> Any:
         """The model with ordinary linears, which hold what the codes stand for."""
         return load_packed(source, source.from_pretrained)
+
+    def load_streamed(self, source: CheckpointSource) -> Any:
+        """The same with blocks that stay in its files.
+
+        Raises:
+            RequestError: see `streaming.streamed_model`.
+        """
+        return stream_packed(source, partial(streamed_model, source, None))
 
     def suits(self, model: Any, *, wants_codes: bool) -> bool:
         """Where codes are to be kept, and blocks are as wide as they were."""

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 
 import torch
 
-from owl_compress.checkpoints.narrow import LOAD_NARROW, Narrow, load_narrow, save_narrow
+from owl_compress.checkpoints.narrow import LOAD_NARROW, Narrow, load_narrow, save_narrow, stream_narrow
 from owl_compress.checkpoints.narrow_widths import is_narrow, narrowed_class
 from owl_compress.checkpoints.packed import (
     Packed,
     check_packable,
     check_packed_source,
     compare_packed,
-    load_packed,
     packed_checkpoint,
 )
 from owl_compress.checkpoints.packed_description import is_packed
+from owl_compress.checkpoints.packed_loading import load_packed, stream_packed
 from owl_compress.checkpoints.packed_size import packed_sizer
 from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.stored_size import Sizer, sizer_of_weights
@@ -49,6 +49,14 @@ class PackedNarrow:
     def load(self, source: CheckpointSource) -> Any:
         """The model as it was cut in memory, with ordinary linears."""
         return load_packed(source, partial(load_narrow, source))
+
+    def load_streamed(self, source: CheckpointSource) -> Any:
+        """The same with blocks that stay in its files.
+
+        Raises:
+            RequestError: see `streaming.streamed_model`.
+        """
+        return stream_packed(source, partial(stream_narrow, source))
 
     def suits(self, model: Any, *, wants_codes: bool) -> bool:
         """Where blocks have lost heads or channels, and codes are to be kept."""

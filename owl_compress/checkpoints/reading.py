@@ -115,13 +115,15 @@ class CheckpointSource:
         self._note_unused(model, info)
         return model
 
-    def on_meta(self) -> Any:
+    def on_meta(self, kind: Any = AutoModelForCausalLM, *, runs_code: bool = True) -> Any:
         """The model as transformers loads it, without a single weight: all tensors on the meta device.
+
+        `kind` and `runs_code` as for `from_pretrained`.
 
         Raises:
             RequestError: a tensor that is missing, of another shape or of another type.
         """
-        model, info = self._loading()(device_map="meta")
+        model, info = self._loading(kind, runs_code=runs_code)(device_map="meta")
         self._check_loaded(info)
         if described_quantization(self.described) is None:
             check_dtypes(model, self.headers, set(info["unexpected_keys"]), self.named)

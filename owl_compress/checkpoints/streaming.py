@@ -4,7 +4,7 @@ transformers loads the checkpoint onto the meta device, where names, shapes and 
 earnest; the embeddings, norms and head are read, and every block is told where in the files its weights are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from owl_compress.checkpoints.door import from_config
-from owl_compress.checkpoints.files import check_is_file
 from owl_compress.checkpoints.reading import CheckpointSource
+from owl_compress.checkpoints.stored_tensors import HOST, Stored, StoredTensor, copied
 from owl_compress.checkpoints.tensors import has_safetensors, tensor_files
 from owl_compress.errors import RequestError
 from owl_compress.models.residence import Bring, residence_of, settle_
@@ -29,37 +28,6 @@ from owl_compress.models.structure import find_structure
 
 REMEDY = "use --offload host or none"
 """What helps where a checkpoint cannot be read block by block."""
-
-_HOST = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: a safetensors file, and the name that it has there."""
-
-    file: Path
-    name: str
-
-    def read(self, like: Tensor, called: str, bring: Bring) -> Tensor:
-        """What `bring` makes of it in the shape and data type of `like`; nothing of the file stays mapped.
-
-        Raises:
-            RequestError: the file is gone or broken, or what it holds is of another shape.
-        """
-        check_is_file(self.file)
-        try:
-            with safe_open(self.file, framework="pt") as tensors:
-                stored: Tensor = tensors.get_tensor(self.name)
-                if stored.shape != like.shape:
-                    raise RequestError(
-                        f"{called} has shape {tuple(stored.shape)} in {self.file}, {tuple(like.shape)} by "
-                        "config.json: the checkpoint is broken or its config is another model's"
-                    )
-                return bring(stored.to(like.dtype))
-        except (SafetensorError, OSError) as error:
-            raise RequestError(
-                f"{called} cannot be read from {self.file} ({error}): fetch it again"
-            ) from error
 
 
 @dataclass
@@ -75,7 +43,7 @@ class StreamedBlock:
 
     name: str
     module: nn.Module
-    stored: Mapping[str, StoredTensor]
+    stored: Mapping[str, Stored]
     _empty: dict[str, Tensor] = field(default_factory=dict, init=False)
     _depth: int = field(default=0, init=False)
     own_file: Path | None = field(default=None, init=False)
@@ -105,7 +73,7 @@ class StreamedBlock:
             RequestError: see `StoredTensor.read`.
         """
         keys = {name: name.removeprefix(f"{self.name}.") for name in self.names}
-        return {name: self.stored[key].read(self._empty[key], name, _copied) for name, key in keys.items()}
+        return {name: self.stored[key].read(self._empty[key], name, copied) for name, key in keys.items()}
 
     def fetch(self, bring: Bring) -> dict[str, Tensor]:
         """Read all that is stored; see the protocol.
@@ -146,7 +114,7 @@ class StreamedBlock:
         self.own_file, self._is_checked = file, True
 
     def _arrive_(self, where: torch.device, fetched: dict[str, Tensor] | None) -> None:
-        found = self.fetch(partial(_copied, where=where)) if fetched is None else fetched
+        found = self.fetch(partial(copied, where=where)) if fetched is None else fetched
         arrived: dict[int, Tensor] = {}  # what the block uses twice is one tensor
         for name, empty in self._empty.items():
             if id(empty) not in arrived:
@@ -158,8 +126,17 @@ class StreamedBlock:
         self._is_checked = True
 
 
-def streamed_model(source: CheckpointSource) -> Any:
+Located = Callable[[Any, Mapping[str, Stored]], Mapping[str, Stored]]
+"""Changes a model without weights, and says where its tensors lie by the names that they have then."""
+
+
+def streamed_model(
+    source: CheckpointSource, kind: Any = None, located: Located = lambda _, stored: stored
+) -> Any:
     """The model of `source`, whose blocks stay in its files.
+
+    It is of the class that its configuration names, or of a `kind` of ours, for which no code is run. What
+    transformers loads becomes what is to be in memory by `located`.
 
     Raises:
         RequestError: a checkpoint that has to be converted on the way into memory, or whose blocks share
@@ -167,15 +144,15 @@ def streamed_model(source: CheckpointSource) -> Any:
     """
     if source.snapshot is not None and not has_safetensors(source.snapshot):
         raise RequestError(f"model {source.named!r} has no safetensors to read block by block: {REMEDY}")
-    model = source.on_meta()
-    stored = _located(model, source)
-    _compute_(model, source)
+    model = source.on_meta() if kind is None else source.on_meta(kind, runs_code=False)
+    stored = located(model, _located(model, source))
+    _compute_(model, source, kind)
     blocks = {site.name: site.module for site in find_structure(model).blocks}
     _check_apart(blocks, source.named)
     within = {id(tensor) for block in blocks.values() for _, tensor in _tensors(block)}
     for name, tensor in list(_tensors(model)):
         if id(tensor) not in within and tensor.is_meta:
-            read = stored[name].read(tensor, name, _copied)
+            read = stored[name].read(tensor, name, copied)
             _replace_(model, tensor, nn.Parameter(read) if isinstance(tensor, nn.Parameter) else read)
     for name, block in blocks.items():
         keys = [key for key, _ in _tensors(block) if f"{name}.{key}" in stored]
@@ -197,12 +174,12 @@ class _WeightsComeAlong:
         """What the block's class does."""
         residence = residence_of(self.block)
         tensors = (one for one in (*positional, *named.values()) if isinstance(one, Tensor))
-        where = next((one.device for one in tensors), _HOST)
+        where = next((one.device for one in tensors), HOST)
         with residence.present(where) if residence else nullcontext():
             return type(self.block).forward(self.block, *positional, **named)
 
 
-def _located(model: Any, source: CheckpointSource) -> dict[str, StoredTensor]:
+def _located(model: Any, source: CheckpointSource) -> dict[str, Stored]:
     """Where the tensors of `model` lie, by all the names they have in it, those of tied weights too.
 
     Raises:
@@ -224,7 +201,7 @@ def _located(model: Any, source: CheckpointSource) -> dict[str, StoredTensor]:
     changes = model._weight_conversions  # noqa: SLF001 - those that the loading of this checkpoint has used
     renamings = [change for change in changes if isinstance(change, WeightRenaming)]
     converters = [change for change in changes if isinstance(change, WeightConverter)]
-    located: dict[int, StoredTensor] = {}
+    located: dict[int, Stored] = {}
     for key in sorted(files, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, tensors)
         if name not in tensors:
@@ -242,7 +219,7 @@ def _located(model: Any, source: CheckpointSource) -> dict[str, StoredTensor]:
     return {name: located[id(one)] for name, one in tensors.items() if id(one) in located}
 
 
-def _compute_(model: Any, source: CheckpointSource) -> None:
+def _compute_(model: Any, source: CheckpointSource, kind: Any) -> None:
     """Give `model` what its files do not hold, such as the frequencies of rotary embeddings.
 
     They are those of a twin without weights, whose buffers are made in memory.
@@ -251,7 +228,11 @@ def _compute_(model: Any, source: CheckpointSource) -> None:
     for part in (config, config.get_text_config()):
         part.dtype = torch.float32  # as transformers computes them, whatever type they are rounded to then
     with init_empty_weights(include_buffers=False):
-        twin = from_config(AutoModelForCausalLM, config, trust_remote_code=source.trusts_code)
+        twin = (
+            from_config(AutoModelForCausalLM, config, trust_remote_code=source.trusts_code)
+            if kind is None
+            else kind(config)
+        )
     for name, module in twin.named_modules():
         own = model.get_submodule(name)
         for key, buffer in module.named_buffers(recurse=False):
@@ -273,10 +254,6 @@ def _check_apart(blocks: Mapping[str, nn.Module], named: str) -> None:
                     f"model {named!r}: {name}.{key} is a weight of {owners[id(tensor)]} too, and blocks that "
                     f"share weights are not read one by one: {REMEDY}"
                 )
-
-
-def _copied(tensor: Tensor, where: torch.device = _HOST) -> Tensor:
-    return tensor.to(where, copy=True)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
