@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from owl_compress.backends.block_widths import (
     AttentionSizes,
@@ -59,6 +59,7 @@ class WidthSurvey:
     _blocks: list[_Noted] = field(default_factory=list)
 
     restates: ClassVar[bool] = False
+    is_blockwise: ClassVar[Literal[True]] = True
 
     @property
     def statistic(self) -> type[Statistic] | None:

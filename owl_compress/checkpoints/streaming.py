@@ -108,10 +108,21 @@ class StreamedBlock:
                     _put_(self.module, name, tensor)
 
     def moved_to(self, file: Path) -> None:
-        """Read the weights from `file` next time; they are taken as they are."""
+        """Read the weights from `file` next time; taken as they are, in the shapes that they have now."""
         first = {id(self._empty[name.removeprefix(f"{self.name}.")]): name for name in self.names}
         self.stored = {key: StoredTensor(file, first[id(self._empty[key])]) for key in self.stored}
         self.own_file, self._is_checked = file, True
+        if self._depth:
+            self._take_shapes_()
+
+    def _take_shapes_(self) -> None:
+        """Let what stands in for the weights be of their shapes: heads and channels may be gone."""
+        present, by_old = dict(_tensors(self.module)), dict[int, Tensor]()
+        for name, old in self._empty.items():
+            now = present[name]
+            if id(old) not in by_old:
+                by_old[id(old)] = old if now.shape == old.shape else _emptied(now)
+            self._empty[name] = by_old[id(old)]
 
     def _arrive_(self, where: torch.device, fetched: dict[str, Tensor] | None) -> None:
         found = self.fetch(partial(copied, where=where)) if fetched is None else fetched
@@ -254,6 +265,12 @@ def _check_apart(blocks: Mapping[str, nn.Module], named: str) -> None:
                     f"model {named!r}: {name}.{key} is a weight of {owners[id(tensor)]} too, and blocks that "
                     f"share weights are not read one by one: {REMEDY}"
                 )
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    """A tensor like it on the meta device; a parameter for a parameter."""
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

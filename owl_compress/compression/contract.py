@@ -6,7 +6,7 @@ The backends themselves lie in `owl_compress.backends`; what they are given and 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -50,6 +50,13 @@ class Survey(Protocol):
     def redistribute(self, plan: Plan) -> Surveyed:
         """The plan that follows from the notes, with the same total, or as near below it as can be."""
         ...
+
+
+@runtime_checkable
+class BlockwiseSurvey(Survey, Protocol):
+    """A survey whose notes are enough: the weights of a block may be gone once it was seen."""
+
+    is_blockwise: ClassVar[Literal[True]]
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from owl_compress.compression.account import Account, Stored, method_record
-from owl_compress.compression.contract import AnyBackend, Backend, GradientReader, Surveyed
+from owl_compress.compression.contract import AnyBackend, Backend, BlockwiseSurvey, GradientReader, Surveyed
 from owl_compress.compression.dividing import solve_together_
 from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
 from owl_compress.compression.journal import Journal
@@ -95,7 +95,7 @@ def compress_with_(
     device = options.device or parameter_device(model)
     _check_request(plan, backend, calibration, structure)
     check_statistics(backend, statistics)
-    check_in_memory(model, plan, backend)
+    check_in_memory(model, backend)
     if is_streamed(model) and options.journal is None:
         options = replace(options, journal=Journal.until_gone(model))
     check_finite(model)  # of a broken linear in an early block, a walk would blame a later one
@@ -135,15 +135,13 @@ def compress_with_(
     return result.model_copy(update={"footprint": footprint_change, "statistics": source})
 
 
-def check_in_memory(model: nn.Module, plan: Plan, backend: Backend) -> None:
+def check_in_memory(model: nn.Module, backend: Backend) -> None:
     """Refuse what needs the weights of all blocks at once, of a model that has them on disk.
 
     Raises:
-        RequestError: blocks are to become narrower, or compared with each other, or gradients taken.
+        RequestError: blocks are to be compared with each other, or gradients taken.
     """
-    if plan.unit is Unit.WIDTH:
-        refuse_streamed(model, f"removing heads and channels (backend {backend.name!r})")
-    if backend.survey is not None:
+    if backend.survey is not None and not isinstance(backend.survey, BlockwiseSurvey):
         refuse_streamed(model, f"a comparison across the model (backend {backend.name!r})")
     if wants_gradients(backend):
         refuse_streamed(model, f"gradients of the whole model (backend {backend.name!r})")

@@ -15,6 +15,7 @@ from owl_compress.data.windows import TokenWindows
 from owl_compress.device import free_device_bytes
 from owl_compress.memory import free_host_bytes
 from owl_compress.models.limits import hidden_size
+from owl_compress.models.residence import is_streamed
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import ModelStructure
 
@@ -135,6 +136,9 @@ def settled_backend(
     """
     if not isinstance(backend, GradientChooser) or not backend.leaves_gradients_open or calibration is None:
         return backend, ()
+    if is_streamed(model):
+        settled, what = backend.settled(memory_holds_gradients=False)
+        return settled, (f"{what}: gradients take the whole model in memory, and its blocks are on disk",)
     windows = windows_of_gradients(backend, calibration)
     sizes = gradient_sizes(model, structure, windows, batch_size)
     needed = memory_for_gradients(

@@ -4,6 +4,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import owl_compress as oc
 from owl_compress.checkpoints.tensors import tensor_files, tensor_from_checkpoint
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError
+from owl_compress.importance.estimator import outline
+from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import run
 
 TEXT = {"calib": "text.txt", "samples": 4, "seq_len": 32, "data": "other.txt"}
@@ -43,8 +46,26 @@ def ran(out: str, **options: Any) -> Any:
         {"allocator": "uniform", "backend": "magnitude", "sparsity": 0.5, "batch_size": 3},
         {"allocator": "owl", "backend": "gptq", "bits": 3, "bit_choices": "2,3,4", "group_size": 8},
         {"allocator": "uniform", "backend": "rtn", "bits": 4, "group_size": 8, "format": "dense"},
+        {"allocator": "owl", "backend": "structured", "prune_ratio": 0.3, "round_to": 8, "repair": True},
+        {
+            "allocator": "uniform",
+            "backend": "structured",
+            "prune_ratio": 0.3,
+            "round_to": 8,
+            "parts": "mlp",
+            "uniform_width": True,
+        },
     ],
-    ids=["wanda", "wanda-dense-statistics", "sparsegpt", "magnitude", "gptq-packed", "rtn-dense"],
+    ids=[
+        "wanda",
+        "wanda-dense-statistics",
+        "sparsegpt",
+        "magnitude",
+        "gptq-packed",
+        "rtn-dense",
+        "structured",
+        "structured-uniform",
+    ],
 )
 def test_a_run_from_disk_gives_the_same_to_the_last_bit(here: Path, options: dict[str, Any]) -> None:
     whole, streamed = ran("whole", offload="host", **options), ran("streamed", offload="disk", **options)
@@ -89,7 +110,10 @@ def test_a_profile_from_disk_is_the_same(here: Path) -> None:
     ("options", "message"),
     [
         ({"backend": "wanda", "sparsity": 0.5, "scope": "model"}, "a comparison across the model"),
-        ({"backend": "structured", "prune_ratio": 0.2}, "removing heads and channels"),
+        (
+            {"backend": "structured", "prune_ratio": 0.2, "importance": "taylor"},
+            "gradients of the whole model",
+        ),
     ],
 )
 def test_what_takes_the_whole_model_is_refused_with_the_option_that_has_it(
@@ -100,6 +124,35 @@ def test_what_takes_the_whole_model_is_refused_with_the_option_that_has_it(
     ):
         ran("out", offload="disk", allocator="uniform", **options)
     assert not (here / "out").exists()
+
+
+def test_gradients_that_are_left_open_are_not_taken_from_disk(here: Path) -> None:
+    options = {"allocator": "uniform", "backend": "structured", "prune_ratio": 0.3, "round_to": 8}
+    result = ran("out", offload="disk", importance="auto", **options).result
+    assert result.backend.parameters["importance"] == "wanda"
+    assert any(
+        "importance auto ran as wanda: gradients take the whole model" in note for note in result.notes
+    )
+
+
+@pytest.mark.parametrize("name", ["gpt2", "falcon_alibi", "starcoder2"])
+def test_blocks_of_other_families_become_narrower_from_disk_as_in_memory(
+    here: Path, make_model: Callable[[str], Any], make_windows: Callable[..., Any], tokenizer: Any, name: str
+) -> None:
+    make_model(name).save_pretrained(here / name)
+    tokenizer.save_pretrained(here / name)
+    for offload in ("host", "disk"):
+        loaded = oc.load(here / name, offload=offload)
+        plan = oc.allocate(outline(loaded.model), "uniform", prune_ratio=0.4)
+        result = oc.compress_(loaded.model, plan, "structured", make_windows(), round_to=4)
+        if offload == "disk":
+            blocks = [site.module for site in find_structure(loaded.model).blocks]
+            assert all(one.is_meta for block in blocks for one in block.parameters())
+        oc.save(loaded, result, plan, here / offload)
+    expected, found = tensors_of(here / "host"), tensors_of(here / "disk")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert (here / "disk/config.json").read_text() == (here / "host/config.json").read_text()
 
 
 _CHILD = """
