@@ -1,9 +1,8 @@
 """The sensitivity profile: one part after the other compressed at several levels, and the damage measured."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from math import fsum
 from time import perf_counter
 from typing import Any
 
@@ -22,14 +21,15 @@ from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.sensitivity import (
     Measure,
-    PartDamage,
     PartKind,
     ProfiledLinear,
     SensitivityProfile,
 )
-from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.documents.units import KeptOfGrid
 from owl_compress.documents.versions import versions
 from owl_compress.errors import RequestError
+from owl_compress.importance.cost import LOCAL, ProfileCost, forward_tokens, unmeasured
+from owl_compress.importance.curves import damages_of
 from owl_compress.importance.damage import (
     Bench,
     DamageMeasure,
@@ -52,12 +52,6 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.output_gradients import output_gradients
-
-_LOCAL = frozenset({Measure.OUTPUT_ERROR, Measure.FISHER})
-"""Measures of the changed block alone, which run none behind it."""
-
-_PASSES_OF_FISHER = 3
-"""A pass forward, one more to take gradients in, and the way back."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +76,6 @@ class ProfileOptions:
     positions: int = DEFAULT_POSITIONS
     names: Collection[str] | None = None
     is_optional: bool = False
-
-
-@dataclass(frozen=True)
-class ProfileCost:
-    """What a profile takes, told before the trials begin.
-
-    `forward_tokens` counts tokens through the whole model: a trial in the middle of it counts half. `seconds`
-    are those of the forward passes, from the time that the first took.
-    """
-
-    trials: int
-    forward_tokens: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -199,7 +180,7 @@ class _Profiler:
         cost = self._forward_tokens(trials)
         self.run.announce(ProfileCost(len(trials), cost, cost * seconds_per_token))
         tried = self._tried(trials, dense)
-        found = _damages(parts, tried, unit)
+        found = damages_of(parts, tried, unit)
         profile = SensitivityProfile(parts=found, forward_tokens=cost, **header)
         return profile if known is None else extended(known, profile)
 
@@ -212,7 +193,7 @@ class _Profiler:
             "grid": self.options.grid,
             "backend": method_record(self.backend),
             "measure": self.options.measure,
-            "positions": None if self.options.measure in _LOCAL else self.options.positions,
+            "positions": None if self.options.measure in LOCAL else self.options.positions,
             "linears": tuple(
                 ProfiledLinear(name=linear.name, block=site.name, role=roles[linear.name], shape=linear.shape)
                 for site in self.structure.blocks
@@ -292,23 +273,6 @@ class _Profiler:
         )
 
 
-def forward_tokens(
-    blocks: Iterable[int], n_blocks: int, n_damage_tokens: int, n_seen_tokens: int, measure: Measure
-) -> float:
-    """What a profile costs, in tokens through the whole model.
-
-    Args:
-        blocks: the number of the block that each trial changes.
-        n_blocks: blocks of the model.
-        n_damage_tokens: tokens that damage is measured on.
-        n_seen_tokens: tokens that statistics are taken on.
-        measure: one of the model's output runs every later block, another the changed one alone.
-    """
-    shares = fsum((1 if measure in _LOCAL else n_blocks - index) / n_blocks for index in blocks)
-    passes = 2 + (_PASSES_OF_FISHER if measure is Measure.FISHER else 0)
-    return n_seen_tokens + n_damage_tokens * (passes + shares)
-
-
 def _trials(
     parts: Sequence[Part],
     levels: Sequence[float],
@@ -321,50 +285,3 @@ def _trials(
         Trial(part.name, part.block, level, part.at(level), is_optional)
         for part, level in unmeasured(parts, levels, known)
     ]
-
-
-def unmeasured(
-    parts: Sequence[Part], levels: Sequence[float], known: SensitivityProfile | None
-) -> list[tuple[Part, float]]:
-    """Each part with each of the levels that `known` does not have of it."""
-    there = {part.name: set(part.levels) for part in known.parts} if known else {}
-    return [(part, level) for part in parts for level in levels if level not in there.get(part.name, set())]
-
-
-def _damages(parts: Sequence[Part], tried: Sequence[Tried], unit: Unit) -> tuple[PartDamage, ...]:
-    """What was measured, part by part; the part as it is comes with no damage."""
-    by_part: dict[str, list[Tried]] = {}
-    for one in tried:
-        by_part.setdefault(one.trial.name, []).append(one)
-    return tuple(_damage(part, by_part[part.name], unit) for part in parts if part.name in by_part)
-
-
-def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
-    sizes = {linear.name: linear.n_weights for linear in part.linears}
-    curve = {} if unit is Unit.BITS else {1.0: 0.0}
-    for one in tried:
-        curve[_level(one.budgets, sizes)] = one.damage
-    if all(damage == 0.0 for damage in curve.values()):
-        lowest = min(curve)
-        raise RequestError(
-            f"no level changes {part.name}: at {lowest:g} it is as before; give lower --levels, or leave it "
-            "out with --skip"
-        )
-    levels = tuple(sorted(curve))
-    return PartDamage(
-        name=part.name,
-        kind=part.kind,
-        block=part.block,
-        linears=tuple(sizes),
-        n_weights=part.n_weights,
-        levels=levels,
-        damage=tuple(curve[level] for level in levels),
-    )
-
-
-def _level(budgets: Mapping[str, float], sizes: Mapping[str, int]) -> float:
-    """The mean over the weights; the very number where all linears share one, which a mean may round off."""
-    found = {budgets[name] for name in sizes}
-    if len(found) == 1:
-        return found.pop()
-    return fsum(budgets[name] * size for name, size in sizes.items()) / sum(sizes.values())

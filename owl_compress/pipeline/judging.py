@@ -21,7 +21,8 @@ from owl_compress.documents.sensitivity import Measure, SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DEFAULT_POSITIONS, DenseReference
 from owl_compress.pipeline.dividing import divide
-from owl_compress.pipeline.profiling import Subject, subject_of
+from owl_compress.pipeline.profile_subject import Subject
+from owl_compress.pipeline.profiling import subject_of
 from owl_compress.pipeline.session import Session
 
 CarryOut = Callable[[Session, Plan], Result]

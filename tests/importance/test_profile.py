@@ -17,7 +17,8 @@ from owl_compress.documents.plan import AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.importance.profile import ProfileCost, ProfileOptions, ProfileRun, forward_tokens, profile
+from owl_compress.importance.cost import ProfileCost, forward_tokens
+from owl_compress.importance.profile import ProfileOptions, ProfileRun, profile
 from owl_compress.models.structure import find_structure
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.outputs import spread_positions
