@@ -10,9 +10,9 @@ everything, which must not have other threads.
   last two thirds of them.
 - kills: SIGKILL, half at a moment drawn from the time that the command takes, half before a step in the file
   system drawn from those that it takes (opening to write, renaming, removing, making and linking). What then
-  has the name of the output must be the whole of it. The same command follows, with `--resume` where the
-  stage has it, and must end in what an uninterrupted one makes, leaving nothing beside it, or refuse with
-  exit code 2 because it is all there already.
+  has the name of the output must be the whole of it. The same command follows,
+  both times with `--resume` where the stage has it, and must end in what an uninterrupted one makes, leaving
+  nothing beside it, or refuse with exit code 2 because it is all there already.
 """
 
 import argparse
@@ -131,7 +131,7 @@ def _undisturbed(work: Path, name: str) -> Subject:
         folder = work / f"{attempt} {name}"
         folder.mkdir()
         start = monotonic()
-        ended = forked(stage.command, folder)
+        ended = forked(stage.line, folder)
         seconds = monotonic() - start
         if ended.wait() != 0:
             raise RuntimeError(f"{name}: {ended.printed()}")
@@ -148,9 +148,9 @@ def _kill(subject: Subject, folder: Path, draw: random.Random) -> None:
     while True:
         by_step = draw.random() < 0.5
         if by_step:
-            started = forked(subject.stage.command, folder, stop_at=draw.randint(1, subject.n_steps))
+            started = forked(subject.stage.line, folder, stop_at=draw.randint(1, subject.n_steps))
         else:
-            started = forked(subject.stage.command, folder)
+            started = forked(subject.stage.line, folder)
             sleep(draw.random() * subject.seconds)
             os.kill(started.pid, signal.SIGKILL)
         if started.wait() == -signal.SIGKILL:
@@ -168,7 +168,7 @@ def _go_on(subject: Subject, folder: Path) -> None:
     is_whole = is_there and not differences(subject.expected, of_output)
     if is_there and not is_whole and not stage.grows:
         subject.faults.append(f"looks finished: {differences(subject.expected, of_output)}")
-    again = forked((*stage.command, *(["--resume"] if stage.resumes else [])), folder)
+    again = forked(stage.line, folder)
     code = again.wait()
     if code == 2 and is_whole:
         subject.came["refused, being whole already"] += 1

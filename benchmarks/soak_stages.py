@@ -27,14 +27,19 @@ sparsity: 0.5
 class Stage:
     """A command, started beside the folder `inputs`, and the file or folder that it makes.
 
-    `resumes` says that the same command goes on with `--resume`, `grows` that its output takes its name at
-    the start and is added to.
+    `resumes` says that it keeps what is done and goes on with `--resume`, `grows` that its output takes its
+    name at the start and is added to.
     """
 
     command: tuple[str, ...]
     output: str
     resumes: bool = False
     grows: bool = False
+
+    @property
+    def line(self) -> tuple[str, ...]:
+        """The command as it is started, and started again."""
+        return (*self.command, "--resume") if self.resumes else self.command
 
 
 def _stage(*command: str, output: str, resumes: bool = False, grows: bool = False) -> Stage:
@@ -44,15 +49,15 @@ def _stage(*command: str, output: str, resumes: bool = False, grows: bool = Fals
 _RUN = ("run", _MODEL, *_TEXT, *_OTHER)
 _DAMAGE = ("--damage-samples", "1", "--damage-len", "32")
 STAGES: Mapping[str, Stage] = {
-    "measure": _stage("measure", _MODEL, *_TEXT, output="report.json"),
+    "measure": _stage("measure", _MODEL, *_TEXT, output="report.json", resumes=True),
     "allocate": _stage("allocate", "../inputs/report.json", "--sparsity", "0.5", output="plan.json"),
     "sensitivity": _stage(
         "sensitivity", _MODEL, "--backend", "wanda", *_TEXT, *_DAMAGE, "--levels", "0.4,0.6",
-        output="sensitivity.json",
+        output="sensitivity.json", resumes=True,
     ),
     "refine": _stage(
         "refine", _MODEL, "--plan", "../inputs/plan.json", "--backend", "wanda", *_TEXT, *_DAMAGE,
-        output="refined.json",
+        output="refined.json", resumes=True,
     ),
     "compress": _stage(
         "compress", _MODEL, "--plan", "../inputs/plan.json", "--backend", "sparsegpt", *_TEXT,

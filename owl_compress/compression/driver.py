@@ -104,6 +104,8 @@ def compress_with_(
     coverage = coverage_of(structure)
     check_covered(coverage, partial=partial)
     backend, chosen = settled_backend(backend, model, structure, calibration, options.batch_size, device)
+    if options.journal is not None:
+        options.journal.settle(method_record(backend))
     notes = (*structure.notes, *chosen)
     identity = identity or identify(model, structure)
     account = Account(plan, identity, notes, calibration, device, start, coverage)

@@ -1,9 +1,10 @@
 """The journal of a compression: each block that is done, kept on disk until the whole is.
 
 A folder with one safetensors file for each finished block, which holds its tensors by their names in the
-model, and a small file beside it that says what was done. That small file comes last: a block without one is
-not done. Whoever goes on puts the finished blocks back and runs them; what they hand to the next block is
-computed again by the same operations, hence the same to the last bit.
+model, and a small file beside it that says what was done, and how wide the block is where it was narrowed.
+That small file comes last: a block without one is not done. Whoever goes on puts the finished blocks back and
+runs them; what they hand to the next block is computed again by the same operations, hence the same to the
+last bit.
 """
 
 import shutil
@@ -21,14 +22,17 @@ from torch import Tensor, nn
 
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.documents.disk import disk_errors, put_in_place
-from owl_compress.documents.journal import FinishedBlock, FinishedLinear
+from owl_compress.documents.journal import FinishedBlock, FinishedLinear, check_same_method
 from owl_compress.documents.notes import KeptError
+from owl_compress.documents.result import MethodRecord
 from owl_compress.documents.temporary import remove_dead, temporary_name
 from owl_compress.forms.codes import QuantizedWeight
+from owl_compress.forms.narrowing import narrow_again_
 from owl_compress.models.residence import residence_of
 from owl_compress.models.structure import BlockSite
 
 _TEMPORARY = "owl-compress-blocks"
+_SETTLED = "backend"
 _CODES = ("codes", "scales", "zero_points")
 
 
@@ -59,6 +63,20 @@ class Journal:
         """Blocks that were done before and were put back."""
         return self._restored
 
+    def settle(self, backend: MethodRecord) -> None:
+        """Take note of how the backend runs, what it left to the memory there is included.
+
+        Raises:
+            KeptError: that came out otherwise before.
+            RequestError: the disk is full, or cannot be written to.
+        """
+        path = self.folder / _SETTLED
+        if path.exists():
+            check_same_method(MethodRecord.model_validate_json(path.read_text(encoding="utf-8")), backend)
+            return
+        with put_in_place(path) as temporary:
+            temporary.write_text(backend.model_dump_json(), encoding="utf-8")
+
     def note(self, site: BlockSite, outcomes: Sequence[LinearOutcome]) -> tuple[LinearOutcome, ...]:
         """Keep a block as it is now, with what was done to it; a streamed one lives there from here on.
 
@@ -80,7 +98,8 @@ class Journal:
         if codes:
             _save(self._file(site, ".codes"), codes)
         linears = tuple(map(_as_finished, outcomes))
-        entry = FinishedBlock(block=site.name, linears=linears).to_json()
+        widths = getattr(site.module, "narrow_widths", None)
+        entry = FinishedBlock(block=site.name, linears=linears, widths=widths).to_json()
         with put_in_place(self._file(site, ".json")) as temporary:
             temporary.write_text(entry, encoding="utf-8")
         residence = residence_of(site.module)
@@ -101,6 +120,8 @@ class Journal:
         if not entry.exists():
             return None
         finished = FinishedBlock.read(entry)
+        if finished.widths is not None:
+            narrow_again_(site.module, finished.widths)
         weights = self._file(site, ".safetensors")
         with _opened(weights) as tensors:
             for name, tensor in _named(site).items():

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
-from owl_compress.documents.document import Document, Frozen
+from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.notes import KeptError
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.result import Fallback
+from owl_compress.documents.result import Fallback, MethodRecord
 from owl_compress.documents.units import Count, Name, PositiveCount
 
 
@@ -25,7 +25,7 @@ class FinishedLinear(Frozen):
 
 
 class FinishedBlock(Document):
-    """One block whose compressed weights lie beside this file."""
+    """One block whose compressed weights lie beside this file; `widths` if it lost heads or channels."""
 
     SCHEMA: ClassVar[str] = "owl-compress/finished-block/1"
 
@@ -34,6 +34,7 @@ class FinishedBlock(Document):
     )
     block: Name
     linears: tuple[FinishedLinear, ...]
+    widths: dict[str, JsonValue] | None = Field(default=None, exclude_if=is_none)
 
 
 class JournalHead(Document):
@@ -85,3 +86,19 @@ class ComparedPlans(Frozen):
     """Damages of several plans, None where the model overflows."""
 
     damages: tuple[float | None, ...]
+
+
+def check_same_method(then: MethodRecord, now: MethodRecord) -> None:
+    """Refuse to go on where the memory there is has another say in how a backend runs than it had before.
+
+    Raises:
+        KeptError: naming what came out otherwise.
+    """
+    here = MethodRecord.model_validate_json(now.model_dump_json())
+    for name, value in here.parameters.items():
+        before = then.parameters.get(name)
+        if before != value:
+            raise KeptError(
+                f"--resume: backend {now.name!r} was left to choose {name} by the memory there is, which was "
+                f"{before} and is {value} now: free as much memory as there was, or start over naming one"
+            )

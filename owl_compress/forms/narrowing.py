@@ -73,6 +73,15 @@ def keep_units_(site: BlockSite, anatomy: BlockAnatomy, kept: KeptUnits) -> None
     set_widths_(site.module, {"linears": shapes} | widths)
 
 
+def narrow_again_(block: nn.Module, widths: Mapping[str, Any]) -> None:
+    """Give a block the `widths` that it was cut to once; weights that had others are left without values."""
+    before = {name: parameter.data for name, parameter in block.named_parameters()}
+    set_widths_(block, widths)
+    for name, parameter in block.named_parameters():
+        if parameter.data_ptr() != before[name].data_ptr():
+            _let_go(before[name])
+
+
 @dataclass(frozen=True)
 class _Cut:
     """Rows (axis "out") or columns ("in") that go from one linear."""

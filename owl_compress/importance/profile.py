@@ -17,8 +17,10 @@ from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.data.apart import check_apart
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import given_device
+from owl_compress.documents.journal import check_same_method
 from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.provenance import ModelIdentity
+from owl_compress.documents.result import MethodRecord
 from owl_compress.documents.sensitivity import (
     Measure,
     PartKind,
@@ -166,6 +168,8 @@ class _Profiler:
         trials = _trials(parts, levels, known, is_optional=is_optional)
         if not trials and known is not None:
             return known
+        method = header["backend"]
+        check_same_method(self.run.notes.once("backend", MethodRecord, lambda: method), method)
         start = perf_counter()
         dense = DenseReference.of(
             self.model,

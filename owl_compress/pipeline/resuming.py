@@ -15,7 +15,6 @@ from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.journal import JournalHead
 from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.models.residence import is_streamed
 from owl_compress.pipeline.facts import facts
@@ -99,11 +98,6 @@ def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bo
     folder = folder_beside(out)
     if resume and overwrite:
         raise RequestError("--resume goes on and --overwrite starts over: give one of them")
-    if resume and request.unit is Unit.WIDTH:
-        raise RequestError(
-            f"--resume: backend {request.backend.name!r} removes heads and channels, which is not kept block "
-            "by block: drop it"
-        )
     if resume and not hasattr(request.backend, "compress_block_"):
         raise RequestError(
             f"--resume: backend {request.backend.name!r} writes its own checkpoint in one go: drop it"
@@ -128,7 +122,7 @@ def kept_until_done(session: Session, out: Path | None, *, resume: bool) -> Iter
             block early is told together with what is kept.
     """
     is_kept = resume or is_streamed(session.loaded.model)
-    if out is None or session.writes_by_itself or session.request.unit is Unit.WIDTH or not is_kept:
+    if out is None or session.writes_by_itself or not is_kept:
         yield NOTHING_KEPT
         return
     folder, found = folder_beside(out), depends_on(session)

@@ -18,6 +18,9 @@ from owl_compress.errors import RequestError
 from owl_compress.walk.ranks import Ranks
 
 HEAD = "head.json"
+_OF_WHAT = frozenset({HEAD, "backend", "backend.json"})
+"""Files that say what is made, and hold nothing of it."""
+
 _LONGEST = 80
 _ALONE = Ranks()
 
@@ -63,7 +66,7 @@ def opened(folder: Path, depends_on: Mapping[str, str], again: str) -> NotesIn:
 
 def holds_nothing(folder: Path) -> bool:
     """Whether nothing is kept there but what it is of."""
-    return all(entry.name == HEAD or entry.is_dir() for entry in folder.rglob("*"))
+    return all(entry.name in _OF_WHAT or entry.is_dir() for entry in folder.rglob("*"))
 
 
 def forget(out: Path) -> None:

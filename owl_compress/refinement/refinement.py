@@ -14,12 +14,15 @@ from pydantic import JsonValue
 from torch import nn
 
 from owl_compress.arguments import checked
+from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
 from owl_compress.compression.driver import check_unit, wants_text
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.statistics import check_statistics
 from owl_compress.device import given_device
+from owl_compress.documents.journal import check_same_method
 from owl_compress.documents.plan import ASKED_TARGET, AllocatorRecord, Plan
+from owl_compress.documents.result import MethodRecord
 from owl_compress.errors import RequestError
 from owl_compress.importance.parts import check_kind, usual_kind
 from owl_compress.importance.reference import DenseReference
@@ -92,6 +95,8 @@ def refine_plan(
     check_finite(model)
     structure = settled_structure(model, structure, windows.choosing.ids, device)
     backend, _ = settled_backend(backend, model, structure, windows.statistics, work.batch_size, device)
+    method = method_record(backend)
+    check_same_method(work.notes.once("backend", MethodRecord, lambda: method), method)
     spending = Spending()
     with evaluation_mode(model):
         choosing, judge = (

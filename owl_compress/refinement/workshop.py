@@ -24,7 +24,6 @@ from owl_compress.documents.journal import JudgedPlan, TriedLevel, TriedTogether
 from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import StatisticsSource
-from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Bench, Divergence, Trial, Tried
 from owl_compress.importance.reference import DenseReference
@@ -173,7 +172,7 @@ class Workshop:
                 self.options.batch_size,
                 progress=self.options.progress,
                 after_survey=surveyed.append,
-                journal=_journal(notes, plan),
+                journal=_journal(notes),
             ),
             structure=structure,
             partial=True,
@@ -275,9 +274,9 @@ class Workshop:
         return n_seen + reference.windows.ids.numel() * (1 + runs)
 
 
-def _journal(notes: Notes, plan: Plan) -> Journal | None:
+def _journal(notes: Notes) -> Journal | None:
     """Where blocks are kept that are done, until the plan is judged."""
-    if notes.folder is None or plan.unit is Unit.WIDTH:
+    if notes.folder is None:
         return None
     notes.folder.mkdir(parents=True, exist_ok=True)
     return Journal(notes.folder)

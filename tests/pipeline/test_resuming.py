@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,16 +13,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from owl_compress.backends.structured import Structured
 from owl_compress.checkpoints.tensors import tensor_files, tensor_from_checkpoint
+from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.compression.journal import Journal
+from owl_compress.documents import notes
+from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.result import MethodRecord
 from owl_compress.documents.temporary import locked
 from owl_compress.errors import RequestError
+from owl_compress.importance.estimator import outline
 from owl_compress.pipeline.execution import run
 
 OPTIONS = {
     "model": "model", "calib": "text.txt", "samples": 4, "seq_len": 32, "data": "other.txt",
     "allocator": "owl", "backend": "wanda", "sparsity": 0.6,
+}  # fmt: skip
+WIDTHS = {
+    "allocator": "uniform", "backend": "structured", "sparsity": None, "prune_ratio": 0.4, "round_to": 8,
 }  # fmt: skip
 GPTQ = {"backend": "gptq", "sparsity": None, "bits": 3, "bit_choices": "2,3,4", "group_size": 8}
 
@@ -29,6 +39,18 @@ GPTQ = {"backend": "gptq", "sparsity": None, "bits": 3, "bit_choices": "2,3,4", 
 def ran(out: str, *, resume: bool = False, overwrite: bool = False, **options: Any) -> Any:
     given = {name: value for name, value in {**OPTIONS, **options}.items() if value is not None}
     return run(Recipe.from_options(given), out, resume=resume, overwrite=overwrite)
+
+
+def equal_widths(model: Any, share: float) -> Plan:
+    """The same share of every linear."""
+    report = outline(model)
+    budgets = [
+        {"name": one.name, "block": block.name, "n_weights": one.n_weights, "value": share}
+        for block in report.blocks
+        for one in block.linears
+    ]
+    content = {"unit": "width", "target": share, "grid": None, "low": 0.0, "high": 1.0, "report": "none"}
+    return Plan.model_validate({**content, "allocator": {"name": "uniform"}, "budgets": budgets})
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -88,6 +110,85 @@ def test_a_run_that_goes_on_ends_in_the_same_bits(
     assert [row.achieved for row in resumed.result.budgets] == [row.achieved for row in whole.result.budgets]
     assert any("2 blocks were done before" in note for note in resumed.result.notes)
     assert not (here / "out.unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "form"),
+    [
+        ({}, "narrow"),
+        ({"allocator": "owl", "repair": True, "samples": 3}, "narrow"),
+        ({"uniform_width": True}, "stock"),
+        ({"importance": "taylor", "allow_empty": True, "prune_ratio": 0.8}, "narrow"),
+    ],
+    ids=["survey", "repair-of-what-was-measured", "uniform", "gradients-and-empty-parts"],
+)
+def test_blocks_that_lost_heads_and_channels_are_gone_on_with(
+    here: Path, cut_off: Callable[..., str], options: dict[str, Any], form: str
+) -> None:
+    whole = ran("whole", **WIDTHS | options)
+    cut_off(2, **WIDTHS | options)
+    resumed = ran("out", resume=True, **WIDTHS | options)
+    check_same(here / "whole", here / "out")
+    assert resumed.plan == whole.plan
+    assert resumed.result.evaluation == whole.result.evaluation
+    assert resumed.result.footprint == whole.result.footprint
+    assert [row.achieved for row in resumed.result.budgets] == [row.achieved for row in whole.result.budgets]
+    assert (here / "out/config.json").read_bytes() == (here / "whole/config.json").read_bytes()
+    assert (here / "out/modeling_narrow.py").exists() == (form == "narrow")
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt2", "bloom", "falcon_alibi"])
+def test_a_narrowed_block_of_any_family_is_put_back_as_it_was(
+    name: str, tmp_path: Path, make_model: Callable[[str], Any], make_windows: Callable[..., Any]
+) -> None:
+    windows, backend = make_windows(2, 16), Structured(round_to=4)
+    first, second = make_model(name), make_model(name)
+    plan = equal_widths(first, 0.5)
+    compress_with_(first, plan, backend, windows, WalkOptions(journal=Journal(tmp_path)))
+    compress_with_(second, plan, backend, windows, WalkOptions(journal=(again := Journal(tmp_path))))
+    assert again.n_restored == again.n_finished > 0
+    assert second.state_dict().keys() == first.state_dict().keys()
+    assert all(torch.equal(value, first.state_dict()[key]) for key, value in second.state_dict().items())
+    with torch.no_grad():
+        expected, found = (model(input_ids=windows.ids).logits for model in (first, second))
+    assert torch.equal(found, expected)
+
+
+def test_what_a_backend_left_to_memory_is_compared(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.settle(MethodRecord(name="structured", parameters={"importance": "taylor", "round_to": 8}))
+    journal.settle(MethodRecord(name="structured", parameters={"importance": "taylor", "round_to": 8}))
+    with pytest.raises(RequestError, match=r"left to choose importance by the memory .* taylor and is wanda"):
+        journal.settle(MethodRecord(name="structured", parameters={"importance": "wanda", "round_to": 8}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"allocator": "sensitivity", "damage_samples": 2, "damage_len": 16, "levels": "0.2,0.4,0.6"}],
+    ids=["report", "profile"],
+)
+def test_what_is_measured_on_the_way_to_a_plan_goes_on_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    whole = ran("whole", **options)
+    step, in_place = [0], notes.put_in_place
+
+    def counted(path: Path) -> Any:
+        step[0] += 1
+        if step[0] == 3:
+            raise KeyboardInterrupt
+        return in_place(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(notes, "put_in_place", counted)
+        kept = f"what was measured so far is kept in {here / 'out.unfinished'}; --resume goes on with it"
+        with pytest.raises(KeyboardInterrupt, match=re.escape(kept)):
+            ran("out", resume=True, **options)
+    step_of = "sensitivity" if options else "report"
+    assert len([*(here / "out.unfinished" / step_of).glob("*.json")]) == 2
+    resumed = ran("out", resume=True, **options)
+    assert (resumed.report, resumed.profile, resumed.plan) == (whole.report, whole.profile, whole.plan)
+    check_same(here / "whole", here / "out")
 
 
 def test_what_was_measured_is_not_measured_again(
@@ -192,11 +293,6 @@ def test_what_was_kept_and_is_broken_is_told(here: Path, cut_off: Callable[..., 
     with pytest.raises(RequestError, match=rf"{name}"):
         ran("out", resume=True)
     assert not (here / "out").exists()
-
-
-def test_what_is_not_done_block_by_block_is_not_resumed(here: Path) -> None:
-    with pytest.raises(RequestError, match="--resume: backend 'structured' removes heads and channels"):
-        ran("out", resume=True, backend="structured", allocator="uniform", sparsity=None, prune_ratio=0.2)
 
 
 def test_a_full_disk_in_the_middle_of_a_block_leaves_the_finished_ones(
