@@ -1,6 +1,6 @@
 """How does the time grow with blocks, hidden size and tokens, and host memory with blocks read from disk?
 
-    python benchmarks/scaling.py [--only time|memory] [--repeats 3] > rows.jsonl
+    python benchmarks/scaling.py [--only time|memory] [--repeats 2] > rows.jsonl
 
 Random Llamas; one size is doubled three times while the others stay. Start it with OMP_NUM_THREADS=1.
 
@@ -31,7 +31,7 @@ from owl_compress.backends import BACKENDS
 from owl_compress.documents.plan import Plan
 from owl_compress.importance.estimator import outline
 
-_BASE = {"blocks": 2, "hidden": 256, "tokens": 512}
+_BASE = {"blocks": 2, "hidden": 128, "tokens": 512}
 _SEQ_LEN = 128
 _DOUBLINGS = 3
 _TARGETS = {
@@ -40,8 +40,7 @@ _TARGETS = {
     "gptq": Target.from_bits(3, (3,)),
 }
 _MEMORY_BLOCKS, _MEMORY_HIDDEN = (4, 8, 16, 32), 512
-_MEMORY_RUNS = (("wanda", "disk"), ("gptq", "disk"), ("wanda", "none"))
-_BUDGETS = {"wanda": ("--sparsity", "0.5"), "gptq": ("--bits", "3", "--bit-choices", "3")}
+_MEMORY_RUNS = (("wanda", "disk"), ("wanda", "none"))
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", choices=["", "time", "memory"])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.only in ("", "memory"):
         _memory()
@@ -124,19 +123,9 @@ def _save(here: Path) -> list[int]:
 
 
 def _peak(here: Path, n_blocks: int, backend: str, offload: str) -> int:
-    text = ["--calib", "builtin", "--samples", "4", "--seq-len", str(_SEQ_LEN), "--data", "builtin"]
-    text += ["--max-windows", "4"]
-    asked = ["--allocator", "uniform", "--backend", backend, *_BUDGETS[backend], "--offload", offload]
-    command = [
-        COMMAND,
-        "run",
-        f"m{n_blocks}",
-        *asked,
-        *text,
-        "--quiet",
-        "-o",
-        f"{backend}-{offload}-{n_blocks}",
-    ]
+    text = f"--calib builtin --samples 4 --seq-len {_SEQ_LEN} --data builtin --max-windows 4"
+    asked = f"--allocator uniform --backend {backend} --sparsity 0.5 --offload {offload} --quiet"
+    command = [COMMAND, "run", f"m{n_blocks}", *f"{text} {asked}".split(), "-o", f"{offload}-{n_blocks}"]
     return spent_by(command, here, here / "log").peak_bytes
 
 
