@@ -96,10 +96,16 @@ def published(study: str, model: str) -> list[tuple[Mapping[str, Any], float]]:
     ]
 
 
-def table(rows: Sequence[Row], beside: Sequence[tuple[Mapping[str, Any], float]], model: str) -> str:
+def table(
+    rows: Sequence[Row],
+    beside: Sequence[tuple[Mapping[str, Any], float]],
+    model: str,
+    *,
+    with_seconds: bool = True,
+) -> str:
     """The rows with all that was measured of them, the seconds that they took, and what was published."""
     figures = figures_of(rows)
-    stages = dict.fromkeys(stage for row in rows for stage in row.seconds)
+    stages = dict.fromkeys(stage for row in rows for stage in row.seconds) if with_seconds else {}
     heads = ["", "kept", *(one.name for one in figures), *(f"{stage}, s" for stage in stages)]
     lines = [[*heads, *([f"perplexity of {model}, published"] if beside else [])]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])

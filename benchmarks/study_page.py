@@ -24,6 +24,8 @@ _STUDIES = (
     "methods", "granularity", "allocators", "zero_shot", "time", "nm", "structured", "bits", "per_linear",
     "sweep", "curves",
 )  # fmt: skip
+_OF_SECONDS = "time"
+_NO_ROWS = "No rows of the embedded model are committed yet."
 _INTRODUCTION = (
     "The tables and figures of the paper (OWL, arXiv 2310.05175) as grids of `owl-compress compare` "
     "([Comparing](compare.md)), on any model. A grid in `benchmarks/studies/` says what is compared; what it "
@@ -84,14 +86,17 @@ def _study(name: str) -> str:
     ]  # fmt: skip
     path = _ROWS / f"{name}.jsonl"
     if path.is_file():
-        lines += [table(read_rows(path), published(name, _BESIDE), _BESIDE), ""]
+        seconds = name == _OF_SECONDS
+        lines += [table(read_rows(path), published(name, _BESIDE), _BESIDE, with_seconds=seconds), ""]
+    else:
+        lines += [_NO_ROWS, ""]
     return "\n".join(lines)
 
 
 def _lod() -> str:
     path = _ROWS / "lod.jsonl"
     if not path.is_file():
-        return ""
+        return f"\n{_NO_ROWS}\n"
     rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
     columns = [(whose, m) for whose in ("own_mean", "dense_mean") for m in rows[0][whose]]
     heads = ["", *(f"M = {m}, {whose.replace('_mean', '')} mean" for whose, m in columns)]
