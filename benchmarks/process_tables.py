@@ -103,7 +103,7 @@ def soak_section(rows: Sequence[Row]) -> str:
     cells.append(("all", str(sum(row["kills"] for row in kills)), *total))
     text = (
         "A tiny model; each command is killed (SIGKILL) at a moment drawn at random, or before a step in the "
-        "file system drawn at random; then the same command follows, with `--resume` where there is one. "
+        "file system drawn at random; then the same command follows, all with `--resume` where there is one. "
         "*From the start*, *gone on* (something had been kept) and *whole already* end in what an "
         "uninterrupted run makes, with nothing left beside it. (`soak.py`)"
     )

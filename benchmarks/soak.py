@@ -10,9 +10,9 @@ everything, which must not have other threads.
   last two thirds of them.
 - kills: SIGKILL, half at a moment drawn from the time that the command takes, half before a step in the file
   system drawn from those that it takes (opening to write, renaming, removing, making and linking). What then
-  has the name of the output must be the whole of it. The same command follows,
-  both times with `--resume` where the stage has it, and must end in what an uninterrupted one makes, leaving
-  nothing beside it, or refuse with exit code 2 because it is all there already.
+  has the name of the output must be the whole of it. The same command follows, both times with `--resume`
+  where the stage has it, and must end in what an uninterrupted one makes, leaving nothing beside it, or
+  refuse with exit code 2 because it is all there already.
 """
 
 import argparse
@@ -132,7 +132,6 @@ def _undisturbed(work: Path, name: str) -> Subject:
         folder.mkdir()
         start = monotonic()
         ended = forked(stage.line, folder)
-        seconds = monotonic() - start
         if ended.wait() != 0:
             raise RuntimeError(f"{name}: {ended.printed()}")
         n_steps = ended.n_steps()

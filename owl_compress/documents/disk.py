@@ -119,7 +119,6 @@ def check_output_file(path: Path, *, inputs: Iterable[Path | str] = (), kind: st
         if not real.parent.is_dir():
             raise RequestError(f"cannot write {path}: make its folder {path.parent} first")
         check_is_free(path, real, inputs, kind)
-        remove_dead(real.parent, real.name)
         with _temporary_file(real):
             pass
 
@@ -260,7 +259,8 @@ def _fill_file_(temporary: Path, content: bytes) -> None:
 
 @contextmanager
 def _temporary_file(real: Path) -> Iterator[Path]:
-    """An empty file beside `real`; it goes in the end, unless it has become `real`."""
+    """An empty file beside `real`, without those of the dead; it goes in the end, unless it became `real`."""
+    remove_dead(real.parent, real.name)
     temporary = real.with_name(temporary_name(real.name))
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from owl_compress.documents.disk import write_text
 from owl_compress.documents.temporary import held, is_temporary, remove_dead, temporary_name
 
 
@@ -37,6 +38,16 @@ def test_what_the_dead_left_goes(tmp_path: Path, dead_process: int) -> None:
     (tmp_path / name_of(dead_process)).write_text("half")
     remove_dead(tmp_path, "OUT")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_a_file_removes_what_the_dead_left_of_it(tmp_path: Path, dead_process: int) -> None:
+    (tmp_path / name_of(dead_process, "table.md")).write_text("half")
+    (tmp_path / temporary_name("table.md")).write_text("of this process, which lives")
+    (tmp_path / name_of(dead_process, "other.md")).write_text("half")
+    write_text(tmp_path / "table.md", "whole")
+    left = sorted(path.name.split(".")[1] for path in tmp_path.iterdir() if is_temporary(path.name))
+    assert left == ["other", "table"]
+    assert (tmp_path / "table.md").read_text() == "whole"
 
 
 def test_what_may_be_in_use_stays(tmp_path: Path, dead_process: int) -> None:
