@@ -31,9 +31,7 @@ def recover(
     method: Annotated[
         str, typer.Option(help="'lora', 'masked' (all weights that were kept) or 'bias' (biases and norms).")
     ] = "lora",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a recovery into the same folder was ended.")
-    ] = False,
+    resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.AsJson = False,

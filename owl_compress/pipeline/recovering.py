@@ -1,13 +1,15 @@
 """Recovery of a compressed model, from its folder to another: train, write, count, evaluate."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.documents.disk import check_output_folder, output_folder
+from owl_compress.documents.disk import check_output_folder, disk_errors, output_folder
 from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.recovery import RecoveryRecord
@@ -27,11 +29,13 @@ from owl_compress.pipeline.recovered_folder import (
 from owl_compress.pipeline.recovery_request import RecoveryRequest
 from owl_compress.pipeline.recovery_subject import Subject
 from owl_compress.pipeline.recovery_training import Say, Training
+from owl_compress.pipeline.unfinished import BOTH, clean, folder_beside, forget, held, holds_nothing
 from owl_compress.progress import SILENT, Progress
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.training import Keeping
 from owl_compress.walk.ranks import Ranks
 
+_STATE = "state.safetensors"
 _REMEDIES = (
     "use a smaller --batch-size or --seq-len, --checkpointing, --method lora or bias, or a device with more "
     "memory"
@@ -103,24 +107,53 @@ def carry_out(
     if not ranks.leads:
         progress, say = SILENT, lambda _: None
     if resume and (done := _finished(out, subject.result)) is not None:
-        say(f"{out} is finished: nothing to resume")
+        if ranks.leads:
+            forget(out)
+        say(f"{out} is finished already")
         return done if ranks.leads else None
     check_output_folder(out, overwrite=overwrite, inputs=[request.folder])
-    unfinished = out.with_name(f"{out.name}.unfinished")
-    _check_unfinished(unfinished, resume=resume, say=say)
-    device = request.device
-    with ranks.joined(device):
-        training = Training.prepare(subject, request, device, progress, say)
-        before = perplexity(training.loaded.model, training.held_out, device=device, progress=progress)
-        keeping = Keeping(unfinished, training.settings(ranks), resume and unfinished.exists())
-        course, trainee = training.run(keeping, ranks, progress, say)
-    if not ranks.leads:
-        return None
-    # Alone from here on: what is evaluated now waits for nobody.
-    record = partial(training.record, course, trainee, ranks, before)
-    result = _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
-    unfinished.unlink(missing_ok=True)
-    return result
+    _check_unfinished(out, resume=resume, overwrite=overwrite)
+    device, state = request.device, folder_beside(out) / _STATE
+    if resume and not state.exists():
+        say(f"nothing to resume ({state} is not there): starting at the first step")
+    with ExitStack() as stack:
+        with ranks.joined(device):
+            if ranks.leads:
+                stack.enter_context(_kept_until_whole(out, overwrite=overwrite))
+            training = Training.prepare(subject, request, device, progress, say)
+            before = perplexity(training.loaded.model, training.held_out, device=device, progress=progress)
+            keeping = Keeping(state, training.settings(ranks), resume and state.exists())
+            course, trainee = training.run(keeping, ranks, progress, say)
+        if not ranks.leads:
+            return None
+        # Alone from here on: what is evaluated now waits for nobody.
+        record = partial(training.record, course, trainee, ranks, before)
+        return _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
+
+
+@contextmanager
+def _kept_until_whole(out: Path, *, overwrite: bool) -> Iterator[None]:
+    """Hold the folder of what is unfinished until the output is in its place, and then remove it.
+
+    With `overwrite` what was in it goes at once.
+
+    Raises:
+        RequestError: another process makes the same output.
+    """
+    folder = folder_beside(out)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(out):
+            clean(folder)
+            if overwrite:
+                (folder / _STATE).unlink(missing_ok=True)
+            try:
+                yield
+            except BaseException:
+                if holds_nothing(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder)
 
 
 def _finished(out: Path, source: Result) -> Result | None:
@@ -132,18 +165,21 @@ def _finished(out: Path, source: Result) -> Result | None:
     return found if found.plan == source.plan and len(found.recoveries) > len(source.recoveries) else None
 
 
-def _check_unfinished(path: Path, *, resume: bool, say: Say) -> None:
+def _check_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse to begin anew where something unfinished would be lost.
 
     Raises:
         RequestError: there is something.
     """
-    if path.exists() and not resume:
+    folder = folder_beside(out)
+    if resume and overwrite:
+        raise RequestError(BOTH)
+    if folder.is_file():
+        raise RequestError(f"{folder} was left by an earlier version, which kept one file: remove it")
+    if (folder / _STATE).exists() and not resume and not overwrite:
         raise RequestError(
-            f"{path} holds a recovery that was ended before it was done: go on with --resume, or remove it"
+            f"an unfinished recovery lies in {folder}: go on with --resume, or start over with --overwrite"
         )
-    if resume and not path.exists():
-        say(f"nothing to resume ({path} is not there): starting at the first step")
 
 
 def _write(

@@ -20,7 +20,7 @@ from owl_compress.models.residence import is_streamed
 from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.unfinished import folder_beside, held, opened, told_what_is_kept
+from owl_compress.pipeline.unfinished import BOTH, folder_beside, held, opened, told_what_is_kept
 
 _PLAN, _BLOCKS = "plan.json", "blocks"
 _AGAIN = "start over with --overwrite"
@@ -97,7 +97,7 @@ def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bo
     """
     folder = folder_beside(out)
     if resume and overwrite:
-        raise RequestError("--resume goes on and --overwrite starts over: give one of them")
+        raise RequestError(BOTH)
     if resume and not hasattr(request.backend, "compress_block_"):
         raise RequestError(
             f"--resume: backend {request.backend.name!r} writes its own checkpoint in one go: drop it"

@@ -21,6 +21,7 @@ HEAD = "head.json"
 _OF_WHAT = frozenset({HEAD, "backend", "backend.json"})
 """Files that say what is made, and hold nothing of it."""
 
+BOTH = "--resume goes on and --overwrite starts over: give one of them"
 _LONGEST = 80
 _ALONE = Ranks()
 
@@ -52,9 +53,7 @@ def opened(folder: Path, depends_on: Mapping[str, str], again: str) -> NotesIn:
         KeptError: what is there depends on something else, which is named.
         RequestError: it cannot be read.
     """
-    for entry in list(folder.rglob("*")):
-        if is_temporary(entry.name):  # of a process that is gone: nobody else holds the folder
-            entry.unlink(missing_ok=True)
+    clean(folder)
     head = folder / HEAD
     if head.exists():
         JournalHead.read(head).check_same(depends_on, str(folder), again)
@@ -62,6 +61,13 @@ def opened(folder: Path, depends_on: Mapping[str, str], again: str) -> NotesIn:
         with put_in_place(head) as temporary:
             temporary.write_text(JournalHead(depends_on=dict(depends_on)).to_json(), encoding="utf-8")
     return NotesIn(folder, again)
+
+
+def clean(folder: Path) -> None:
+    """Remove files that were being written when a process died: nobody else holds the folder."""
+    for entry in list(folder.rglob("*")):
+        if is_temporary(entry.name):
+            entry.unlink(missing_ok=True)
 
 
 def holds_nothing(folder: Path) -> bool:

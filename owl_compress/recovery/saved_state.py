@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from owl_compress.documents.disk import disk_errors, put_in_place
-from owl_compress.errors import RequestError
+from owl_compress.documents.notes import KeptError
 
+_REMEDY = "start over with --overwrite"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter, besides the number of its steps."""
 
@@ -79,7 +80,7 @@ def read_state_(
     """Give parameters and optimizer what the file `path` has of them.
 
     Raises:
-        RequestError: it cannot be read, is of another training (what differs is named), or not whole.
+        KeptError: it cannot be read, is of another training (what differs is named), or not whole.
     """
     told = _told(path)
     _check_same(path, told["settings"], settings, may_differ)
@@ -107,9 +108,7 @@ def _told(path: Path) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(metadata["owl-compress"])
         told = {name: told[name] for name in ("settings", "step", "losses", "seconds")}
     except (KeyError, TypeError, ValueError) as error:
-        raise RequestError(
-            f"{path} is no unfinished recovery: remove it, and start without --resume"
-        ) from error
+        raise KeptError(f"{path} is no unfinished recovery: {_REMEDY}") from error
     return told
 
 
@@ -118,15 +117,15 @@ def _check_same(
 ) -> None:
     for name, value in now.items():
         if name not in may_differ and then.get(name) != value:
-            raise RequestError(
-                f"{path} is of another recovery: {name} was {then.get(name)!r} and is {value!r}: ask for the "
-                "same, or remove the file and start without --resume"
+            raise KeptError(
+                f"--resume: {name} differs: {then.get(name)} in the unfinished recovery in {path.parent}, "
+                f"{value} now; give what was given then, or {_REMEDY}"
             )
 
 
 def _check_there(path: Path, name: str, there: set[str]) -> None:
     if name not in there:
-        raise RequestError(f"{path} lacks {name!r}: remove it, and start without --resume")
+        raise KeptError(f"{path} lacks {name!r}: {_REMEDY}")
 
 
 def _opened(path: Path) -> Any:
@@ -134,6 +133,4 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise RequestError(
-            f"{path} cannot be read ({reason}): remove it, and start without --resume"
-        ) from error
+        raise KeptError(f"{path} cannot be read ({reason}): {_REMEDY}") from error

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import owl_compress
+from owl_compress.documents.temporary import locked
 from owl_compress.models.adapters import peft_kept_quiet
 from owl_compress.recovery import training
 
@@ -69,6 +70,10 @@ def compressed(here: Path, made: Path, done: Callable[..., Any]) -> Callable[[st
         return here / kind
 
     return compress
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def zeros(folder: Path) -> dict[str, torch.Tensor]:
@@ -161,9 +166,15 @@ def test_a_recovery_that_was_ended_comes_to_the_same_when_it_is_resumed(
         patched.setattr(training._Work, "update", interrupted)
         assert cli(*asked, "-o", "OUT2").code == 2
     assert not (here / "OUT2").exists()
-    assert (here / "OUT2.unfinished").is_file()
+    assert (here / "OUT2.unfinished/state.safetensors").is_file()
     refused = cli(*asked, "-o", "OUT2")
-    assert (refused.code, "--resume" in refused.err) == (2, True)
+    assert (refused.code, "an unfinished recovery lies in " in refused.err) == (2, True)
+    both = cli(*asked, "-o", "OUT2", "--resume", "--overwrite")
+    assert "--resume goes on and --overwrite starts over: give one of them" in both.err
+    with locked(here / "OUT2.unfinished"):
+        living = cli(*asked, "-o", "OUT2", "--resume")
+    assert (living.code, "another process is making OUT2: wait for it" in living.err) == (2, True)
+    (here / "OUT2.unfinished/.state.partial").write_bytes(b"half of it")  # of a process that was killed
     resumed = done(*asked, "-o", "OUT2", "--resume", "--json").json
     assert resumed["losses"] == whole["losses"]
     assert resumed["after"] == whole["after"]
@@ -171,8 +182,25 @@ def test_a_recovery_that_was_ended_comes_to_the_same_when_it_is_resumed(
     for name in files:
         assert (here / "OUT2" / name).read_bytes() == (here / "whole" / name).read_bytes()
     assert not (here / "OUT2.unfinished").exists()
+    (here / "OUT2.unfinished").mkdir()  # of one that was killed between the two
     again = cli(*asked, "-o", "OUT2", "--resume")
-    assert (again.code, "finished" in again.err) == (0, True)
+    assert (again.code, "OUT2 is finished already" in again.err) == (0, True)
+    assert not (here / "OUT2.unfinished").exists()
+
+
+def test_a_recovery_that_was_ended_is_started_over(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any], cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    compressed("sparse")
+    asked = ("recover", "sparse", *TRAINING, "--method", "bias", "-o", "OUT2")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "_SAVES", 1)
+        patched.setattr("owl_compress.pipeline.recovering._write", interrupt)
+        assert cli(*asked).code == 2
+    assert (here / "OUT2.unfinished/state.safetensors").exists()
+    done(*asked, "--seed", "1", "--overwrite")
+    assert not (here / "OUT2.unfinished").exists()
 
 
 def test_what_differs_from_what_is_resumed_is_named(
@@ -203,7 +231,7 @@ def test_what_differs_from_what_is_resumed_is_named(
     ]:
         outcome = cli("recover", "sparse", *TRAINING, *changed, "-o", "OUT2", "--resume")
         assert outcome.code == 2, outcome.err
-        assert f": {name} was" in outcome.err
+        assert f"--resume: {name} differs: " in outcome.err
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(

@@ -38,7 +38,7 @@ def test_one_that_was_killed_goes_on_to_the_same_weights(here: Path, compressed:
     subprocess.run([*ALONE, *ASKED, "-o", "whole"], cwd=here, env=environment(), check=True)
     with subprocess.Popen([*ALONE, *ASKED, "-o", "OUT2"], cwd=here, env=environment()) as process:
         deadline = time.monotonic() + 120
-        while not (here / "OUT2.unfinished").exists() and time.monotonic() < deadline:
+        while not (here / "OUT2.unfinished/state.safetensors").exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     assert (here / "OUT2.unfinished").exists()
