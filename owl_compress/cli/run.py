@@ -136,6 +136,7 @@ def _show_forecast(session: "Session", output: Output) -> None:
     Where plans are tried, that would be most of the run: what would be tried is shown instead.
     """
     from owl_compress.pipeline.execution import make_plan
+    from owl_compress.pipeline.expected_time import with_seconds
     from owl_compress.pipeline.feasibility import forecast
     from owl_compress.pipeline.tuning import scheme_of
 
@@ -147,12 +148,13 @@ def _show_forecast(session: "Session", output: Output) -> None:
     found = forecast(session, plan)
     for note in found.notes:
         output.say(note)
+    stages = with_seconds(session, found.stages, always=True)
     answer = {
         "plan": plan.model_dump(mode="json"),
         "prediction": found.prediction.model_dump(mode="json"),
-        "stages": [stage.model_dump(mode="json") for stage in found.stages],
+        "stages": [stage.model_dump(mode="json") for stage in stages],
     }
     output.answer(answer, plan_table(plan))
     output.show(prediction_table(found.prediction, plan))
-    if found.stages:
-        output.show(needs_table(found.stages))
+    if stages:
+        output.show(needs_table(stages))

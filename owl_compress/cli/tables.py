@@ -20,6 +20,7 @@ from owl_compress.pages.words import (
     as_asked,
     asked_name,
     coverage_in_words,
+    seconds_in_words,
     size_in_words,
     target_in_words,
 )
@@ -209,7 +210,13 @@ def needs_table(stages: Sequence[StageNeeds]) -> Sheet:
         sizes("device memory", (one.device_bytes for one in stages)),
         sizes("disk", (one.disk_bytes for one in stages)),
     )
-    return Sheet("Estimated peaks, beside the process itself", columns)
+    if all(one.seconds is None for one in stages):
+        return Sheet("Estimated peaks, beside the process itself", columns)
+    times = tuple("-" if one.seconds is None else seconds_in_words(one.seconds) for one in stages)
+    note = "time: forward passes and reading, roughly, by one block on one batch; the backend's comes on top"
+    return Sheet(
+        "Estimated peaks, beside the process itself, and time", (*columns, Column("time", times)), (note,)
+    )
 
 
 def verification_table(verification: Verification) -> Sheet:

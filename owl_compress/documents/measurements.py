@@ -243,13 +243,14 @@ class StageNeeds(Frozen):
     """What one stage takes at its peak, in bytes: of the host's memory, of the device's, and of the disk.
 
     The process itself, some 400 MiB with torch and transformers, is not counted. The device is the host's own
-    memory where there is no other.
+    memory where there is no other. `seconds` are what its forward passes may take, where that was probed.
     """
 
     stage: str
     host_bytes: int
     device_bytes: int
     disk_bytes: int
+    seconds: float | None = Field(default=None, exclude_if=is_none)
 
 
 class Prediction(Frozen):

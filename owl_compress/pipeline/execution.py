@@ -26,6 +26,7 @@ from owl_compress.evaluation.tasks import accuracy
 from owl_compress.memory import memory_errors
 from owl_compress.options import Option, options_of
 from owl_compress.pipeline.dividing import divide
+from owl_compress.pipeline.expected_time import times_in_words, with_seconds
 from owl_compress.pipeline.feasibility import check_plan, check_request, forecast
 from owl_compress.pipeline.finished import Outcome, finished_before
 from owl_compress.pipeline.folder import earlier_steps, save, write_documents
@@ -125,6 +126,8 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False, resu
                 needs = needs_of_session(session, resume=resume)
                 session.announce(in_words(needs, session.request.device))
                 check_room(session, needs)
+                if expected := times_in_words(with_seconds(session, needs), session.recipe.backend):
+                    session.announce(expected)
             return _carried_out(session, out, kept, overwrite=overwrite)
 
 
