@@ -20,7 +20,7 @@ from owl_compress.pipeline.session import calibration_options, evaluation_option
 
 _NAMED_BY_CONTENT = {
     "model", "revision", "calib", "data", "damage_data", "plan", "profile", "cost_table", "task_file",
-    "task_path", "device", "strict",
+    "task_path", "device", "strict", "activations",
 }  # fmt: skip
 """What of a recipe says where something lies, and not what it is."""
 
