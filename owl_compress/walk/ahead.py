@@ -68,7 +68,8 @@ class _Carrier:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        is_cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]
         self._pinned = torch.empty(0, dtype=torch.uint8)
 
     def bring(self, tensor: Tensor) -> Tensor:

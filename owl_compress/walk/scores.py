@@ -4,7 +4,7 @@ With scale_j = ‖X_j‖_2 these are the scores of Wanda and OWL. A `ScorePool` 
 linears of a block, or those of a whole model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import fsum
@@ -111,17 +111,8 @@ class ScorePool:
         return torch.stack([member.prefix_counts for member in self.members]).sum(dim=0)
 
     def kth_smallest(self, k: int) -> float:
-        """The k-th smallest score, k from 1 to `size`, exactly: a radix selection in two passes."""
-        cumulative = self._prefix_counts.cumsum(0)
-        prefix = int(torch.searchsorted(cumulative, k))
-        rank = k - (int(cumulative[prefix - 1]) if prefix else 0)
-        suffix_counts = torch.zeros(1 << _PREFIX_BITS, dtype=torch.int64)
-        for chunk in self.chunks():
-            inside = _bits_behind(chunk, prefix)
-            suffix_counts += torch.bincount(inside, minlength=1 << _PREFIX_BITS).cpu()
-        suffix = int(torch.searchsorted(suffix_counts.cumsum(0), rank))
-        pattern = torch.tensor((prefix << _PREFIX_BITS) | suffix, dtype=torch.int32)
-        return float(pattern.view(torch.float32))
+        """The k-th smallest score, k from 1 to `size`, exactly."""
+        return kth_smallest(self._prefix_counts, self.chunks(), k)
 
     @property
     def median(self) -> float:
@@ -149,6 +140,26 @@ class ScorePool:
         return ScoreHistogram(
             bins_per_octave=bins_per_octave, first_bin=first, counts=tuple(binned.tolist()), n_zero=n_zero
         )
+
+
+def kth_smallest(prefix_counts: Tensor, chunks: Iterable[Tensor], k: int) -> float:
+    """The k-th smallest score, k from 1, exactly: a radix selection in two looks at all of them.
+
+    Args:
+        prefix_counts: what the first look finds, see `ScoredWeight.prefix_counts`.
+        chunks: all scores again, for the second.
+        k: which one.
+    """
+    cumulative = prefix_counts.cumsum(0)
+    prefix = int(torch.searchsorted(cumulative, k))
+    rank = k - (int(cumulative[prefix - 1]) if prefix else 0)
+    suffix_counts = torch.zeros(1 << _PREFIX_BITS, dtype=torch.int64)
+    for chunk in chunks:
+        inside = _bits_behind(chunk, prefix)
+        suffix_counts += torch.bincount(inside, minlength=1 << _PREFIX_BITS).cpu()
+    suffix = int(torch.searchsorted(suffix_counts.cumsum(0), rank))
+    pattern = torch.tensor((prefix << _PREFIX_BITS) | suffix, dtype=torch.int32)
+    return float(pattern.view(torch.float32))
 
 
 def pooled(pools: Sequence[ScorePool]) -> ScorePool:
