@@ -33,6 +33,8 @@ Waiting = Literal["device", "host", "disk"]
 _FLOAT32 = 4
 _COPIES_OF_LOGITS = 3
 """Of a chunk of logits, in float32: themselves, their exponentials, and what the loss makes of them."""
+_STATES_WHILE_REPLACED = 2
+"""Hidden states that are kept for going on are there twice while they are replaced."""
 _CHUNK_BYTES = 64 * 2**20
 """Logits are widened so many bytes at a time."""
 
@@ -133,8 +135,8 @@ def _of_walk(
     compresses = stage == "compressing"
     windows = course.calibration if compresses else course.measuring
     working, activations = walk_bytes(model, structure, statistic, windows, course.batch_size)
-    blocks = weights.total - weights.outside if compresses and course.keeps_blocks else 0
-    return _placed(stage, weights, course, working, activations, blocks)
+    done = weights.total - weights.outside if compresses else _STATES_WHILE_REPLACED * activations
+    return _placed(stage, weights, course, working, activations, done if course.keeps_blocks else 0)
 
 
 def _of_evaluation(model: Any, weights: Weights, course: Course, windows: TokenWindows) -> StageNeeds:

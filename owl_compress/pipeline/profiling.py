@@ -188,7 +188,7 @@ def check_finished_profile(out: Path, subject: Subject, settings: ProfileSetting
     check_profile(done, subject.backend, subject.backend.unit, settings.grid)
     check_model(done, subject.identity, subject.structure)
     affordable, _ = subject.affordable(settings)
-    asked = set() if settings.are_levels_open or done.unit is Unit.WIDTH else set(settings.levels)
+    asked: set[float] = set() if settings.are_levels_open or done.unit is Unit.WIDTH else set(settings.levels)
     lacking = asked - set.intersection(*(set(part.levels) for part in done.parts))
     check_finished(
         out,

@@ -196,6 +196,26 @@ def test_what_was_begun_is_neither_ignored_nor_lost(here: Path, cut_off: Command
             assert told == "another process is making out.json: wait for it, or name another output"
 
 
+def test_a_full_disk_leaves_what_was_measured(
+    here: Path, done: Command, cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Any, path: Path, **__: Any) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_states, "save_file", full)
+        outcome = cli(*MEASURE, "-o", "out.json", "--resume", "--quiet")
+    folder = here / "out.json.unfinished"
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "disk full while writing " in outcome.err
+    assert f"(what was measured so far is kept in {folder}; --resume goes on with it)" in outcome.err
+    assert {path.name for path in folder.iterdir()} == {"head.json", "model.layers.0.json"}
+    done(*MEASURE, "-o", "out.json", "--resume")
+    done(*MEASURE, "-o", "whole.json")
+    assert (here / "out.json").read_bytes() == (here / "whole.json").read_bytes()
+
+
 def test_what_was_kept_and_is_broken_is_told(
     here: Path, done: Command, cut_off: Command, refused: Command
 ) -> None:
