@@ -16,7 +16,7 @@ Measures, each a mean over positions:
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isfinite
 from operator import itemgetter
@@ -238,7 +238,8 @@ class Bench:
         for _, refusals in everywhere:
             self.refusals.update(refusals)
         numbered = [pair for part, _ in everywhere for pair in part]
-        return [one for _, one in sorted(numbered, key=itemgetter(0))]
+        # What came from another process has a trial of its own there: here it is this one.
+        return [replace(one, trial=trials[place]) for place, one in sorted(numbered, key=itemgetter(0))]
 
     def _together(
         self,
