@@ -15,7 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from owl_compress.documents import notes
 from owl_compress.documents.temporary import locked
+from owl_compress.errors import RequestError
+from owl_compress.pipeline.unfinished import kept_until_written
 from owl_compress.walk import kept_states
+from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.states import InMemory
 
 Command = Callable[..., Any]
@@ -214,6 +217,16 @@ def test_a_full_disk_leaves_what_was_measured(
     done(*MEASURE, "-o", "out.json", "--resume")
     done(*MEASURE, "-o", "whole.json")
     assert (here / "out.json").read_bytes() == (here / "whole.json").read_bytes()
+
+
+def test_several_processes_do_not_resume(here: Path) -> None:
+    out = here / "out.json"
+    with (
+        pytest.raises(RequestError, match="--resume is for one process: start it without torchrun"),
+        kept_until_written(out, resume=True, ranks=Ranks(1, 2)),
+    ):
+        pass
+    assert not out.with_name("out.json.unfinished").exists()
 
 
 def test_what_was_kept_and_is_broken_is_told(
