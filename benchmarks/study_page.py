@@ -40,6 +40,8 @@ _INTRODUCTION = (
 )
 _FIGURE_1 = f"""## Figure 1: outliers of each block, and what it keeps
 
+![Share of outliers in each block of the embedded model, and what OWL keeps of it at 70 %](figure1.png)
+
 ```sh
 owl-compress run builtin --allocator owl --metric lod@5 --lam 0.08 --sparsity 0.7 --backend wanda \\
     --calib validation.txt --samples 12 --sampling first --seq-len 512 -o OUT
