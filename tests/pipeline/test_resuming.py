@@ -91,9 +91,11 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         {},
         {"backend": "sparsegpt", "allocator": "uniform", "sparsity": None, "nm": "2:4"},
         {"statistics": "dense"},
+        {"allocator": "uniform", "scope": "model"},
+        WIDTHS,
         GPTQ,
     ],
-    ids=["wanda", "sparsegpt", "dense-statistics", "gptq"],
+    ids=["wanda", "sparsegpt", "dense-statistics", "model-wide", "structured", "gptq"],
 )
 def test_a_run_that_goes_on_ends_in_the_same_bits(
     here: Path, cut_off: Callable[..., str], options: dict[str, Any], offload: str
