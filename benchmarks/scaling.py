@@ -34,6 +34,7 @@ from owl_compress.importance.estimator import outline
 _BASE = {"blocks": 2, "hidden": 128, "tokens": 512}
 _SEQ_LEN = 128
 _DOUBLINGS = 3
+_OPTIONS: Mapping[str, Mapping[str, int]] = {"gptq": {"group_size": 32}}  # divides all of these sizes
 _TARGETS = {
     "wanda": Target.from_sparsity(0.5),
     "sparsegpt": Target.from_sparsity(0.5),
@@ -88,7 +89,9 @@ def _seconds(sizes: Mapping[str, int], repeats: int) -> Iterator[tuple[str, floa
         plan = allocate(outline(model), "uniform", target)
 
         def on_a_copy(backend: str = backend, plan: Plan = plan) -> Callable[[], object]:
-            return partial(compress_, deepcopy(model), plan, BACKENDS.create(backend), windows)
+            return partial(
+                compress_, deepcopy(model), plan, BACKENDS.create(backend, _OPTIONS.get(backend, {})), windows
+            )
 
         yield backend, _least(on_a_copy, repeats)
 
