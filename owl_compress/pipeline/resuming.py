@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -146,4 +147,8 @@ def _kept_in_words(unfinished: UnfinishedRun, session: Session) -> str:
 def depends_on(session: Session) -> dict[str, str]:
     """What the outcome of a session depends on, in the words of whoever asked for it, but for the plan."""
     texts = {"calibration": session.calibration, "evaluation": session.held_out}
-    return facts(session.loaded, session.recipe.settings, session.request.device, texts)
+    found = facts(session.loaded, session.recipe.settings, session.request.device, texts)
+    if session.request.measures_damage:
+        written = session.text_of_damage.written_for(session.loaded.tokenizer)
+        found["text of the damage"] = sha256(written.joined.encode()).hexdigest()[:16]
+    return found

@@ -6,11 +6,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from owl_compress.documents import notes
@@ -19,7 +17,6 @@ from owl_compress.errors import RequestError
 from owl_compress.pipeline.unfinished import kept_until_written
 from owl_compress.walk import kept_states
 from owl_compress.walk.ranks import Ranks
-from owl_compress.walk.states import InMemory
 
 Command = Callable[..., Any]
 
@@ -130,21 +127,6 @@ def test_blocks_whose_outcome_is_kept_are_not_run_again(
     monkeypatch.setattr("owl_compress.importance.estimator.settled_structure", lambda _, found, *__: found)
     done(*MEASURE, "-o", "out.json", "--resume")
     assert run == [2, 2]  # two sequences
-
-
-def test_states_are_written_only_while_that_takes_little_of_the_time(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kept_states, "SHARE_OF_TIME", 0.1)
-    seconds = iter([0.0, 1.0, 3.0, 4.0, 30.0, 31.0])
-    states = kept_states.KeptStates(here / "kept", clock=lambda: next(seconds))
-    walk: Any = SimpleNamespace(hidden=[torch.zeros(1, 2)], keeper=InMemory(torch.device("cpu")))
-    assert states.put_back_(walk) == 0  # at 0
-    states.keep(walk, 1)  # from 1 to 3
-    states.keep(walk, 2)  # at 4: two seconds are more than a tenth of one
-    assert kept_states.KeptStates(here / "kept").put_back_(walk) == 1
-    states.keep(walk, 3)  # at 30
-    assert kept_states.KeptStates(here / "kept").put_back_(walk) == 3
 
 
 @pytest.mark.parametrize(

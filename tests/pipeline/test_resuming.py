@@ -232,6 +232,20 @@ def test_another_text_under_the_same_name_is_refused(here: Path, cut_off: Callab
         ran("out", resume=True)
 
 
+def test_another_text_of_damage_under_the_same_name_is_refused(
+    here: Path, cut_off: Callable[..., str]
+) -> None:
+    (here / "damage.txt").write_text((here / "text.txt").read_text())
+    options = {
+        "allocator": "sensitivity", "damage_data": "damage.txt", "damage_samples": 2, "damage_len": 16,
+        "levels": "0.3,0.6", "part": "block",
+    }  # fmt: skip
+    cut_off(0, **options)
+    (here / "damage.txt").write_text((here / "other.txt").read_text())
+    with pytest.raises(RequestError, match="text of the damage differs"):
+        ran("out", resume=True, **options)
+
+
 def test_other_weights_under_the_same_name_are_refused(here: Path, cut_off: Callable[..., str]) -> None:
     cut_off(1)
     os.utime(here / "model/model.safetensors", ns=(1, 1))
