@@ -79,10 +79,15 @@ def walk_bytes(
     if calibration is not None and statistic:
         tokens = calibration.ids.numel()
         batch_tokens = min(tokens, batch_size * calibration.record.seq_len)
-    matrices = max(linear.n_weights for linear in largest.linears) * _FLOAT32 * _WORKING_COPIES
+    matrices = matrix_bytes(largest)
     batch = batch_tokens * sum(sum(linear.shape) for linear in largest.linears) * element
     working_bytes = largest.n_weights * element + matrices + _statistics_bytes(statistic, largest) + batch
     return working_bytes, tokens * hidden_size(model) * element
+
+
+def matrix_bytes(block: BlockSite) -> int:
+    """Float32 matrices that a backend works with at a time, of the largest linear."""
+    return max(linear.n_weights for linear in block.linears) * _FLOAT32 * _WORKING_COPIES
 
 
 def _statistics_bytes(statistic: type[Statistic] | None, block: BlockSite) -> int:

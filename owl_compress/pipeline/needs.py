@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from owl_compress.compression.contract import AnyBackend
-from owl_compress.compression.prediction import walk_bytes
+from owl_compress.compression.prediction import matrix_bytes, walk_bytes
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import free_device_bytes
 from owl_compress.documents.measurements import StageNeeds
@@ -26,6 +26,7 @@ from owl_compress.pages.words import size_in_words
 from owl_compress.pipeline.session import Session
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 from owl_compress.walk.states import place_of, room_on_device, room_on_host
+from owl_compress.walk.widening import wider_dtype
 
 Waiting = Literal["device", "host", "disk"]
 """Where weights wait until they are worked on."""
@@ -88,6 +89,7 @@ class Course:
         activations: where hidden states wait between blocks.
         room_for_states: bytes that they may take on the device, where it is for `auto` to find a place.
         room_on_host: the same of the host; None where the system does not tell.
+        widens: whether a block is computed in float32 beside its own weights, see `walk.widening`.
     """
 
     backend: AnyBackend
@@ -102,6 +104,7 @@ class Course:
     activations: ActivationsName = "auto"
     room_for_states: int | None = None
     room_on_host: int | None = None
+    widens: bool = False
 
 
 def needs_of(model: Any, structure: ModelStructure, course: Course) -> tuple[StageNeeds, ...]:
@@ -135,6 +138,9 @@ def _of_walk(
     compresses = stage == "compressing"
     windows = course.calibration if compresses else course.measuring
     working, activations = walk_bytes(model, structure, statistic, windows, course.batch_size)
+    if course.widens and windows is not None:  # bfloat16 as float32 beside itself, before matrices are made
+        largest = max(structure.blocks, key=lambda block: block.n_weights)
+        working += max(0, 2 * weights.block - matrix_bytes(largest))
     done = weights.total - weights.outside if compresses else _STATES_WHILE_REPLACED * activations
     return _placed(stage, weights, course, working, activations, done if course.keeps_blocks else 0)
 
@@ -201,6 +207,7 @@ def course_of(session: Session, checkpoint_bytes: int = 0, *, resume: bool = Fal
         activations=session.recipe.activations,
         room_for_states=room_on_device(device) if has_device else None,
         room_on_host=room_on_host(),
+        widens=wider_dtype(session.structure.blocks[0].module, device) is not None,
     )
 
 

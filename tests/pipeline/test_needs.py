@@ -33,6 +33,7 @@ def needs(
     has_device: bool = False,
     keeps_blocks: bool = False,
     activations: Any = "auto",
+    widens: bool = False,
 ) -> dict[str, StageNeeds]:
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=n_blocks,
@@ -50,6 +51,7 @@ def needs(
         keeps_blocks=keeps_blocks,
         checkpoint_bytes=1000,
         activations=activations,
+        widens=widens,
     )
     return {one.stage: one for one in needs_of(model, find_structure(model), course)}
 
@@ -92,6 +94,17 @@ def test_hidden_states_in_a_file_are_on_the_disk(make_windows: Callable[..., Any
             assert kept[stage].host_bytes - spilled[stage].host_bytes == states
             assert spilled[stage].disk_bytes - kept[stage].disk_bytes == states
             assert kept[stage].device_bytes == spilled[stage].device_bytes
+
+
+def test_a_block_that_is_widened_is_there_in_float32_too(make_windows: Callable[..., Any]) -> None:
+    plain, widened = (needs(8, "disk", make_windows(), widens=widens) for widens in (False, True))
+    copies = 3 * 4 * 64 * 128  # of the largest linear, which are made after the wide block is gone
+    for stage, extra in (
+        ("measuring", 2 * BLOCK - copies),
+        ("compressing", 2 * BLOCK - copies),
+        ("evaluating", 0),
+    ):
+        assert widened[stage].host_bytes - plain[stage].host_bytes == extra
 
 
 def test_what_is_kept_until_the_end_is_on_the_disk(make_windows: Callable[..., Any]) -> None:
