@@ -6,6 +6,10 @@ from statistics import mean
 from layout import Row, section, table
 
 _MIB = 2**20
+_PEERS = {
+    "owl": "*owl*: the main.py of OWL's authors, 70 %",
+    "llm-compressor": "*llm-compressor*: uniform, 60 % or bits in groups of 64",
+}
 
 
 def peers_section(rows: Sequence[Row]) -> str:
@@ -26,13 +30,13 @@ def peers_section(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     first = rows[0]
+    peers = "; ".join(_PEERS[peer] for peer in dict.fromkeys(row["peer"] for row in rows))
     text = (
         f"A process each, one thread, {first['samples']} x {first['seq_len']} tokens, in turns: it starts, "
-        "reads a dense folder of float32, compresses and writes; nobody evaluates. CPU seconds "
-        "from start to end, and the most MiB that were resident, the weights being "
-        f"{_mib(first['weights_bytes'])}. *owl* is the authors' main.py (70 %), the others llm-compressor "
-        "(60 %, or bits in groups of 64). *dense* is `--statistics dense`, *disk* `--offload disk`. "
-        "(`peers.py`)"
+        "reads a dense folder of float32, compresses and writes; nobody evaluates. CPU seconds from start to "
+        "end (other work ran on the machine, which makes all of them larger), and the most MiB that were "
+        f"resident, the weights being {_mib(first['weights_bytes'])}. {peers}. *dense* is "
+        "`--statistics dense`, *disk* `--offload disk`. (`peers.py`)"
     )
     heads = ("", "beside", "CPU s", "theirs", "ratio", "MiB", "theirs", "ratio")
     return section("Whole runs beside other programs", text, table(heads, cells)) + _agreement(rows)
@@ -40,8 +44,8 @@ def peers_section(rows: Sequence[Row]) -> str:
 
 def _agreement(rows: Sequence[Row]) -> str:
     lines = [
-        f"- {row['name']}, {row['variant']}: LOD apart by {row['lod_largest_difference_percent']:.0e} "
-        f"percent at most, densities by {row['density_largest_difference']:.0e}; of the positions in the "
+        f"- {row['name']}, {row['variant']}: LOD apart by {row['lod_largest_difference_percent']:.1g} "
+        f"percent at most, densities by {row['density_largest_difference']:.1g}; of the positions in the "
         f"masks {row['equal_mask_positions']:.2%} are equal, "
         f"{row['equal_mask_positions_by_block'][0]:.2%} in the first block and "
         f"{row['equal_mask_positions_by_block'][-1]:.2%} in the last."
