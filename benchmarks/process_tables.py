@@ -66,7 +66,10 @@ def scaling_section(rows: Sequence[Row]) -> str:
     for row in rows:
         if row["grows"] in axes:
             exponents.setdefault(row["name"], {})[row["grows"]] = row["exponent"]
-    cells = [(name, *(f"{found[axis]:.2f}" for axis in axes)) for name, found in exponents.items()]
+    cells = [
+        (name, *(f"{found[axis]:.2f}" if axis in found else "–" for axis in axes))
+        for name, found in exponents.items()
+    ]
     text = (
         "Exponents of CPU time: each size is doubled three times while the others stay (random Llamas, one "
         "thread); 1 is twice the time for twice as much. Weights grow with the square of the hidden "
@@ -107,11 +110,15 @@ def soak_section(rows: Sequence[Row]) -> str:
     cells.append(("all", str(sum(row["kills"] for row in kills)), *total))
     text = (
         "A tiny model; each command is killed (SIGKILL) at a moment drawn at random, or before a step in the "
-        "file system drawn at random; then the same command follows, all with `--resume` where there is one. "
+        "file system drawn at random; then the same command follows, both with `--resume` where that is. "
         "*From the start*, *gone on* (something had been kept) and *whole already* end in what an "
         "uninterrupted run makes, with nothing left beside it. (`soak.py`)"
     )
     found = section("Killed at any moment", text, table(("", "kills", *outcomes), cells))
+    for row in kills:
+        for fault in row["faults"]:
+            told, _, _ = fault.partition(': "')
+            found += f"\nThe fault of *{row['stage']}*: {told} …\n"
     for row in runs:
         resident = row["resident_bytes"]
         growth = row["growth_bytes_per_run"] / 1024

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 _VOLATILE = re.compile(r"second|peak_|_at$|when|date|created|bytes_free|wall")
+_ENDS = {".html": "</html>", "README.md": ""}
+"""Of these it is compared whether they have their end: charts draw times, a card tells what was resumed."""
 _NUMBER = re.compile(r"\d[\d.,]*")
 
 
 def contents(folder: Path) -> dict[str, Any]:
     """Everything below `folder` by its path: tensors to the last bit, of text what was measured but no times.
 
-    Numbers in cards and tables are left out, some of them being times; those in JSON are compared. Of a page
-    it is whether it has its end.
+    Numbers in tables are left out, some of them being times; those in JSON are compared.
     """
     return {
         str(path.relative_to(folder)): _held(path) for path in sorted(folder.rglob("*")) if path.is_file()
@@ -28,8 +29,9 @@ def _held(path: Path) -> Any:
         text = held.decode("utf-8")
     except UnicodeDecodeError:
         return sha256(held).hexdigest()
-    if path.suffix == ".html":
-        return text.rstrip().endswith("</html>")  # its charts draw times, too
+    end = _ENDS.get(path.name, _ENDS.get(path.suffix))
+    if end is not None:
+        return text.rstrip().endswith(end)
     try:
         if path.suffix == ".json":
             return _lasting(json.loads(text))

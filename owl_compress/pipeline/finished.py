@@ -1,5 +1,6 @@
 """A run that is asked to go on, and is done already: told from the output that it left."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def _check_same(asked: Recipe, done: Recipe, out: Path) -> None:
         if name in _FREE or value == "auto":
             continue
         found = there.get(name)
-        if found == value or (name in _NAMES and is_same(str(found), str(value))):
+        if found in (value, _read(value)) or (name in _NAMES and is_same(str(found), str(value))):
             continue
         raise RequestError(f"{out} is finished, with --{name} {found}, and {value} is asked for: {_REMEDY}")
+
+
+def _read(value: object) -> object:
+    """A value as a recipe that was written holds it: what was typed is still text in the request."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError:
+        return value

@@ -301,6 +301,14 @@ def test_a_finished_run_is_handed_back(here: Path) -> None:
         ran("out", resume=True, sparsity=0.7)
 
 
+def test_a_finished_run_is_known_by_options_as_they_are_typed(here: Path) -> None:
+    options = {"backend": "gptq", "sparsity": None, "bits": 3, "bit_choices": "3", "group_size": "8"}
+    first = ran("out", resume=True, **options)
+    assert ran("out", resume=True, **options).result == first.result
+    with pytest.raises(RequestError, match="with --group-size 8, and 16 is asked for"):
+        ran("out", resume=True, **{**options, "group_size": "16"})
+
+
 @pytest.mark.parametrize("name", ["model.layers.0.safetensors", "model.layers.0.json"])
 def test_what_was_kept_and_is_broken_is_told(here: Path, cut_off: Callable[..., str], name: str) -> None:
     cut_off(2)
