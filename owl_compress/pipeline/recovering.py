@@ -14,6 +14,7 @@ from owl_compress.documents.measurements import PerplexityRecord
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.recovery import RecoveryRecord
 from owl_compress.documents.result import Result
+from owl_compress.documents.temporary import remove_dead
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
@@ -29,7 +30,7 @@ from owl_compress.pipeline.recovered_folder import (
 from owl_compress.pipeline.recovery_request import RecoveryRequest
 from owl_compress.pipeline.recovery_subject import Subject
 from owl_compress.pipeline.recovery_training import Say, Training
-from owl_compress.pipeline.unfinished import BOTH, clean, folder_beside, forget, held, holds_nothing
+from owl_compress.pipeline.unfinished import BOTH, clean, discard, folder_beside, forget, held, holds_nothing
 from owl_compress.progress import SILENT, Progress
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.training import Keeping
@@ -153,7 +154,7 @@ def _kept_until_whole(out: Path, *, overwrite: bool) -> Iterator[None]:
                 if holds_nothing(folder):
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
-            shutil.rmtree(folder)
+            discard(folder)
 
 
 def _finished(out: Path, source: Result) -> Result | None:
@@ -172,6 +173,7 @@ def _check_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:
         RequestError: there is something.
     """
     folder = folder_beside(out)
+    remove_dead(folder.parent, folder.name)
     if resume and overwrite:
         raise RequestError(BOTH)
     if folder.is_file():

@@ -3,7 +3,6 @@
 Beside notes of what was measured, its folder (see `unfinished`) holds the plan and every block that is done.
 """
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +15,13 @@ from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.journal import JournalHead
 from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.temporary import remove_dead
 from owl_compress.errors import RequestError
 from owl_compress.models.residence import is_streamed
 from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.unfinished import BOTH, folder_beside, held, opened, told_what_is_kept
+from owl_compress.pipeline.unfinished import BOTH, discard, folder_beside, held, opened, told_what_is_kept
 
 _PLAN, _BLOCKS = "plan.json", "blocks"
 _AGAIN = "start over with --overwrite"
@@ -97,6 +97,7 @@ def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bo
         RequestError: see above; or a method of which no part can be kept.
     """
     folder = folder_beside(out)
+    remove_dead(folder.parent, folder.name)
     if resume and overwrite:
         raise RequestError(BOTH)
     if resume and not hasattr(request.backend, "compress_block_"):
@@ -107,7 +108,7 @@ def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bo
         return
     with held(out):
         if overwrite:
-            shutil.rmtree(folder)
+            discard(folder)
         elif not resume:
             raise RequestError(f"an unfinished run lies in {folder}: go on with --resume, or {_AGAIN}")
 
@@ -133,7 +134,7 @@ def kept_until_done(session: Session, out: Path | None, *, resume: bool) -> Iter
             unfinished = UnfinishedRun(folder, opened(folder, found, _AGAIN))
             with told_what_is_kept(folder, lambda: _kept_in_words(unfinished, session)):
                 yield unfinished
-            shutil.rmtree(folder)
+            discard(folder)
 
 
 def _kept_in_words(unfinished: UnfinishedRun, session: Session) -> str:

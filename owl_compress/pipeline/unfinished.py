@@ -13,7 +13,7 @@ from pathlib import Path
 from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.journal import JournalHead
 from owl_compress.documents.notes import NO_NOTES, KeptError, Notes, NotesIn
-from owl_compress.documents.temporary import is_temporary, locked
+from owl_compress.documents.temporary import is_temporary, locked, remove_dead, temporary_name
 from owl_compress.errors import RequestError
 from owl_compress.walk.ranks import Ranks
 
@@ -30,6 +30,13 @@ def folder_beside(out: Path) -> Path:
     """Where the unfinished part of an output is kept."""
     real = out.resolve()
     return real.with_name(f"{real.name}.unfinished")
+
+
+def discard(folder: Path) -> None:
+    """Remove what is kept, all of it at once: a part of it is never taken for the whole."""
+    gone = folder.with_name(temporary_name(folder.name))
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
@@ -50,11 +57,13 @@ def opened(folder: Path, depends_on: Mapping[str, str], again: str) -> NotesIn:
     """The notes of what depends on just this; begun if there are none. `again` is how to start over.
 
     Raises:
-        KeptError: what is there depends on something else, which is named.
+        KeptError: what is there depends on something else, which is named, or does not say on what.
         RequestError: it cannot be read.
     """
     clean(folder)
     head = folder / HEAD
+    if not head.exists() and not holds_nothing(folder):
+        raise KeptError(f"{folder} lacks {HEAD}, which says what it is of: {again}")
     if head.exists():
         JournalHead.read(head).check_same(depends_on, str(folder), again)
     else:
@@ -78,9 +87,10 @@ def holds_nothing(folder: Path) -> bool:
 def forget(out: Path) -> None:
     """Remove what is kept of an output that is in its place, unless another process is at work on it."""
     folder = folder_beside(out)
+    remove_dead(folder.parent, folder.name)
     if folder.exists():
         with held(out):
-            shutil.rmtree(folder)
+            discard(folder)
 
 
 @dataclass(frozen=True)
@@ -140,6 +150,7 @@ def kept_until_written(
         yield Keeping(out)
         return
     folder = folder_beside(out)
+    remove_dead(folder.parent, folder.name)
     if not resume:
         if folder.exists():
             with held(out):
@@ -156,7 +167,7 @@ def kept_until_written(
         told = f"what was measured so far is kept in {folder}; --resume goes on with it"
         with held(out), told_what_is_kept(folder, lambda: told):
             yield Keeping(out, folder)
-            shutil.rmtree(folder)
+            discard(folder)
 
 
 @contextmanager

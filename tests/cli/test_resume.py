@@ -201,6 +201,17 @@ def test_a_full_disk_leaves_what_was_measured(
     assert (here / "out.json").read_bytes() == (here / "whole.json").read_bytes()
 
 
+def test_what_is_done_goes_at_once(here: Path, done: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("owl_compress.pipeline.unfinished.shutil.rmtree", lambda *_, **__: None)
+        done(*MEASURE, "-o", "out.json", "--resume")
+    (left,) = left_over(here)  # as if the process had been killed before it was gone
+    number = left.split("-")[1].partition(".")[0]
+    (here / left).rename(here / left.replace(f"-{number}.", "-99999999."))  # no process has that number
+    done(*MEASURE, "-o", "out.json", "--resume")
+    assert left_over(here) == set()
+
+
 def test_several_processes_do_not_resume(here: Path) -> None:
     out = here / "out.json"
     with (
@@ -221,6 +232,12 @@ def test_what_was_kept_and_is_broken_is_told(
         (kept / name).write_bytes(whole[:-20])
         assert name in refused(*MEASURE, "-o", "out.json", "--resume")
         (kept / name).write_bytes(whole)
+    head = (kept / "head.json").read_text()
+    (kept / "head.json").unlink()
+    assert "lacks head.json, which says what it is of: remove" in refused(
+        *MEASURE, "-o", "out.json", "--resume"
+    )
+    (kept / "head.json").write_text(head)
     (kept / "model.layers.0.json").unlink()
     assert "what was measured of model.layers.0 is gone" in refused(*MEASURE, "-o", "out.json", "--resume")
     (kept / "states.safetensors").unlink()
