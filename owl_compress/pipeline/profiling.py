@@ -189,7 +189,7 @@ def check_finished_profile(out: Path, subject: Subject, settings: ProfileSetting
     check_model(done, subject.identity, subject.structure)
     affordable, _ = subject.affordable(settings)
     asked: set[float] = set() if settings.are_levels_open or done.unit is Unit.WIDTH else set(settings.levels)
-    lacking = asked - set.intersection(*(set(part.levels) for part in done.parts))
+    lacking = {level for level in asked if any(level not in part.levels for part in done.parts)}
     check_finished(
         out,
         {
