@@ -10,10 +10,13 @@ _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class _Held:
-    """How many blocks hold signals back at the moment, and how many signals came meanwhile."""
+    """How many blocks hold signals back at the moment, how many signals came meanwhile, and whether one was
+    raised.
+    """
 
     blocks = 0
     signals = 0
+    is_raised = False
 
 
 def heed_signals() -> None:
@@ -22,6 +25,7 @@ def heed_signals() -> None:
     A batch system sends SIGTERM, a terminal that is closed SIGHUP. What whoever started the process has it
     ignore, as nohup does, stays ignored.
     """
+    _Held.is_raised = False
     for kind in _ENDING:
         if signal.getsignal(kind) is not signal.SIG_IGN:
             signal.signal(kind, _interrupt)
@@ -31,7 +35,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - 
     if _Held.blocks:
         _Held.signals += 1
         return
+    _Held.is_raised = True
     raise KeyboardInterrupt
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether an error is an interrupt, or what a library made of one that came while its C code ran."""
+    return isinstance(error, KeyboardInterrupt) or (_Held.is_raised and isinstance(error, Exception))
 
 
 @contextmanager

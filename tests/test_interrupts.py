@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from owl_compress.interrupts import heed_no_more, heed_signals, undisturbed
+from owl_compress.interrupts import heed_no_more, heed_signals, is_interrupt, undisturbed
 
 KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,6 +25,17 @@ def test_what_ends_a_process_is_an_interrupt(kind: signal.Signals) -> None:
     heed_signals()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(kind)
+
+
+def test_what_a_library_made_of_an_interrupt_is_one() -> None:
+    heed_signals()
+    assert not is_interrupt(ValueError("no shape"))
+    assert is_interrupt(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert is_interrupt(ValueError("no shape"))
+    heed_signals()
+    assert not is_interrupt(ValueError("no shape"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

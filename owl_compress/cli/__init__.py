@@ -18,7 +18,7 @@ from owl_compress.cli.terminal import UnansweredError, drop_unwritten, guarded_s
 from owl_compress.cli.usage import usage_problem
 from owl_compress.documents.disk import finished_outputs
 from owl_compress.errors import RequestError
-from owl_compress.interrupts import heed_no_more, heed_signals
+from owl_compress.interrupts import heed_no_more, heed_signals, is_interrupt
 from owl_compress.torchrun import rank_and_world_size
 
 _COMPLETION = "_OWL_COMPRESS_COMPLETE"
@@ -79,14 +79,14 @@ def _reason(error: BaseException, finished: Sequence[Path]) -> str | None:
     whole = f"{' and '.join(map(str, finished))} had been written whole" if finished else ""
     if isinstance(error, RequestError):
         return str(error)
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, UnansweredError):
+        return f"the answer cannot be written to stdout ({error}): {whole or 'send it elsewhere'}"
+    if is_interrupt(error) or isinstance(error, typer.Abort):
         if error.args and str(error).startswith("interrupted"):
             return str(error)  # and what of it is kept
         if whole:
             return f"interrupted, after {whole}"
         return "interrupted: nothing was written that looks finished; run again to start over"
-    if isinstance(error, UnansweredError):
-        return f"the answer cannot be written to stdout ({error}): {whole or 'send it elsewhere'}"
     return None
 
 

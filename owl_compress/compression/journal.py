@@ -67,12 +67,12 @@ class Journal:
         """Take note of how the backend runs, what it left to the memory there is included.
 
         Raises:
-            KeptError: that came out otherwise before.
+            KeptError: that came out otherwise before, or what says so is broken.
             RequestError: the disk is full, or cannot be written to.
         """
         path = self.folder / _SETTLED
         if path.exists():
-            check_same_method(MethodRecord.model_validate_json(path.read_text(encoding="utf-8")), backend)
+            check_same_method(_settled(path), backend)
             return
         with put_in_place(path) as temporary:
             temporary.write_text(backend.model_dump_json(), encoding="utf-8")
@@ -159,6 +159,14 @@ class Journal:
 
 
 _BROKEN = "what was kept of an unfinished run is broken; start over with --overwrite"
+
+
+def _settled(path: Path) -> MethodRecord:
+    try:
+        with disk_errors(path):
+            return MethodRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KeptError(f"{path} is not whole: {_BROKEN}") from error
 
 
 def _as_finished(outcome: LinearOutcome) -> FinishedLinear:

@@ -19,6 +19,7 @@ from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.memory import memory_errors
+from owl_compress.pipeline.beside import is_same
 from owl_compress.pipeline.recovered_folder import (
     check_as_compressed,
     count_bytes,
@@ -30,13 +31,22 @@ from owl_compress.pipeline.recovered_folder import (
 from owl_compress.pipeline.recovery_request import RecoveryRequest
 from owl_compress.pipeline.recovery_subject import Subject
 from owl_compress.pipeline.recovery_training import Say, Training
-from owl_compress.pipeline.unfinished import BOTH, clean, discard, folder_beside, forget, held, holds_nothing
+from owl_compress.pipeline.unfinished import (
+    BOTH,
+    STATE,
+    clean,
+    discard,
+    folder_beside,
+    forget,
+    held,
+    holds_nothing,
+    start_over,
+)
 from owl_compress.progress import SILENT, Progress
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.training import Keeping
 from owl_compress.walk.ranks import Ranks
 
-_STATE = "state.safetensors"
 _REMEDIES = (
     "use a smaller --batch-size or --seq-len, --checkpointing, --method lora or bias, or a device with more "
     "memory"
@@ -107,14 +117,14 @@ def carry_out(
     ranks.share(request.passes)
     if not ranks.leads:
         progress, say = SILENT, lambda _: None
-    if resume and (done := _finished(out, subject.result)) is not None:
+    if resume and (done := _finished(out, subject.result, request)) is not None:
         if ranks.leads:
             forget(out)
         say(f"{out} is finished already")
         return done if ranks.leads else None
     check_output_folder(out, overwrite=overwrite, inputs=[request.folder])
     _check_unfinished(out, resume=resume, overwrite=overwrite)
-    device, state = request.device, folder_beside(out) / _STATE
+    device, state = request.device, folder_beside(out) / STATE
     if resume and not state.exists():
         say(f"nothing to resume ({state} is not there): starting at the first step")
     with ExitStack() as stack:
@@ -136,18 +146,19 @@ def carry_out(
 def _kept_until_whole(out: Path, *, overwrite: bool) -> Iterator[None]:
     """Hold the folder of what is unfinished until the output is in its place, and then remove it.
 
-    With `overwrite` what was in it goes at once.
+    With `overwrite` all that was in it goes at once.
 
     Raises:
         RequestError: another process makes the same output.
     """
     folder = folder_beside(out)
     with disk_errors(folder):
+        if overwrite and folder.exists():
+            with held(out):
+                start_over(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with held(out):
             clean(folder)
-            if overwrite:
-                (folder / _STATE).unlink(missing_ok=True)
             try:
                 yield
             except BaseException:
@@ -157,13 +168,46 @@ def _kept_until_whole(out: Path, *, overwrite: bool) -> Iterator[None]:
             discard(folder)
 
 
-def _finished(out: Path, source: Result) -> Result | None:
-    """The result of `out` where that is a recovery of the same compression."""
+def _finished(out: Path, source: Result, request: RecoveryRequest) -> Result | None:
+    """The result of `out` where that is this recovery of the same compression.
+
+    Raises:
+        RequestError: it is another one; the first option that differs is named.
+    """
     path = out / "result.json"
     if not path.is_file():
         return None
     found = Result.read(path)
-    return found if found.plan == source.plan and len(found.recoveries) > len(source.recoveries) else None
+    if found.plan != source.plan or len(found.recoveries) <= len(source.recoveries):
+        return None
+    for name, (there, asked) in _told_and_asked(found.recoveries[-1], request).items():
+        if there != asked:
+            raise RequestError(
+                f"{out} is finished, with {name} {there}, and {asked} is asked for: name another folder, or "
+                "replace it with --overwrite in the place of --resume"
+            )
+    return found
+
+
+def _told_and_asked(done: RecoveryRecord, request: RecoveryRequest) -> dict[str, tuple[object, object]]:
+    """What a record tells of a recovery and what is asked for, as far as no model is needed to tell."""
+    text = request.text
+    source = done.text.source if is_same(done.text.source, text.source) else text.source
+    return {
+        "--method": (done.method, request.method.name),
+        **{
+            f"--{name.replace('_', '-')}": (done.parameters.get(name), value)
+            for name, value in request.method_parameters.items()
+        },
+        "--loss": (done.loss, request.options.loss),
+        "--data": (done.text.source, source),
+        "--seed": (done.seed, text.seed),
+        "--seq-len": (done.text.seq_len, text.seq_len or done.text.seq_len),
+        "--learning-rate": (done.learning_rate, request.learning_rate),
+        "--warm-up": (done.warm_up, request.options.warm_up),
+        "sequences in a step": (done.sequences_per_step, request.sequences_per_step),
+        "steps": (done.steps, request.steps(done.text.seq_len)),
+    }
 
 
 def _check_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:
@@ -178,9 +222,14 @@ def _check_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise RequestError(BOTH)
     if folder.is_file():
         raise RequestError(f"{folder} was left by an earlier version, which kept one file: remove it")
-    if (folder / _STATE).exists() and not resume and not overwrite:
+    if (folder / STATE).exists() and not resume and not overwrite:
         raise RequestError(
             f"an unfinished recovery lies in {folder}: go on with --resume, or start over with --overwrite"
+        )
+    if not (folder / STATE).exists() and not holds_nothing(folder) and not overwrite:
+        raise RequestError(
+            f"{folder} holds what was not begun by recover: finish that with the command that began it, or "
+            "name another output"
         )
 
 

@@ -21,7 +21,15 @@ from owl_compress.models.residence import is_streamed
 from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.unfinished import BOTH, discard, folder_beside, held, opened, told_what_is_kept
+from owl_compress.pipeline.unfinished import (
+    BOTH,
+    discard,
+    folder_beside,
+    held,
+    opened,
+    start_over,
+    told_what_is_kept,
+)
 
 _PLAN, _BLOCKS = "plan.json", "blocks"
 _AGAIN = "start over with --overwrite"
@@ -108,7 +116,7 @@ def check_unfinished(request: Request, out: Path, *, resume: bool, overwrite: bo
         return
     with held(out):
         if overwrite:
-            discard(folder)
+            start_over(folder)
         elif not resume:
             raise RequestError(f"an unfinished run lies in {folder}: go on with --resume, or {_AGAIN}")
 

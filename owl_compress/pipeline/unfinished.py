@@ -15,9 +15,10 @@ from owl_compress.documents.journal import JournalHead
 from owl_compress.documents.notes import NO_NOTES, KeptError, Notes, NotesIn
 from owl_compress.documents.temporary import is_temporary, locked, remove_dead, temporary_name
 from owl_compress.errors import RequestError
+from owl_compress.interrupts import is_interrupt
 from owl_compress.walk.ranks import Ranks
 
-HEAD = "head.json"
+HEAD, STATE = "head.json", "state.safetensors"
 _OF_WHAT = frozenset({HEAD, "backend", "backend.json"})
 """Files that say what is made, and hold nothing of it."""
 
@@ -30,6 +31,25 @@ def folder_beside(out: Path) -> Path:
     """Where the unfinished part of an output is kept."""
     real = out.resolve()
     return real.with_name(f"{real.name}.unfinished")
+
+
+def start_over(folder: Path) -> None:
+    """Remove what is kept of an output that is made anew, where it is ours.
+
+    Raises:
+        RequestError: it is not: nothing says what it is of.
+    """
+    if not _is_ours(folder):
+        raise RequestError(
+            f"{folder} was not written by owl-compress, and is where the unfinished part of the output would "
+            "be kept: move it elsewhere, or name another output"
+        )
+    discard(folder)
+
+
+def _is_ours(folder: Path) -> bool:
+    says = (folder / HEAD).is_file() or (folder / STATE).is_file()
+    return folder.is_dir() and (says or holds_nothing(folder))
 
 
 def discard(folder: Path) -> None:
@@ -58,18 +78,25 @@ def opened(folder: Path, depends_on: Mapping[str, str], again: str) -> NotesIn:
 
     Raises:
         KeptError: what is there depends on something else, which is named, or does not say on what.
-        RequestError: it cannot be read.
+        RequestError: the disk is full, or cannot be written to.
     """
     clean(folder)
     head = folder / HEAD
     if not head.exists() and not holds_nothing(folder):
-        raise KeptError(f"{folder} lacks {HEAD}, which says what it is of: {again}")
+        raise KeptError(f"{folder} lacks {HEAD}, which says what it is of: remove it, or name another output")
     if head.exists():
-        JournalHead.read(head).check_same(depends_on, str(folder), again)
+        _head(head, again).check_same(depends_on, str(folder), again)
     else:
         with put_in_place(head) as temporary:
             temporary.write_text(JournalHead(depends_on=dict(depends_on)).to_json(), encoding="utf-8")
     return NotesIn(folder, again)
+
+
+def _head(path: Path, again: str) -> JournalHead:
+    try:
+        return JournalHead.read(path)
+    except RequestError as error:
+        raise KeptError(f"{error}; {again}") from error
 
 
 def clean(folder: Path) -> None:
@@ -88,7 +115,7 @@ def forget(out: Path) -> None:
     """Remove what is kept of an output that is in its place, unless another process is at work on it."""
     folder = folder_beside(out)
     remove_dead(folder.parent, folder.name)
-    if folder.exists():
+    if _is_ours(folder):
         with held(out):
             discard(folder)
 
@@ -184,7 +211,7 @@ def told_what_is_kept(folder: Path, kept: Callable[[], str]) -> Iterator[None]:
             raise
         if isinstance(error, RequestError):
             raise RequestError(f"{error} ({kept()})") from error
-        if isinstance(error, KeyboardInterrupt):
+        if is_interrupt(error):
             raise KeyboardInterrupt(f"interrupted: {kept()}") from error
         raise
 

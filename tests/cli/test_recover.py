@@ -203,6 +203,44 @@ def test_a_recovery_that_was_ended_is_started_over(
     assert not (here / "OUT2.unfinished").exists()
 
 
+def test_what_another_command_began_is_neither_taken_for_a_recovery_nor_lost(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any], cli: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    kept = here / "OUT2.unfinished/blocks/model.layers.0.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    asked = ("recover", "sparse", *TRAINING, "--method", "bias", "-o", "OUT2")
+    for options, told in [
+        ((), "not begun by recover"),
+        (("--resume",), "not begun by recover"),
+        (("--overwrite",), "was not written by owl-compress"),
+    ]:
+        outcome = cli(*asked, *options)
+        assert (outcome.code, told in outcome.err) == (2, True), outcome.err
+        assert kept.exists()
+    (here / "OUT2.unfinished/head.json").write_text("{}")
+    done(*asked, "--overwrite")
+    assert not (here / "OUT2.unfinished").exists()
+
+
+def test_what_differs_from_what_is_finished_is_named(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any], cli: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    asked = ("recover", "sparse", *TRAINING, "--method", "bias", "-o", "OUT2", "--resume")
+    done(*asked)
+    assert "OUT2 is finished already" in cli(*asked).err
+    for changed, told in [
+        (("--method", "masked"), "with --method bias, and masked is asked for"),
+        (("--seed", "1"), "with --seed 0, and 1 is asked for"),
+        (("--steps", "13"), "and 13 is asked for"),
+        (("--data", "other.txt"), "and other.txt is asked for"),
+    ]:
+        outcome = cli(*asked, *changed)
+        assert (outcome.code, told in outcome.err) == (2, True), outcome.err
+
+
 def test_what_differs_from_what_is_resumed_is_named(
     here: Path,
     compressed: Callable[[str], Path],

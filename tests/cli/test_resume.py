@@ -233,6 +233,11 @@ def test_what_was_kept_and_is_broken_is_told(
         assert name in refused(*MEASURE, "-o", "out.json", "--resume")
         (kept / name).write_bytes(whole)
     head = (kept / "head.json").read_text()
+    (kept / "head.json").write_text(head[:-20])
+    told = refused(*MEASURE, "-o", "out.json", "--resume")
+    assert "head.json is not whole JSON" in told
+    assert "remove out.json.unfinished to start over" in told
+    assert "goes on with it" not in told
     (kept / "head.json").unlink()
     assert "lacks head.json, which says what it is of: remove" in refused(
         *MEASURE, "-o", "out.json", "--resume"

@@ -283,6 +283,17 @@ def test_an_unfinished_run_is_neither_ignored_nor_lost(here: Path, cut_off: Call
     assert not (here / "out.unfinished").exists()
 
 
+def test_what_is_not_ours_stays(here: Path) -> None:
+    notes = here / "out.unfinished/notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(RequestError, match=r"was not written by owl-compress, .*: move it elsewhere"):
+        ran("out", overwrite=True)
+    with pytest.raises(RequestError, match=r"lacks head\.json, .*: remove it, or name another output"):
+        ran("out", resume=True)
+    assert notes.read_text() == "mine"
+
+
 def test_one_process_at_a_time_makes_an_output(here: Path, cut_off: Callable[..., str]) -> None:
     cut_off(1)
     with locked(here / "out.unfinished") as is_ours:
@@ -309,7 +320,7 @@ def test_a_finished_run_is_known_by_options_as_they_are_typed(here: Path) -> Non
         ran("out", resume=True, **{**options, "group_size": "16"})
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.safetensors", "model.layers.0.json"])
+@pytest.mark.parametrize("name", ["model.layers.0.safetensors", "model.layers.0.json", "backend"])
 def test_what_was_kept_and_is_broken_is_told(here: Path, cut_off: Callable[..., str], name: str) -> None:
     cut_off(2)
     file = here / "out.unfinished/blocks" / name
