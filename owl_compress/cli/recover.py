@@ -57,4 +57,3 @@ def recover(
     if result is None:  # one of several processes that does not lead
         return
     output.answer(result.recoveries[-1].model_dump(mode="json"), recovery_table(result))
-    output.say(f"wrote {out}")

@@ -139,7 +139,9 @@ def carry_out(
             return None
         # Alone from here on: what is evaluated now waits for nobody.
         record = partial(training.record, course, trainee, ranks, before)
-        return _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
+        result = _write(subject, training, trainee, out, record, overwrite=overwrite, progress=progress)
+    say(f"wrote {out}")
+    return result
 
 
 @contextmanager
