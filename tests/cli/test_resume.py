@@ -68,9 +68,10 @@ def cut_off(cli: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
         step, in_place = [0], notes.put_in_place
 
         def counted(path: Path) -> Any:
-            if step[0] == after:
-                raise KeyboardInterrupt
-            step[0] += 1
+            if path.name != "backend.json":  # says what is made, and is nothing of it
+                if step[0] == after:
+                    raise KeyboardInterrupt
+                step[0] += 1
             return in_place(path)
 
         with monkeypatch.context() as patched:
