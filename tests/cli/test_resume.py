@@ -88,7 +88,7 @@ def left_over(here: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("name", "n_notes"),
     [
-        *((name, 3 if "refine" in name else 1) for name in COMMANDS if "dense" not in name),
+        *((name, 2 if "refine" in name else 1) for name in COMMANDS if "dense" not in name),
         *(pytest.param(name, 1, marks=pytest.mark.slow) for name in COMMANDS if "refine" in name),
     ],
 )
