@@ -132,6 +132,20 @@ def report(done: Callable[..., Outcome], here: Path) -> Path:
 
 
 @pytest.fixture
+def bad(done: Callable[..., Outcome], report: Path, here: Path, edit_json: Callable[..., None]) -> Path:
+    """A plan at 4:8 with one block nearly emptied in favour of another."""
+    done("allocate", "report.json", "--allocator", "uniform", "--nm", "4:8", "-o", "bad.json", "--quiet")
+
+    def spoil(content: Any) -> None:
+        for budget in content["budgets"]:
+            level = {"model.layers.0": 0.125, "model.layers.1": 0.875}.get(budget["block"], budget["value"])
+            budget["value"] = level
+
+    edit_json(here / "bad.json", spoil)
+    return here / "bad.json"
+
+
+@pytest.fixture
 def profile(report: Path, here: Path) -> Path:
     """A sensitivity profile of the tiny model by block, as if unstructured pruning had been measured."""
     measured = json.loads(report.read_text())

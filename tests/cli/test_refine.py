@@ -19,20 +19,6 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture
-def bad(done: Command, report: Path, here: Path, edit_json: Callable[..., None]) -> Path:
-    """A plan at 4:8 with one block nearly emptied in favour of another."""
-    done("allocate", "report.json", "--allocator", "uniform", "--nm", "4:8", "-o", "bad.json", "--quiet")
-
-    def spoil(content: Any) -> None:
-        for budget in content["budgets"]:
-            level = {"model.layers.0": 0.125, "model.layers.1": 0.875}.get(budget["block"], budget["value"])
-            budget["value"] = level
-
-    edit_json(here / "bad.json", spoil)
-    return here / "bad.json"
-
-
-@pytest.fixture
 def refine(text_options: tuple[str, ...]) -> tuple[str, ...]:
     """`refine` on the bad plan, all but the output."""
     return ("refine", "model", "--plan", "bad.json", *text_options, *DAMAGE)

@@ -40,21 +40,6 @@ COMMANDS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def bad(done: Command, here: Path, edit_json: Callable[..., None]) -> Path:
-    """A plan at 4:8 with one block nearly emptied in favour of another."""
-    done(*MEASURE, "-o", "given.json", "--quiet")
-    done("allocate", "given.json", "--allocator", "uniform", "--nm", "4:8", "-o", "bad.json", "--quiet")
-
-    def spoil(content: Any) -> None:
-        for budget in content["budgets"]:
-            level = {"model.layers.0": 0.125, "model.layers.1": 0.875}.get(budget["block"], budget["value"])
-            budget["value"] = level
-
-    edit_json(here / "bad.json", spoil)
-    return here / "bad.json"
-
-
 @pytest.fixture(autouse=True)
 def states_are_always_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_states, "SHARE_OF_TIME", float("inf"))
