@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import string
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.models.structure import LinearSite, find_structure
+
+# Tests raise signals that a background process, or one under nohup, is started to ignore.
+for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    _kind = getattr(signal, _name, None)
+    if _kind and signal.getsignal(_kind) is signal.SIG_IGN:
+        signal.signal(_kind, _usual)
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
 torch.set_num_threads(1)
