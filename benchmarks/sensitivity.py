@@ -80,6 +80,22 @@ SUBJECTS = (
 )
 
 
+TUNED_OWL: dict[str, dict[str, Any]] = {
+    "wanda": {"metric": "lod@10", "lam": 0.08},
+    "sparsegpt": {"metric": "lod@10", "lam": 0.08},
+    "wanda N:M 4:8": {"metric": "lod@7", "lam": 1.0},
+    "wanda N:M 3:8": {"metric": "lod@5", "lam": 2.0},
+    "wanda N:M 2:8": {"metric": "lod@3", "lam": 0.5},
+    "gptq": {"metric": "lod@5", "lam": 0.5},
+    "gptq 3.5, 3,4": {"metric": "lod@10", "lam": 0.5},
+    "rtn": {"metric": "lod@10", "lam": 0.5},
+    "structured 0.2": {"metric": "lod@5", "lam": 0.08, "high": 1.0},
+    "structured 0.4": {"metric": "lod@5", "lam": 0.03, "high": 1.0},
+    "structured 0.6": {"metric": "lod@10", "lam": 0.03, "high": 1.0},
+}
+"""What was chosen for a target, or else for a subject, on text that is not evaluated on (see `grids/`)."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """The windows of each purpose."""
@@ -147,22 +163,31 @@ def _rows(
         amount = ", ".join(map(str, target.values()))
         for method in methods:
             if arguments.target in amount:
-                measured = _try(loaded, texts, subject, target, method, found)
-                yield {"name": f"{subject.name} {amount} {method}", **measured}
+                name = f"{subject.name} {amount}"
+                asked = {**target, **_allocator_options(method, subject, name)}
+                measured = _try(loaded, texts, subject, asked, method, found)
+                yield {"name": f"{name} {method}", **measured}
+
+
+def _allocator_options(method: str, subject: Subject, name: str) -> dict[str, Any]:
+    """The allocator's name, and what it was tuned to."""
+    if method in {*_FROM_DAMAGE, *_COSTS}:
+        return {"allocator": "uniform"}
+    tuned = TUNED_OWL.get(name, TUNED_OWL.get(subject.name, {})) if method == "owl" else {}
+    return {"allocator": method, **tuned}
 
 
 def _try(
     loaded: LoadedModel,
     texts: Texts,
     subject: Subject,
-    target: Mapping[str, Any],
+    asked: Mapping[str, Any],
     method: str,
     found: SensitivityProfile | None,
 ) -> dict[str, Any]:
     is_profiled = method in _FROM_DAMAGE and found is not None
     given = {"model": "builtin", "calib": "builtin", "backend": subject.backend, **subject.options}
-    allocator = "uniform" if is_profiled or method in _COSTS else method
-    recipe = Recipe.from_options({**given, **target, "allocator": allocator})
+    recipe = Recipe.from_options({**given, **asked})
     copy = Session.open(recipe, loaded, texts.calibration).on_a_copy()
     plan = allocate(found, "sensitivity", copy.request.target) if is_profiled else make_plan(copy)[1]
     if method in _COSTS and found is not None:
