@@ -14,7 +14,7 @@ from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
 from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
-from owl_compress.documents.stored_format import VLLM, StoredFormat
+from owl_compress.documents.stored_format import VLLM_AS_DOCUMENTED, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight
@@ -104,7 +104,7 @@ class GptqModelCodes(NeverLoaded):
             "widths.\n\n```python\nfrom gptqmodel import GPTQModel\n\n"
             'model = GPTQModel.load("path/to/this/folder")\n'
             "tokenizer = model.tokenizer\n```",
-            vllm=f"vLLM serves this format where all widths are 4 or 8 bits.\n\n{VLLM}",
+            vllm=f"vLLM serves this format where all widths are 4 or 8 bits.\n\n{VLLM_AS_DOCUMENTED}",
             lm_eval="lm-eval knows this format by `--model hf` with `gptqmodel=True` among its "
             "`--model_args`, which was not tried.",
             library="gptqmodel",

@@ -35,7 +35,7 @@ from owl_compress.checkpoints.streaming import streamed_model
 from owl_compress.checkpoints.tensors import saved_dtypes, tensor_from_checkpoint
 from owl_compress.checkpoints.verification import compare_bits
 from owl_compress.documents.measurements import Verification
-from owl_compress.documents.stored_format import LM_EVAL, LOAD, VLLM, StoredFormat
+from owl_compress.documents.stored_format import LM_EVAL, LOAD, VLLM_OF_CODES, StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, coded_modules
@@ -266,7 +266,7 @@ class Packed:
             description="They are stored as packed integers, in the format `pack-quantized` of "
             "compressed-tensors",
             how_to_load=f"It takes `pip install transformers compressed-tensors`.\n\n{LOAD}",
-            vllm=f"{VLLM}\n\nFor widths other than 4 and 8 bits its kernels are those of the package "
+            vllm=f"{VLLM_OF_CODES} For widths other than 4 and 8 bits its kernels are those of the package "
             "`humming`, for GPUs of NVIDIA.",
             lm_eval=LM_EVAL,
         )

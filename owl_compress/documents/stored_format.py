@@ -30,15 +30,25 @@ LOAD = (
 )
 """How a folder is loaded that needs nothing but transformers."""
 
-VLLM = (
+_VLLM = (
     "```python\n"
     "from vllm import LLM, SamplingParams\n\n"
     f'model = LLM("{_FOLDER}")\n'
     '(request,) = model.generate("Owls hunt", SamplingParams(max_tokens=32))\n'
     "print(request.outputs[0].text)\n```\n\n"
-    "This follows the documentation of vLLM 0.32 and was not run there."
 )
+
+VLLM = f"{_VLLM}This was run with vLLM 0.32 on a CPU."
 """How vLLM generates from a folder that needs nothing else."""
+
+VLLM_OF_CODES = (
+    f"{_VLLM}This was run with vLLM 0.32 on a CPU, whose kernels take 4 bits; for other widths it follows the "
+    "documentation and was not run."
+)
+"""How vLLM generates from packed codes."""
+
+VLLM_AS_DOCUMENTED = f"{_VLLM}This follows the documentation of vLLM 0.32 and was not run there."
+"""How vLLM should generate from a form that it was not tried with."""
 
 NO_VLLM = (
     "vLLM does not serve this form: its model classes have one width for all blocks. `--uniform-width` makes "

@@ -21,15 +21,18 @@ from owl_compress.pipeline.stages import load
 
 IDS = torch.arange(3, 60)[None]
 STRUCTURED = {"backend": "structured", "prune_ratio": 0.4, "round_to": 8}
+FEED_FORWARD = {**STRUCTURED, "round_to": 256, "parts": ("mlp",)}
 OUTPUTS: dict[str, dict[str, Any]] = {
     "dense-sparse": {"backend": "wanda", "sparsity": 0.5},
     "N:M": {"backend": "wanda", "nm": "4:8"},
     "dequantised": {"backend": "rtn", "bits": 4, "group_size": 32, "format": "dense"},
     "packed": {"backend": "rtn", "bits": 3, "bit_choices": (2, 3, 4), "group_size": 32, "lam": 1.0},
+    "packed 4 bits": {"backend": "rtn", "bits": 4, "bit_choices": (4,), "group_size": 32},
     "narrow": STRUCTURED,
+    "narrow feed-forward": FEED_FORWARD,
     "uniform width": {**STRUCTURED, "uniform_width": True, "allocator": "uniform"},
     "packed narrow": {"backend": "rtn", "bits": 4, "group_size": 8, "model": "narrow"},
-    "decilm": {**STRUCTURED, "round_to": 256, "parts": ("mlp",), "export": "decilm"},
+    "decilm": {**FEED_FORWARD, "export": "decilm"},
 }
 """What is written, by its name in the table, and how; `model` names one of them that it is made from."""
 
@@ -39,7 +42,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedToke
     """A folder with `model`, a Llama of three blocks that fits every form, and `text.txt`."""
     folder = tmp_path_factory.mktemp("workshop")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=1024, num_hidden_layers=3,
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=1024, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0,
         eos_token_id=1, tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 50_000.0},
