@@ -42,8 +42,8 @@ VLLM = f"{_VLLM}This was run with vLLM 0.32 on a CPU."
 """How vLLM generates from a folder that needs nothing else."""
 
 VLLM_OF_CODES = (
-    f"{_VLLM}This was run with vLLM 0.32 on a CPU, whose kernels take 4 bits; for other widths it follows the "
-    "documentation and was not run."
+    f"{_VLLM}This was run with vLLM 0.32 on a CPU, whose kernels take 4 bits; for other widths it follows "
+    "the documentation and was not run."
 )
 """How vLLM generates from packed codes."""
 

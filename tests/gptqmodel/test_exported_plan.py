@@ -24,7 +24,7 @@ BITS = ("--allocator", "linear-depth", "--bits", "3", "--bit-choices", "2,3,4", 
 
 @pytest.fixture
 def budgets(here: Path, tokenizer: Any) -> dict[str, float]:
-    """Bits of each linear by `plan.json` in the working folder, where `MODEL` is a Llama of its kernels' sizes."""
+    """Bits of each linear by `plan.json` in the working folder, where `MODEL` fits GPTQModel's kernels."""
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
@@ -46,7 +46,7 @@ def test_gptqmodel_carries_out_what_was_exported(budgets: dict[str, float], toke
     assert _exit_code([*shlex.split(command), "--quiet"]) == 0
     (code,) = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
     names: dict[str, Any] = {}
-    exec(code, names)  # noqa: S102 - what the page tells its reader to run
+    exec(code, names)
     ids = tokenizer(Path("text.txt").read_text())["input_ids"]
     examples = [{"input_ids": ids[at : at + 64], "attention_mask": [1] * 64} for at in range(0, 1024, 64)]
     names["model"].quantize(examples, batch_size=1)

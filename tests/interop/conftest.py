@@ -29,12 +29,13 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "packed": {"backend": "rtn", "bits": 3, "bit_choices": (2, 3, 4), "group_size": 32, "lam": 1.0},
     "packed 4 bits": {"backend": "rtn", "bits": 4, "bit_choices": (4,), "group_size": 32},
     "narrow": STRUCTURED,
-    "narrow feed-forward": FEED_FORWARD,
     "uniform width": {**STRUCTURED, "uniform_width": True, "allocator": "uniform"},
     "packed narrow": {"backend": "rtn", "bits": 4, "group_size": 8, "model": "narrow"},
     "decilm": {**FEED_FORWARD, "export": "decilm"},
 }
 """What is written, by its name in the table, and how; `model` names one of them that it is made from."""
+TWINS: dict[str, dict[str, Any]] = {"narrow feed-forward": FEED_FORWARD}
+"""The same model as an output, in a form that we load ourselves."""
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,7 @@ def written(workshop: Path) -> Callable[[str], Path]:
     def write(output: str) -> Path:
         folder = workshop / output
         if not folder.exists():
-            options = copy.copy(OUTPUTS[output])
+            options = copy.copy((OUTPUTS | TWINS)[output])
             source = options.pop("model", None)
             usual = {
                 "model": str(write(source) if source else workshop / "model"),

@@ -30,11 +30,11 @@ def main() -> None:
     asked = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
     (request,) = model.generate({"prompt_token_ids": ids}, asked, use_tqdm=False)
     given = [step[token].logprob for token, step in zip(ids[1:], request.prompt_logprobs[1:], strict=True)]
-    print(json.dumps(given))
+    sys.stdout.write(f"{json.dumps(given)}\n")
 
 
 def load_by_card(folder: Path, dtype: str) -> Any:
-    """The `model` of the card's snippet, which is run as it is printed but for the place, the type and the size."""
+    """The `model` of the card's snippet, run as it is printed but for the place, the type and the size."""
     section = (folder / "README.md").read_text(encoding="utf-8").partition("### vLLM\n")[2]
     (code,) = re.findall(r"^```python\n(.*?)^```", section.partition("\n### ")[0], re.M | re.S)
     small = f"dtype={dtype!r}, enforce_eager=True, max_model_len=64, max_num_seqs=1"

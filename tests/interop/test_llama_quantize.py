@@ -30,7 +30,7 @@ def llama_cpp() -> Path:
 
 @pytest.fixture
 def budgets(here: Path) -> dict[str, float]:
-    """Bits of each linear by `plan.json` in the working folder, where `MODEL` has a tokenizer that the script knows."""
+    """Bits of each linear by `plan.json`; `MODEL` beside it has a tokenizer that llama.cpp's script knows."""
     tokenizer = load("builtin").tokenizer
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=5,

@@ -45,6 +45,6 @@ def test_vllm(written: Callable[[str], Path], expected: Callable[[str], Tensor],
 def test_vllm_runs_codes(
     written: Callable[[str], Path], expected: Callable[[str], Tensor], output: str
 ) -> None:
-    """the command on the card, on a CPU from 4-bit codes in bfloat16: log-probabilities of 56 tokens, to 0.05"""
+    """the command on the card, on a CPU in bfloat16: log-probabilities of 56 tokens, to 0.05"""
     asked = log_probabilities(expected(SAME_MODEL[output]))
     torch.testing.assert_close(served(written(output), "bfloat16"), asked, atol=0.05, rtol=0)
