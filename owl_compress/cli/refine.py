@@ -150,4 +150,6 @@ def _change(values: tuple[float, float], form: str) -> str:
 
 
 def _kept(attempt: "Attempt") -> str:
+    if attempt.not_carried_out:
+        return "no, carried out otherwise"
     return "yes" if attempt.is_kept else "no"

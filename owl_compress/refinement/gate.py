@@ -6,7 +6,6 @@ from functools import cached_property
 
 from owl_compress.documents.sensitivity import PartKind
 from owl_compress.documents.units import Grid
-from owl_compress.errors import RequestError
 from owl_compress.importance.parts import Part, find_parts
 from owl_compress.importance.reference import DenseReference
 from owl_compress.refinement.block_copies import BlockCopies
@@ -99,20 +98,16 @@ class Gate:
     def passed(
         self, number: int, at: Standing, moves: Sequence[Move], predicted: tuple[float, float]
     ) -> Standing | None:
-        """The plan with these moves made, carried out; None if its measured damage is no lower.
+        """The plan with these moves made, carried out.
 
-        Raises:
-            RequestError: the backend carries out something else.
+        None if its measured damage is no lower, or if the backend made something else of it: a plan says what
+        is carried out.
         """
         changed = {name: value for move in moves for name, value in move.budgets.items()}
         after = self.workshop.standing(with_values(at.plan, changed))
-        for name, asked in {**at.values, **changed}.items():
-            if abs((value := after.values[name]) - asked) > _ROUNDING:
-                raise RequestError(
-                    f"backend {self.workshop.backend.name!r} makes {value:.4g} of the {asked:.4g} of {name}: "
-                    "with these options it chooses by itself, so that there is nothing to refine"
-                )
-        attempt = Attempt(number, tuple(moves), predicted, (at.damage, after.damage))
+        asked = {**at.values, **changed}
+        others = tuple(name for name in asked if abs(after.values[name] - asked[name]) > _ROUNDING)
+        attempt = Attempt(number, tuple(moves), predicted, (at.damage, after.damage), others)
         self.attempts.append(attempt)
         return after if attempt.is_kept else None
 

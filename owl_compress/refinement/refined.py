@@ -84,17 +84,20 @@ class Attempt:
         moves: what moved, from where to where.
         predicted: damage on the windows that moves are chosen on, of the plan and, expected, with the moves.
         measured: damage on the windows of the gate, of the plan and with the moves.
+        not_carried_out: the linears that got another budget than the moves gave them. A backend that chooses
+            whole units by their inputs may do so, since blocks before them have changed.
     """
 
     number: int
     moves: tuple[Move, ...]
     predicted: tuple[float, float]
     measured: tuple[float, float]
+    not_carried_out: tuple[str, ...] = ()
 
     @property
     def is_kept(self) -> bool:
-        """Whether the moves were kept: the gate saw the damage fall."""
-        return self.measured[1] < self.measured[0]
+        """Whether the moves were kept: they were carried out, and the gate saw the damage fall."""
+        return not self.not_carried_out and self.measured[1] < self.measured[0]
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,33 @@ def test_the_gate_refuses_a_plan_that_does_more_damage(
     assert method == "evo" or sizes[-1] <= 2 < sizes[0]
 
 
+@pytest.mark.parametrize("method", ["swaps", "evo"])
+def test_the_gate_refuses_what_was_carried_out_otherwise(
+    method: str, make_model: MakeModel, windows: RefinementWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Workshop.standing, []
+
+    def of_another_plan(self: Workshop, plan: Plan) -> Any:
+        """The first plan as it is; of every other one, the second linear gets less."""
+        calls.append(plan)
+        standing = original(self, plan)
+        if len(calls) == 1:
+            return standing
+        first, second, *others = standing.plan.budgets
+        less = second.model_copy(update={"value": second.value - 0.01})
+        made = standing.plan.model_copy(update={"budgets": (first, less, *others)})
+        return replace(standing, plan=made, damage=standing.damage / 2)
+
+    monkeypatch.setattr(Workshop, "standing", of_another_plan)
+    options = {"generations": 2, "offspring": 4} if method == "evo" else {}
+    plan, found = refined("density", make_model("llama"), windows, method=method, **options)
+    assert found.plan == plan
+    assert found.attempts
+    for attempt in found.attempts:
+        assert attempt.not_carried_out == (plan.budgets[1].name,)
+        assert not attempt.is_kept
+
+
 @pytest.mark.parametrize("limit", [None, 3000.0])
 @pytest.mark.parametrize("method", ["swaps", "evo"])
 def test_the_cost_is_counted_and_kept(
