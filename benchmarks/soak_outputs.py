@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 _VOLATILE = re.compile(r"second|peak_|_at$|when|date|created|bytes_free|wall")
-_ENDS = {".html": "</html>", "README.md": ""}
-"""Of these it is compared whether they have their end: charts draw times, a card tells what was resumed."""
+_ENDS = {".html": "</html>"}
+"""Of these it is compared whether they have their end: charts draw times."""
 _NUMBER = re.compile(r"\d[\d.,]*")
 
 
@@ -29,7 +29,7 @@ def _held(path: Path) -> Any:
         text = held.decode("utf-8")
     except UnicodeDecodeError:
         return sha256(held).hexdigest()
-    end = _ENDS.get(path.name, _ENDS.get(path.suffix))
+    end = _ENDS.get(path.suffix)
     if end is not None:
         return text.rstrip().endswith(end)
     try:
@@ -39,7 +39,18 @@ def _held(path: Path) -> Any:
             return [_lasting(json.loads(line)) for line in text.splitlines()]
     except json.JSONDecodeError:
         return text
-    return [_NUMBER.sub("#", line) for line in text.splitlines() if "resumed" not in line]
+    return _lasting_lines(text)
+
+
+def _lasting_lines(text: str) -> list[str]:
+    """Lines that are not empty and do not tell what was resumed; headings only with something below them."""
+    lines = [line for line in text.splitlines() if line.strip() and "resumed" not in line]
+    pairs = zip(lines, [*lines[1:], "## "], strict=True)
+    return [
+        _NUMBER.sub("#", line)
+        for line, following in pairs
+        if not (line.startswith("## ") and following.startswith("## "))
+    ]
 
 
 def _lasting(value: Any) -> Any:
