@@ -45,7 +45,7 @@ def _held(path: Path) -> Any:
 def _lasting_lines(text: str) -> list[str]:
     """Lines that are not empty and do not tell what was resumed; headings only with something below them."""
     lines = [line for line in text.splitlines() if line.strip() and "resumed" not in line]
-    pairs = zip(lines, [*lines[1:], "## "], strict=True)
+    pairs = zip(lines, [*lines, "## "][1:], strict=True)
     return [
         _NUMBER.sub("#", line)
         for line, following in pairs
