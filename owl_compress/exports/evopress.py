@@ -1,5 +1,6 @@
 """EvoPress (arXiv 2410.14649): the configuration that its searches write, one "linear: level" a line."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,6 +9,8 @@ from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError, shown
 from owl_compress.exports.contract import Foreign
 from owl_compress.options import option
+
+_LEVEL = re.compile(r"-?[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class EvoPressConfig:
             if not line.strip():
                 continue
             name, colon, level = (part.strip() for part in line.partition(":"))
-            if not colon or not level.removeprefix("-").isdigit():
+            if not colon or not _LEVEL.fullmatch(level):
                 raise RequestError(f"line {number} is not 'linear: level' but {shown(line)}")
             if name in values:
                 raise RequestError(f"line {number} names {name} a second time")

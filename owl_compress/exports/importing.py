@@ -20,6 +20,9 @@ from owl_compress.exports.contract import Foreign, Importer
 
 _IMPORTED = "imported"
 
+_ROUNDED = 0.05
+"""Of a step from one N of M to the next: what decimals that were cut off may make of it."""
+
 
 def plan_from(text: str, tool: Importer, report: ImportanceReport) -> Plan:
     """The plan that a file of another tool stands for, over the linears of `report`, whose model it is of.
@@ -83,10 +86,21 @@ def _check_widths(found: Foreign) -> None:
 
 
 def _on_grid(found: Foreign) -> Mapping[str, float]:
-    """The values; densities of N:M as exact shares of M."""
-    if found.kept_of is None:
+    """The values; densities of N:M as exact shares of M.
+
+    Raises:
+        RequestError: one that is no such share, and not by rounding alone.
+    """
+    of = found.kept_of
+    if not of or of < 0:
         return found.values
-    return {name: round(value * found.kept_of) / found.kept_of for name, value in found.values.items()}
+    for name, value in found.values.items():
+        if abs(value * of - round(value * of)) > _ROUNDED:
+            raise RequestError(
+                f"{name} has {value:g}, which is no N of {of}: the nearest is {round(value * of)} of {of}, "
+                f"{round(value * of) / of:g}"
+            )
+    return {name: round(value * of) / of for name, value in found.values.items()}
 
 
 def _grid(found: Foreign) -> Grid | None:

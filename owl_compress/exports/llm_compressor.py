@@ -10,7 +10,7 @@ import yaml
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.units import BIT_WIDTHS, KeptOfGrid, Unit
 from owl_compress.documents.yaml12 import Dumper
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, shown
 from owl_compress.exports.contract import Exported, Foreign
 from owl_compress.exports.names import by_value, check_tied, check_widths, exactly, named_by, values_by_block
 from owl_compress.exports.reading import checked, object_of, part_of
@@ -18,12 +18,14 @@ from owl_compress.options import option
 
 _PATTERN = "re:"
 _UNSTRUCTURED = "0:0"
+_ACTIVATIONS = ("input_activations", "output_activations")
 _EVERY = "Linear"
 """The class, and the target where none is named."""
 
 _STAGE, _GROUP = "_stage", "_modifiers"
 """How keys end below which the tool looks for modifiers; it passes all others over."""
 
+_MASK = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 _PRESET = re.compile(r"W([2-8])A16(?:_ASYM)?")
 
 _PRUNERS = {"wanda": "WandaPruningModifier", "sparsegpt": "SparseGPTModifier"}
@@ -90,6 +92,9 @@ class LlmCompressorRecipe:
             _of_modifier(kind, content, sizes)
             for kind, content in _modifiers(object_of(text, "recipe", is_yaml=True))
         ]
+        if not found:
+            names = ", ".join((*_PRUNERS.values(), *_QUANTIZERS.values()))
+            raise RequestError(f"it has no modifier that prunes or quantizes weights: {names} can be read")
         if len({(one.unit, one.kept_of) for one in found}) != 1:
             raise RequestError("its modifiers do not go together in one plan: one unit, and one M of N:M")
         values = {name: value for one in found for name, value in one.values.items()}
@@ -123,10 +128,10 @@ def _patterned(plan: Plan, grid: KeptOfGrid) -> Iterator[dict[str, Any]]:
 def _modifiers(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     known = (*_PRUNERS.values(), *_QUANTIZERS.values())
     for stage_name, stage in recipe.items():
-        if not stage_name.endswith(_STAGE):
+        if not str(stage_name).endswith(_STAGE):
             continue
         for key, group in checked(stage, dict, f"stage {stage_name!r}").items():
-            if key.endswith(_GROUP) and isinstance(group, Mapping):
+            if str(key).endswith(_GROUP) and isinstance(group, Mapping):
                 yield from ((kind, one) for kind, one in group.items() if kind in known)
 
 
@@ -152,8 +157,12 @@ def _widths(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[float, list
     scheme = content.get("scheme")
     if scheme is None:
         for name, group in part_of(content, "config_groups", dict, kind).items():
-            weights = part_of(checked(group, dict, name), "weights", dict, name)
-            yield float(part_of(weights, "num_bits", int, name)), part_of(group, "targets", list, name)
+            weights = part_of(checked(group, dict, str(name)), "weights", dict, str(name))
+            _check_weights_alone(str(name), group, weights)
+            yield (
+                float(part_of(weights, "num_bits", int, str(name))),
+                part_of(group, "targets", list, str(name)),
+            )
         return
     named = scheme if isinstance(scheme, Mapping) else {scheme: _list(content, "targets") or [_EVERY]}
     for name, targets in named.items():
@@ -163,6 +172,22 @@ def _widths(kind: str, content: Mapping[str, Any]) -> Iterator[tuple[float, list
                 f"scheme {name!r} of {kind} quantizes more than weights: W2A16 to W8A16 can be read"
             )
         yield float(found[1]), list(checked(targets, list, f"targets of {name}"))
+
+
+def _check_weights_alone(name: str, group: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Refuse a group that no budget in bits can say.
+
+    Raises:
+        RequestError: it quantizes activations, or to other than whole numbers.
+    """
+    more = next((key for key in _ACTIVATIONS if group.get(key) is not None), None)
+    if more:
+        raise RequestError(f"{name} quantizes more than weights ({more}), which no plan can say: drop that")
+    kind = weights.get("type", "int")
+    if kind != "int":
+        raise RequestError(
+            f"weights of {name} have type {shown(kind)}, and a plan has those of type 'int' alone"
+        )
 
 
 def _of_pruner(kind: str, content: Mapping[str, Any], sizes: Mapping[str, int]) -> Foreign:
@@ -219,7 +244,7 @@ def _list(content: Mapping[str, Any], key: str) -> list[Any]:
 
 def _mask(structure: Any) -> tuple[int, int | None]:
     """N removed of M; M is None for no pattern."""
-    removed, _, of = str(structure).partition(":")
-    if not removed.isdigit() or not of.isdigit() or int(removed) > int(of):
-        raise RequestError(f"mask_structure {structure!r} is no N:M")
-    return int(removed), int(of) or None
+    found = _MASK.fullmatch(str(structure))
+    if not found or int(found[1]) > int(found[2]):
+        raise RequestError(f"mask_structure {shown(structure)} is no N:M")
+    return int(found[1]), int(found[2]) or None

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
 from owl_compress.documents.plan import LinearBudget, Plan
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, shown
 
 FUSED = {("q_proj", "k_proj", "v_proj"): "qkv_proj", ("gate_proj", "up_proj"): "gate_up_proj"}
 """What inference servers join into one matrix, which then has one width, by the last part of the name."""
@@ -87,8 +87,8 @@ def named_by(pattern: str, names: Iterable[str]) -> list[str]:
     """
     try:
         found = re.compile(pattern)
-    except re.error as error:
-        raise RequestError(f"pattern {pattern!r} is no regular expression: {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:  # the last two of what is far too large
+        raise RequestError(f"pattern {shown(pattern)} is no regular expression: {error}") from error
     return [name for name in names if found.match(name)]
 
 

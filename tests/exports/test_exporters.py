@@ -264,7 +264,19 @@ pruning_stage:
                 "a_stage: {b_modifiers: {GPTQModifier: {targets: Linear}}}",
                 "GPTQModifier has no 'config_groups'",
             ),
-            ("a_stage: {b_modifiers: {}}", "do not go together"),
+            ("a_stage: {b_modifiers: {}}", "it has no modifier that prunes or quantizes weights"),
+            ("{1: 2, null: {b_modifiers: {GPTQModifier: {}}}}", "it has no modifier that prunes"),
+            ("a_stage: {b_modifiers: {WandaPruningModifier: {mask_structure: '²:4'}}}", "'²:4' is no N:M"),
+            (
+                "a_stage: {b_modifiers: {GPTQModifier: {config_groups: {g: "
+                "{targets: [Linear], weights: {num_bits: 8}, input_activations: {num_bits: 8}}}}}}",
+                "g quantizes more than weights (input_activations)",
+            ),
+            (
+                "a_stage: {b_modifiers: {GPTQModifier: {config_groups: {g: "
+                "{targets: [Linear], weights: {num_bits: 8, type: float}}}}}}",
+                "weights of g have type 'float'",
+            ),
         ],
     )
     def test_recipes_that_no_plan_can_say_are_refused(self, text: str, reason: str) -> None:
@@ -296,6 +308,13 @@ class TestBits:
         assert found.values["model.layers.1.mlp.down_proj"] == 8
         assert "model.layers.2.mlp.down_proj" in found.skipped
         assert found.values["model.layers.2.mlp.up_proj"] == 4
+
+    @pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "(" * 3000 + ")" * 3000])
+    def test_a_pattern_that_cannot_be_meant_is_refused(self, pattern: str) -> None:
+        text = json.dumps({"bits": 4, "dynamic": {pattern: {"bits": 8}}})
+        with pytest.raises(RequestError, match="is no regular expression") as refused:
+            IMPORTERS.create("gptqmodel").read(text, SIZES)
+        assert len(str(refused.value)) < 400
 
     @pytest.mark.parametrize(
         ("name", "bits", "reason"),
@@ -400,6 +419,8 @@ class TestEvoPress:
             (f"{NAMES[0]}: 2\n{NAMES[0]}: 3", "a second time"),
             ("model.layers.0.mlp.up_prj: 3", "has no such linear: did you mean 'model.layers.0.mlp.up_proj'"),
             (f"{NAMES[0]}: 99", "99 bits"),
+            (f"{NAMES[0]}: ²", "line 1 is not 'linear: level'"),
+            (f"{NAMES[0]}: {'9' * 5000}", "line 1 is not 'linear: level'"),
         ],
     )
     def test_other_lines_are_refused(self, text: str, reason: str, report: ImportanceReport) -> None:
@@ -422,11 +443,28 @@ class TestCsv:
             ("linear,unit,value\nx,bits,nan\n", "line 2: 'nan' is no number"),
             ("linear,unit,value\nx,bits,3\nx,bits,3\n", "line 3 names x a second time"),
             ("linear,unit,value\nx,bits,3\ny,density,.5\n", "lines differ in unit"),
+            ("linear,unit,value\nx,density,0,5\n", "line 2 has 4 fields, and the header 3"),
+            ("linear,unit,value\nx,density,.5\ny,density\n", "line 3 has 2 fields, and the header 3"),
+            ("linear,linear,unit,value\nx,y,bits,3\n", "column 'linear' is there twice"),
+            ("linear,unit,value,kept_of\nx,density,.5,0\n", "kept_of '0' is no whole number above 0"),
+            ("linear,unit,value,kept_of\nx,density,.5,8.5\n", "kept_of '8.5' is no whole number"),
         ],
     )
     def test_lines_that_cannot_be_meant_are_refused(self, text: str, reason: str) -> None:
         with pytest.raises(RequestError, match=re.escape(reason)):
             IMPORTERS.create("csv").read(text, SIZES)
+
+    @pytest.mark.parametrize(("value", "of", "kept"), [("0.333", 3, 1 / 3), ("0.625", 8, 0.625)])
+    def test_shares_are_rounded_as_decimals_were(
+        self, value: str, of: int, kept: float, report: ImportanceReport
+    ) -> None:
+        text = f"linear,unit,value,kept_of\n{NAMES[0]},density,{value},{of}\n"
+        assert [one.value for one in plan_from(text, IMPORTERS.create("csv"), report).budgets] == [kept]
+
+    def test_a_density_that_is_no_share_is_refused(self, report: ImportanceReport) -> None:
+        text = f"linear,unit,value,kept_of\n{NAMES[0]},density,0.3,8\n"
+        with pytest.raises(RequestError, match=r"0\.3, which is no N of 8: the nearest is 2 of 8"):
+            plan_from(text, IMPORTERS.create("csv"), report)
 
     def test_a_value_that_no_plan_can_have_is_refused(self, report: ImportanceReport) -> None:
         text = f"linear,unit,value\n{NAMES[0]},density,1.5\n"
