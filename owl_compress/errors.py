@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_SHOWN = 120
-_MOST_NAMES, _NEAREST_NAMES = 40, 5
+_MOST_NAMES, _NEAREST_NAMES, _MOST_LETTERS = 40, 5, 300
 
 
 class RequestError(Exception):
@@ -29,8 +29,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    if len(names) <= _MOST_NAMES:
-        return "known: " + ", ".join(names)
+    listed = ", ".join(names)
+    if len(names) <= _MOST_NAMES and len(listed) <= _MOST_LETTERS:
+        return f"known: {listed}"
     close = difflib.get_close_matches(name, names, n=_NEAREST_NAMES, cutoff=0.0)
     return f"of {len(names)} known names the nearest are {', '.join(close)}"
 

@@ -42,6 +42,12 @@ def test_of_many_names_the_few_nearest_are_offered() -> None:
     )
 
 
+def test_of_long_names_too_the_few_nearest_are_offered() -> None:
+    hint = nearest("zz1", [f"model.layers.{number}.self_attn.q_proj" for number in range(20)])
+    assert hint.startswith("of 20 known names the nearest are ")
+    assert len(hint) < 300
+
+
 def test_nothing_known_is_said_so() -> None:
     assert nearest("wanda", ()) == "known: "
 
