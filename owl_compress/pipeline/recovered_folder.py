@@ -97,15 +97,35 @@ def write_recovered_documents(
     source: Path, out: Path, folder: Path, result: Result, plan: Plan, form: StoredForm, loaded: LoadedModel
 ) -> None:
     """Put result, plan, recipe and card into `folder`, which becomes `out`; the rest is there already."""
-    recipe = None
-    if (source / "recipe.yaml").is_file():
-        recipe = Recipe.read(source / "recipe.yaml").seen_from(out)
-    made_from: SensitivityProfile | ImportanceReport | None = None
-    if (source / "sensitivity.json").is_file():
-        made_from = SensitivityProfile.read(source / "sensitivity.json")
-    elif (source / "report.json").is_file():
-        made_from = ImportanceReport.read(source / "report.json")
+    recipe, made_from = _documents_of(source)
+    recipe = recipe.seen_from(out) if recipe else None
     write_documents(folder, loaded, result, plan, form.describe(), report=made_from, recipe=recipe)
+
+
+def check_source(source: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse before the training what would be refused after it: broken documents, or weights off the plan.
+
+    Raises:
+        RequestError: with the first that is found.
+    """
+    _documents_of(source)
+    found = verify(source, trust_remote_code=trust_remote_code)
+    if not found.ok:
+        raise RequestError(
+            f"{source} is not as its plan says, so that no training can keep it so: compress again "
+            f"({found.violations[0].words})"
+        )
+
+
+def _documents_of(source: Path) -> tuple[Recipe | None, SensitivityProfile | ImportanceReport | None]:
+    """The recipe of a folder, and what its plan was made from, as far as they are there."""
+    path = source / "recipe.yaml"
+    recipe = Recipe.read(path) if path.is_file() else None
+    if (source / "sensitivity.json").is_file():
+        return recipe, SensitivityProfile.read(source / "sensitivity.json")
+    if (source / "report.json").is_file():
+        return recipe, ImportanceReport.read(source / "report.json")
+    return recipe, None
 
 
 def loaded_again(folder: Path, dtype: str, *, trust_remote_code: bool = False) -> LoadedModel:

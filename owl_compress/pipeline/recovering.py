@@ -18,6 +18,7 @@ from owl_compress.documents.temporary import remove_dead
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.interrupts import is_interrupt
 from owl_compress.memory import memory_errors
 from owl_compress.pipeline.beside import is_same
 from owl_compress.pipeline.recovered_folder import (
@@ -123,6 +124,7 @@ def carry_out(
         say(f"{out} is finished already")
         return done if ranks.leads else None
     check_output_folder(out, overwrite=overwrite, inputs=[request.folder])
+    _check_outside(out, request.folder)
     _check_unfinished(out, resume=resume, overwrite=overwrite)
     device, state = request.device, folder_beside(out) / STATE
     if resume and not state.exists():
@@ -163,11 +165,24 @@ def _kept_until_whole(out: Path, *, overwrite: bool) -> Iterator[None]:
             clean(folder)
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
                 if holds_nothing(folder):
                     shutil.rmtree(folder, ignore_errors=True)
+                elif is_interrupt(error):
+                    kept = f"what is done is kept in {folder}"
+                    raise KeyboardInterrupt(f"interrupted: {kept}: go on with --resume") from error
                 raise
             discard(folder)
+
+
+def _check_outside(out: Path, folder: Path) -> None:
+    """Refuse an output in the folder that is read: in there an `adapter` would be taken for its own.
+
+    Raises:
+        RequestError: it lies there.
+    """
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise RequestError(f"output folder {out} lies in {folder}, which is read: name one outside of it")
 
 
 def _finished(out: Path, source: Result, request: RecoveryRequest) -> Result | None:
@@ -194,7 +209,8 @@ def _finished(out: Path, source: Result, request: RecoveryRequest) -> Result | N
 def _told_and_asked(done: RecoveryRecord, request: RecoveryRequest) -> dict[str, tuple[object, object]]:
     """What a record tells of a recovery and what is asked for, as far as no model is needed to tell."""
     text = request.text
-    source = done.text.source if is_same(done.text.source, text.source) else text.source
+    source = _as_told(text.source, done.text.source)
+    held_out = _as_told(request.held_out.source if request.held_out else text.source, done.after.data)
     return {
         "--method": (done.method, request.method.name),
         **{
@@ -202,6 +218,9 @@ def _told_and_asked(done: RecoveryRecord, request: RecoveryRequest) -> dict[str,
             for name, value in request.method_parameters.items()
         },
         "--loss": (done.loss, request.options.loss),
+        "--teacher": (done.teacher, _as_told(request.options.teacher, done.teacher)),
+        "--held-out": (done.after.data, held_out),
+        "--bos": (done.text.bos, done.text.bos if text.bos == "auto" else text.bos),
         "--data": (done.text.source, source),
         "--seed": (done.seed, text.seed),
         "--seq-len": (done.text.seq_len, text.seq_len or done.text.seq_len),
@@ -210,6 +229,11 @@ def _told_and_asked(done: RecoveryRecord, request: RecoveryRequest) -> dict[str,
         "sequences in a step": (done.sequences_per_step, request.sequences_per_step),
         "steps": (done.steps, request.steps(done.text.seq_len)),
     }
+
+
+def _as_told(asked: str | None, told: str | None) -> str | None:
+    """What is asked for; as a record tells it where that is the same, or where nothing is asked for."""
+    return told if asked is None or (told is not None and is_same(told, asked)) else asked
 
 
 def _check_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:

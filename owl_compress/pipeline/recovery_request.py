@@ -25,6 +25,8 @@ from owl_compress.walk.ranks import Ranks
 
 DEFAULT_TOKENS = 30_000
 """As in Table 6 of the OWL paper."""
+_MOST_STEPS, _MOST_TOKENS = 10**9, 10**15
+"""More than anybody trains for, and few enough to be counted."""
 DEFAULT_APART = 16
 """Windows of the training text that are held apart to evaluate on, where no other text is named."""
 
@@ -42,7 +44,9 @@ class RecoveryOptions:
         None, "With 'distill': the dense model; default the one that the folder was made from."
     )
     tokens: str | None = option(None, "Tokens to train on, 300k; default 30k.")
-    steps: int | None = option(None, "Steps of the optimizer, in the place of --tokens.", at_least=1)
+    steps: int | None = option(
+        None, "Steps of the optimizer, in the place of --tokens.", at_least=1, at_most=_MOST_STEPS
+    )
     learning_rate: float | None = option(
         None, "Highest learning rate; default 1e-3 for lora and bias, 1e-4 for masked.", above=0
     )
@@ -54,6 +58,7 @@ class RecoveryOptions:
         None,
         "Forward passes of --batch-size sequences in a step; default 1, of several processes 1 each.",
         at_least=1,
+        at_most=_MOST_STEPS,
     )
     checkpointing: bool = option(
         False, "Compute activations twice and keep few: less memory, a third more time."
@@ -75,7 +80,7 @@ class RecoveryOptions:
         found: RecoveryOptions = build_from(cls, "recover", given)
         if found.tokens is not None and found.steps is not None:
             raise RequestError("--tokens and --steps both say how long to train: give one")
-        if found.tokens is not None and not n_tokens(found.tokens):
+        if found.tokens is not None and not 0 < n_tokens(found.tokens) <= _MOST_TOKENS:
             raise RequestError(f"--tokens {found.tokens!r} is no number of tokens, such as 30000 or 300k")
         if found.learning_rate is not None and not isfinite(found.learning_rate):
             raise RequestError(f"--learning-rate {found.learning_rate} has no end: give one such as 1e-4")

@@ -11,7 +11,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
-from owl_compress.pipeline.recovered_folder import loaded_again
+from owl_compress.pipeline.recovered_folder import check_source, loaded_again
 from owl_compress.pipeline.recovery_request import RecoveryRequest
 
 
@@ -57,6 +57,7 @@ class Subject:
                 f"{folder} is quantized, and method {request.method.name!r} would take its weights off their "
                 "grid: use --method bias, or lora without --merge"
             )
+        check_source(folder, trust_remote_code=request.consent.trust_remote_code)
         return cls(request, result, plan, form)
 
     def load(self, dtype: str) -> LoadedModel:

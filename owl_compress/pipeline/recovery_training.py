@@ -215,6 +215,20 @@ def _windows(
     return found
 
 
+def _check_same_logits(student: LoadedModel, teacher: LoadedModel) -> None:
+    """Refuse a teacher whose predictions are of more or fewer ids, as of vocabularies that were filled up.
+
+    Raises:
+        RequestError: with both numbers.
+    """
+    ours, theirs = (one.model.get_input_embeddings().weight.shape[0] for one in (student, teacher))
+    if ours != theirs:
+        raise RequestError(
+            f"{teacher.source} has {theirs:,} ids in its vocabulary and {student.source} {ours:,}: name a "
+            "--teacher with as many, such as the dense model that the folder was made from"
+        )
+
+
 def _teacher(request: RecoveryRequest, loaded: LoadedModel, say: Say) -> LoadedModel | None:
     """The dense model that is learned from.
 
@@ -226,6 +240,7 @@ def _teacher(request: RecoveryRequest, loaded: LoadedModel, say: Say) -> LoadedM
     try:
         teacher = Beside(request.teacher).load(loaded, say)
         check_same_vocabulary(loaded, teacher)
+        _check_same_logits(loaded, teacher)
     except RequestError as error:
         raise RequestError(
             str(error).replace("--against original", "--loss distill").replace("--against", "--teacher")

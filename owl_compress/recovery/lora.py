@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,12 +33,17 @@ class Lora:
     `owl_compress.recovery.low_rank`. `alpha` / `rank` scales the change.
     """
 
-    rank: int = option(16, "Rank of the change.", at_least=1)
+    rank: int = option(16, "Rank of the change.", at_least=1, at_most=65536)
     alpha: float | None = option(None, "Scale of the change times the rank; default twice it.", above=0)
     merge: bool = option(False, "Train the change under the mask, and merge it into the weights.")
 
     name: ClassVar[str] = "lora"
     learning_rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse a scale without end, which no learning rate makes up for."""
+        if self.alpha is not None and not math.isfinite(self.alpha):
+            raise ValueError(f"alpha {self.alpha} has no end: give one such as {2 * self.rank}")
 
     @property
     def changes_weights(self) -> bool:

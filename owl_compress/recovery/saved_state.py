@@ -89,16 +89,38 @@ def read_state_(
         there = set(tensors.keys())
         for name, parameter in parameters.items():
             _check_there(path, f"learned.{name}", there)
-            parameter.data.copy_(tensors.get_tensor(f"learned.{name}"))
+            parameter.data.copy_(_like(parameter, tensors.get_tensor(f"learned.{name}"), path, name))
             if course.step:
+                for moment in _MOMENTS:
+                    _check_there(path, f"{moment}.{name}", there)
                 optimizer.state[parameter] = {
                     "step": torch.tensor(float(course.step)),
                     **{
-                        moment: tensors.get_tensor(f"{moment}.{name}").to(parameter.device)
+                        moment: _like(parameter, tensors.get_tensor(f"{moment}.{name}"), path, name)
                         for moment in _MOMENTS
                     },
                 }
     return course
+
+
+def _like(parameter: nn.Parameter, tensor: Tensor, path: Path, name: str) -> Tensor:
+    """The tensor on the device of its parameter, which it has to fit."""
+    if tensor.shape != parameter.shape or tensor.dtype != parameter.dtype:
+        raise KeptError(f"{path} has another shape or type of {name!r}: {_REMEDY}")
+    return tensor.to(parameter.device)
+
+
+def _check_numbers(told: Mapping[str, Any]) -> None:
+    """Refuse a course that no training has taken.
+
+    Raises:
+        ValueError, TypeError: a step that is not the number of losses, or something that is no number.
+    """
+    is_step = isinstance(told["step"], int) and told["step"] == len(told["losses"])
+    if not is_step or not isinstance(told["settings"], dict):
+        raise ValueError(f"step {told['step']} of another number of losses, or settings without names")
+    if not all(isinstance(one, float) for one in (*told["losses"], float(told["seconds"]))):
+        raise TypeError("a loss or a time is no number")
 
 
 def _told(path: Path) -> dict[str, Any]:
@@ -107,6 +129,7 @@ def _told(path: Path) -> dict[str, Any]:
     try:
         told: dict[str, Any] = json.loads(metadata["owl-compress"])
         told = {name: told[name] for name in ("settings", "step", "losses", "seconds")}
+        _check_numbers(told)
     except (KeyError, TypeError, ValueError) as error:
         raise KeptError(f"{path} is no unfinished recovery: {_REMEDY}") from error
     return told

@@ -245,5 +245,5 @@ def _diverged(step: int, plan: TrainingPlan, keeping: Keeping, saved: int | None
         return RequestError(f"{told}: set a smaller --learning-rate than {plan.learning_rate:g}")
     return RequestError(
         f"{told}: what was learned up to step {saved} is kept in {keeping.path}: go on from there with "
-        f"--resume and a smaller --learning-rate than {plan.learning_rate:g}, or start anew without --resume"
+        f"--resume and a smaller --learning-rate than {plan.learning_rate:g}, or start over with --overwrite"
     )

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import owl_compress
@@ -237,6 +238,8 @@ def test_what_differs_from_what_is_finished_is_named(
         (("--seed", "1"), "with --seed 0, and 1 is asked for"),
         (("--steps", "13"), "and 13 is asked for"),
         (("--data", "other.txt"), "and other.txt is asked for"),
+        (("--held-out", "other.txt"), "with --held-out text.txt, and other.txt is asked for"),
+        (("--bos", "never"), "and never is asked for"),
     ]:
         outcome = cli(*asked, *changed)
         assert (outcome.code, told in outcome.err) == (2, True), outcome.err
@@ -296,6 +299,72 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(
     assert (here / "OUT2").exists()
 
 
+def cut_off(compressed: Callable[[str], Path], cli: Callable[..., Any], monkeypatch: Any) -> tuple[Any, Any]:
+    """A recovery that was interrupted in its third step: its command, and what it told."""
+    compressed("sparse")
+    command = ("recover", "sparse", *TRAINING, "--method", "bias", "-o", "OUT2", "--quiet")
+    usual = training._Work.update
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training._Work, "update", lambda work, step: interrupt() if step == 3 else usual(work, step)
+        )
+        return command, cli(*command)
+
+
+def test_who_interrupts_is_told_how_to_go_on(
+    compressed: Callable[[str], Path], cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, outcome = cut_off(compressed, cli, monkeypatch)
+    assert outcome.code == 2
+    assert "OUT2.unfinished: go on with --resume" in outcome.err
+    assert "run again" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": -1}, {"step": 999}, {"step": "x"}, {"losses": "xxx"}, {"seconds": None}, {"settings": []}],
+    ids=str,
+)
+def test_a_state_that_no_training_has_left_is_one_line(
+    here: Path,
+    compressed: Callable[[str], Path],
+    cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+) -> None:
+    command, _ = cut_off(compressed, cli, monkeypatch)
+    path = here / "OUT2.unfinished/state.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        told = json.loads(file.metadata()["owl-compress"])
+    save_file(tensors, path, metadata={"owl-compress": json.dumps(told | change)})
+    outcome = cli(*command, "--resume")
+    assert outcome.code == 2, outcome.err
+    assert "is no unfinished recovery: start over with --overwrite" in outcome.err
+
+
+@pytest.mark.parametrize("part", ["learned", "exp_avg"])
+def test_a_state_with_other_tensors_is_one_line(
+    here: Path,
+    compressed: Callable[[str], Path],
+    cli: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    part: str,
+) -> None:
+    command, _ = cut_off(compressed, cli, monkeypatch)
+    path = here / "OUT2.unfinished/state.safetensors"
+    tensors, name = load_file(path), f"{part}.model.norm.weight"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(tensors | {name: torch.zeros(3)}, path, metadata=metadata)
+    assert "another shape or type of 'model.norm.weight'" in cli(*command, "--resume").err
+    del tensors[name]
+    save_file(tensors, path, metadata=metadata)
+    outcome = cli(*command, "--resume")
+    assert outcome.code == 2, outcome.err
+    assert f"lacks '{name}'" in outcome.err
+
+
 def test_a_learning_rate_that_is_far_too_high_is_one_line(
     here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any]
 ) -> None:
@@ -318,6 +387,78 @@ def test_the_dense_model_teaches(
     assert named.json["losses"] == given.json["losses"]
     assert named.json["losses"][-1] < named.json["losses"][0]
     assert named.json["teacher"]
+
+
+def test_a_teacher_of_more_ids_is_refused(
+    here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any]
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(compressed("sparse"))
+    model.resize_token_embeddings(300)
+    shutil.copytree(here / MODEL, here / "padded")
+    model.save_pretrained(here / "padded")
+    outcome = cli("recover", "sparse", *TRAINING, "--loss", "distill", "--teacher", "padded", "-o", "OUT2")
+    assert outcome.code == 2, outcome.err
+    assert "padded has 300 ids in its vocabulary and sparse 259" in outcome.err
+
+
+def test_another_teacher_than_that_of_what_is_finished_is_named(
+    here: Path, compressed: Callable[[str], Path], done: Callable[..., Any], cli: Callable[..., Any]
+) -> None:
+    compressed("sparse")
+    shutil.copytree(here / MODEL, here / "other")
+    asked = (
+        "recover",
+        "sparse",
+        *TRAINING,
+        "--method",
+        "bias",
+        "--loss",
+        "distill",
+        "-o",
+        "OUT2",
+        "--resume",
+    )
+    done(*asked, "--teacher", MODEL)
+    done(*asked, "--teacher", here / MODEL)
+    done(*asked)
+    assert "and other is asked for" in cli(*asked, "--teacher", "other").err
+
+
+def test_an_output_in_the_folder_that_is_read_is_refused(
+    here: Path, compressed: Callable[[str], Path], cli: Callable[..., Any]
+) -> None:
+    before = sorted(compressed("sparse").iterdir())
+    outcome = cli("recover", "sparse", *TRAINING, "-o", "sparse/adapter")
+    assert outcome.code == 2, outcome.err
+    assert "lies in sparse, which is read" in outcome.err
+    assert sorted((here / "sparse").iterdir()) == before
+
+
+def broken_report(folder: Path) -> None:
+    (folder / "report.json").write_text("{")
+
+
+def other_weights(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    weights["model.layers.1.mlp.up_proj.weight"] += 1
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"), [(broken_report, "report.json"), (other_weights, "not as its plan says")]
+)
+def test_what_could_not_be_written_is_refused_before_the_training(
+    here: Path,
+    compressed: Callable[[str], Path],
+    cli: Callable[..., Any],
+    spoil: Callable[[Path], None],
+    told: str,
+) -> None:
+    spoil(compressed("sparse"))
+    outcome = cli("recover", "sparse", *TRAINING, "-o", "OUT2")
+    assert outcome.code == 2, outcome.err
+    assert told in outcome.err
+    assert not (here / "OUT2.unfinished").exists()
 
 
 def test_a_teacher_that_is_gone_is_named(
@@ -369,6 +510,11 @@ REFUSED = [
     (("--tokens", "1k", "--steps", "3"), "--steps"),
     (("--steps", "0"), "steps"),
     (("--rank", "0"), "rank"),
+    (("--rank", "9" * 23), "rank"),
+    (("--alpha", "inf"), "alpha"),
+    (("--steps", "9" * 23), "steps"),
+    (("--tokens", "9" * 23), "tokens"),
+    (("--accumulate", "9" * 23), "accumulate"),
     (("--method", "bias", "--rank", "4"), "rank"),
     (("--teacher", "model"), "distill"),
     (("--loss", "kl"), "lm"),
