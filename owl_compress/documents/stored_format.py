@@ -61,6 +61,9 @@ NO_VLLM = (
 LM_EVAL = f"```sh\nlm_eval run --model hf --model_args pretrained={_FOLDER} --tasks arc_easy\n```"
 """How lm-eval scores a folder that needs nothing but transformers."""
 
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for `max_lora_rank`."""
+
 
 def running_code(snippet: str) -> str:
     """The snippet for a folder whose classes are built by a file beside its weights.
@@ -77,10 +80,6 @@ def running_code(snippet: str) -> str:
         if call in snippet:
             return snippet.replace(call, trusting, 1)  # the tokenizer, loaded second, has none
     raise ValueError(f"no call to consent to in {snippet!r}")
-
-
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for `max_lora_rank`."""
 
 
 def with_adapter(stored: StoredFormat, adapter: str, rank: int) -> StoredFormat:
