@@ -60,10 +60,16 @@ def positions_of(windows: TokenWindows, count: int) -> Tensor:
 
 
 def divergence(own: Tensor, other: Tensor) -> Tensor:
-    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions]."""
+    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions].
+
+    The sum over tokens is of p (log p - log q) + q - p. The last two add up to nothing, but for the rounding
+    of both normalisations: that shifts all logarithms of a position alike, which the first term alone would
+    take for divergence, 1e-7 of it in float32.
+    """
+    share, other_share = own.exp(), other.exp()
     # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
     difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
-    return difference.mul_(own.exp()).sum(dim=1)
+    return difference.mul_(share).add_(other_share.sub_(share)).sum(dim=1)
 
 
 class Head:

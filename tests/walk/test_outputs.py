@@ -12,7 +12,7 @@ from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DenseReference
 from owl_compress.models.structure import find_structure
 from owl_compress.walk import outputs
-from owl_compress.walk.outputs import OutputDistribution, final_states, spread_positions
+from owl_compress.walk.outputs import OutputDistribution, divergence, final_states, spread_positions
 
 HOST = torch.device("cpu")
 
@@ -84,3 +84,13 @@ def test_positions_lie_in_the_window_rise_and_have_a_next_token(seq_len: int, co
     assert 1 <= len(positions) <= count
     assert bool((positions.diff() > 0).all())
     assert 0 <= int(positions[0]) <= int(positions[-1]) <= seq_len - 2
+
+
+def test_the_rounding_of_a_large_vocabulary_is_no_divergence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(16, 50_000, generator=generator)
+    near = logits + 0.005 * torch.randn(logits.shape, generator=generator)
+    own, other = logits.double().log_softmax(dim=-1), near.double().log_softmax(dim=-1)
+    exact = (own.exp() * (own - other)).sum(dim=1)  # 1e-5
+    found = divergence(logits.log_softmax(dim=-1), near.log_softmax(dim=-1))
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-7)
