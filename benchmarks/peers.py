@@ -225,16 +225,24 @@ def _largest(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def _equal_positions(work: Path, names: Sequence[str]) -> dict[str, Any]:
     """Share of the weights that both keep or both remove: of all, and of each of the equal blocks."""
     by_block: dict[str, list[Tensor]] = {}
-    files = [work / side / "model.safetensors" for side in ("ours", "theirs")]
-    with safe_open(files[0], "pt") as ours, safe_open(files[1], "pt") as theirs:
-        for name in names:
-            same = (ours.get_tensor(f"{name}.weight") == 0) == (theirs.get_tensor(f"{name}.weight") == 0)
-            by_block.setdefault(name.partition(".layers.")[2].partition(".")[0], []).append(same.flatten())
+    for name in names:
+        ours, theirs = (_weight(work / side, name) == 0 for side in ("ours", "theirs"))
+        block = name.partition(".layers.")[2].partition(".")[0]
+        by_block.setdefault(block, []).append((ours == theirs).flatten())
     shares = [torch.cat(same).double().mean() for same in by_block.values()]
     return {
         "equal_mask_positions": float(torch.stack(shares).mean()),
         "equal_mask_positions_by_block": [round(float(share), 5) for share in shares],
     }
+
+
+def _weight(folder: Path, name: str) -> Tensor:
+    """That of a linear, from whichever file of the folder holds it."""
+    key, index = f"{name}.weight", folder / "model.safetensors.index.json"
+    file = json.loads(index.read_text())["weight_map"][key] if index.is_file() else "model.safetensors"
+    with safe_open(folder / file, "pt") as tensors:
+        found: Tensor = tensors.get_tensor(key)
+    return found
 
 
 def _peer_versions(bench: Bench) -> dict[str, Any]:
