@@ -65,16 +65,11 @@ def test_several_processes_come_to_what_one_does(
     plans = [json.loads((here / name / "plan.json").read_text())["budgets"] for name in ("one", "several")]
     assert [row["value"] for row in plans[0]] == pytest.approx([row["value"] for row in plans[1]], abs=1e-9)
     one, several = (load_file(here / name / WEIGHTS) for name in ("one", "several"))
-    assert {name: tensor.shape for name, tensor in one.items()} == {
-        name: tensor.shape for name, tensor in several.items()
-    }
-    # Sums in another order round otherwise. Where two codes or weights are nearly equal another one is taken,
-    # and the rest of its row makes up for that: few weights of all, though many of one small row.
-    same = [torch.isclose(one[name], several[name], atol=1e-4).flatten() for name in one]
-    assert torch.cat(same).float().mean() > 0.995
+    assert one.keys() == several.keys()
+    for name in one:
+        assert one[name].shape == several[name].shape
+        assert torch.isclose(one[name], several[name], atol=1e-4).float().mean() > 0.995
     results = [json.loads((here / name / "result.json").read_text()) for name in ("one", "several")]
-    errors = [[row["relative_error"] for row in result["budgets"]] for result in results]
-    assert errors[0] == pytest.approx(errors[1], rel=0.02)
     perplexities = [result["evaluation"]["compressed"]["perplexity"] for result in results]
     assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-3)
     assert [row["name"] for row in results[0]["budgets"]] == [row["name"] for row in results[1]["budgets"]]
