@@ -8,6 +8,7 @@ import typer
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
+from owl_compress.documents.compared import is_comparison, read_comparison
 from owl_compress.documents.disk import check_output_file
 from owl_compress.documents.kinds import read_document
 from owl_compress.documents.outputs import PICTURE
@@ -25,26 +26,54 @@ Budgeted = Plan | Result
 
 _BESIDE_WEIGHTS = ("sensitivity.json", "report.json", "plan.json")
 _METRIC = "lod@5"
+_INCHES = 9.0
+"""Width of the picture of a comparison."""
 
 
 def chart(
     files: Annotated[
         list[Path],
         options.path_argument(
-            "FILES", "Reports, profiles, plans, results, or a folder that compress or run wrote."
+            "FILES",
+            "Reports, profiles, plans, results, or a folder that compress, run or compare wrote.",
         ),
     ],
     out: options.OutPicture,
     metric: Annotated[
-        str | None, typer.Option(help="Which importance to draw; default that of the plan, or lod@5.")
+        str | None,
+        typer.Option(
+            help="Which importance to draw; default that of the plan, or lod@5. Of a comparison: "
+            "which of its figures; default the perplexity."
+        ),
     ] = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw importance or damage and the budget of every block, from any report, profile, plan or result."""
+    """Draw importance or damage and the budget of every block; of a comparison, quality against budget."""
     if out.suffix.lower() != ".png":
         raise RequestError(f"--out {out} is no name of a picture: charts are PNG, name it {out.stem}.png")
     check_output_file(out, inputs=files, kind=PICTURE)
+    if any(map(is_comparison, files)):
+        _draw_comparison(files, out, metric)
+    else:
+        _draw_documents(files, out, metric)
+    output = Output(as_json=as_json, quiet=quiet)
+    output.answer({"chart": str(out)})
+    output.say(f"wrote {out}")
+
+
+def _draw_comparison(files: Sequence[Path], out: Path, figure: str | None) -> None:
+    from owl_compress.pages.comparison_pictures import quality_picture
+    from owl_compress.pages.drawing import write_png
+
+    if len(files) > 1:
+        raise RequestError(f"a comparison is drawn alone: name one of the {len(files)} files")
+    comparison = read_comparison(files[0])
+    picture = quality_picture(comparison.rows, comparison.baseline, figure)
+    write_png(picture.draw(_INCHES), out)
+
+
+def _draw_documents(files: Sequence[Path], out: Path, metric: str | None) -> None:
     found = [(path, read_document(path)) for file in files for path in _files_of(file)]
     measured = [document for _, document in found if isinstance(document, Measured)]
     _check_one(measured)
@@ -61,9 +90,6 @@ def chart(
 
         report = next((one for one in measured if isinstance(one, ImportanceReport)), None)
         draw(out, report, budgets, _metric(report, metric, [document for _, document in budgeted]))
-    output = Output(as_json=as_json, quiet=quiet)
-    output.answer({"chart": str(out)})
-    output.say(f"wrote {out}")
 
 
 def _files_of(path: Path) -> list[Path]:

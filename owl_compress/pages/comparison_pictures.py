@@ -6,6 +6,7 @@ import numpy as np
 
 from owl_compress.documents.comparison import Row
 from owl_compress.documents.units import Unit
+from owl_compress.errors import RequestError, nearest
 from owl_compress.pages.cost_chart import Priced, size_figure, time_figure
 from owl_compress.pages.drawing import KEPT_WORDS, Array
 from owl_compress.pages.families import Curve, Family, families_of
@@ -29,6 +30,23 @@ def quality_pictures(rows: Sequence[Row], baseline: str) -> list[Picture]:
     return [picture for figure in figures_of(rows) for picture in _of_figure(rows, figure, baseline)]
 
 
+def quality_picture(rows: Sequence[Row], baseline: str, asked: str | None = None) -> Picture:
+    """The figure that is `asked` for, or the first, against the budget.
+
+    Where families of several budgets stand beside families of one, it is of the former.
+
+    Raises:
+        RequestError: nothing was measured of any compressed model, or not that figure.
+    """
+    known = {one.name: one for one in figures_of(rows)}
+    if asked is not None and asked not in known:
+        raise RequestError(f"the rows have no figure {asked!r}: {nearest(asked, known)}")
+    for name in known if asked is None else (asked,):
+        for picture in _of_figure(rows, known[name], baseline):
+            return picture
+    raise RequestError("no compressed model was measured yet: there is nothing to draw")
+
+
 def _of_figure(rows: Sequence[Row], figure: Figure, baseline: str) -> Iterator[Picture]:
     larger = figure.is_larger_better
     families = families_of(rows, figure, baseline)
@@ -41,7 +59,7 @@ def _of_figure(rows: Sequence[Row], figure: Figure, baseline: str) -> Iterator[P
             f"{figure.name} against budget, by method",
             " ".join(_curve_in_words(curve, family) for family in lines for curve in family.curves),
             f"{better} A line is the mean over seeds, its band reaches from the least to the largest. "
-            f"Dashed: {baseline}; dotted: the dense model.{_of_single_seeds(lines, figure)}",
+            f"{_dashed(lines, baseline)}Dotted: the dense model.{_of_single_seeds(lines, figure)}",
             lambda width: curves_figure(lines, figure.name, looks, width, is_ratio=figure.is_ratio),
         )
     if single:
@@ -49,9 +67,14 @@ def _of_figure(rows: Sequence[Row], figure: Figure, baseline: str) -> Iterator[P
             f"{figure.name} of each method",
             " ".join(_curve_in_words(curve, family) for family in single for curve in family.curves),
             f"{better} A mark is the mean over seeds, its line reaches from the least to the largest; the "
-            f"best on top. Dashed: {baseline}.{_of_single_seeds(single, figure)}",
+            f"best on top. {_dashed(single, baseline)}{_of_single_seeds(single, figure)}".rstrip(),
             lambda width: ranking_figure(single, figure.name, looks, width, larger_is_better=larger),
         )
+
+
+def _dashed(families: Sequence[Family], baseline: str) -> str:
+    is_drawn = any(curve.is_baseline for family in families for curve in family.curves)
+    return f"Dashed: {baseline}. " if is_drawn else ""
 
 
 def _of_single_seeds(families: Sequence[Family], figure: Figure) -> str:

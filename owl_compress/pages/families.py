@@ -1,7 +1,8 @@
 """Rows of a comparison as curves: quality against budget, one for each method of a family.
 
 A family is what stays the same along a curve: model, backend, text, and all else but the budget, the method
-(allocator and its options) and the seed.
+(allocator and its options) and the seed. Where all families have one and the same method, they are the curves
+of a single one: it is they who are compared.
 """
 
 import json
@@ -83,9 +84,29 @@ def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Fam
     told = ["backend", *(name for name in varying(fixed) if name not in {"backend", "unit"})]
     names = [label({_WORDLESS.get(name, name): one.get(name) for name in told}) for one in fixed]
     methods = _called([row for row in rows if not row.dense], baseline)
-    return tuple(
-        _family(name, own, methods, figure, _dense(done, own[0], figure))
-        for name, own in zip(names, members.values(), strict=True)
+    return _beside(
+        [
+            _family(name, own, methods, figure, _dense(done, own[0], figure))
+            for name, own in zip(names, members.values(), strict=True)
+        ]
+    )
+
+
+def _beside(families: Sequence[Family]) -> tuple[Family, ...]:
+    """Families of one and the same method as the curves of one: what differs is then what is compared."""
+    methods = {curve.method for family in families for curve in family.curves}
+    axes = {(family.axis, family.dense) for family in families}
+    is_shared = len(methods) == len(axes) == 1 and len(families) > 1
+    if not is_shared or any(len(family.budgets) < 2 for family in families):
+        return tuple(families)
+    curves = [replace(family.curves[0], method=family.name, is_baseline=False) for family in families]
+    budgets = {budget: group for family in families for budget, group in family.budgets.items()}
+    shown = {budget: word for family in families for budget, word in family.shown.items()}
+    (method,) = methods
+    return (
+        replace(
+            families[0], name=method, budgets=dict(sorted(budgets.items())), curves=tuple(curves), shown=shown
+        ),
     )
 
 

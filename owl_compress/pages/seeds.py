@@ -178,7 +178,10 @@ def _method(
 
 
 def _renamed(methods: Sequence[Method]) -> list[Method]:
-    """The methods of a group under names of what tells them apart there: "owl lam=0.1"."""
+    """The methods of a group under names of what tells them apart there: "owl lam=0.1"; one alone, "owl"."""
+    if len(methods) == 1:
+        alone = methods[0]
+        return [replace(alone, name=str(alone.rows[0].recipe.get("allocator", alone.name)))]
     axes = [method.rows[0].axes for method in methods]
     names = [name for name in varying(axes) if name != SEED]
     return [

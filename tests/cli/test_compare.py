@@ -46,6 +46,21 @@ def test_the_answer_is_the_rows(grid: Path, done: Callable[..., Any], here: Path
     assert again.err == ""
 
 
+def test_a_comparison_is_drawn_from_its_folder_or_its_rows(
+    grid: Path, done: Callable[..., Any], refused: Callable[..., str], here: Path
+) -> None:
+    done("compare", "grid.yaml", "-o", "RESULTS", "--quiet")
+    assert done("chart", "RESULTS", "-o", "folder.png", "--json").json == {"chart": "folder.png"}
+    done("chart", "RESULTS/rows.jsonl", "-o", "rows.png", "--metric", "perplexity other.txt", "--quiet")
+    pictures = [(here / name).read_bytes() for name in ("folder.png", "rows.png")]
+    assert pictures[0] == pictures[1]
+    assert pictures[0].startswith(b"\x89PNG")
+    assert "the rows have no figure 'lod@5'" in refused(
+        "chart", "RESULTS", "--metric", "lod@5", "-o", "x.png"
+    )
+    assert "drawn alone: name one of the 2" in refused("chart", "RESULTS", "model", "-o", "x.png")
+
+
 def test_lines_tell_how_far_it_is_and_a_table_what_came_of_it(grid: Path, done: Callable[..., Any]) -> None:
     grid.write_text(GRID + "cases: [{backend: gptq}]\n")
     outcome = done("compare", "grid.yaml", "-o", "RESULTS")

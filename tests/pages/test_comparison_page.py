@@ -15,6 +15,7 @@ from owl_compress.documents.measurements import AgreementRecord, PerplexityRecor
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_page import comparison_page
+from owl_compress.pages.comparison_pictures import quality_picture
 from owl_compress.pages.comparison_tables import comparison_table
 from owl_compress.pages.families import families_of
 from owl_compress.pages.quality_chart import looks_of
@@ -54,6 +55,9 @@ DENSE = row_of(
     "dense", 0.0, 0, 20.0, dense=True, axes={}, group="dense", name="dense", unit=None, asked=None,
     achieved=None, budgets={}, recipe={"model": "a/model"},
 )  # fmt: skip
+AGREEMENT = AgreementRecord(
+    kl=0.5, top1=0.8, positions=10, against="dense", data="test.txt", windows=1, seq_len=16, bos="first"
+)
 BETTER = {"uniform": 1.0, "owl": 0.9, "linear-depth": 0.95}
 
 
@@ -134,6 +138,36 @@ def test_other_backends_and_kinds_of_budget_are_other_families() -> None:
     assert families[1].shown == {0.5: "4:8"}
 
 
+def test_where_only_backends_are_compared_they_are_the_curves() -> None:
+    rows = [
+        row_of(
+            "uniform", sparsity, 0, 10.0 / (1 - sparsity), cell=f"{backend}{sparsity}",
+            group=f"{backend} sparsity={sparsity}", axes={"sparsity": sparsity, "backend": backend},
+            recipe={"model": "a/model", "allocator": "uniform", "backend": backend, "sparsity": sparsity},
+        )
+        for backend in ("wanda", "sparsegpt")
+        for sparsity in (0.5, 0.6)
+    ]  # fmt: skip
+    (figure,) = figures_of(rows)
+    (family,) = families_of(rows, figure, "uniform")
+    assert (family.name, list(family.budgets)) == ("uniform", [0.5, 0.6])
+    assert [(curve.method, curve.is_baseline) for curve in family.curves] == [
+        ("wanda", False), ("sparsegpt", False)
+    ]  # fmt: skip
+    assert [point.budget for point in family.curves[1].points] == [0.5, 0.6]
+    assert "Dashed" not in quality_picture(rows, "uniform").caption
+
+
+def test_a_single_picture_is_of_the_figure_that_is_asked_for() -> None:
+    rows = [row.model_copy(update={"agreement": AGREEMENT}) for row in grid(seeds=1)]
+    assert quality_picture(rows, "uniform").title == "perplexity test.txt against budget, by method"
+    assert quality_picture(rows, "uniform", "KL").title == "KL against budget, by method"
+    with pytest.raises(RequestError, match="the rows have no figure 'kl'"):
+        quality_picture(rows, "uniform", "kl")
+    with pytest.raises(RequestError, match="no compressed model was measured yet"):
+        quality_picture([DENSE], "uniform")
+
+
 def test_of_many_methods_the_best_have_colours_and_the_rest_is_grey() -> None:
     names = ["uniform", *(f"method-{number:02d}" for number in range(20))]
     rows = [row_of(name, 0.5, 0, 100.0 - place) for place, name in enumerate(names)]
@@ -174,11 +208,8 @@ def test_of_texts_that_differ_a_page_says_whose_they_are() -> None:
 
 
 def test_accuracy_and_agreement_have_pictures_of_their_own() -> None:
-    agreement = AgreementRecord(
-        kl=0.5, top1=0.8, positions=10, against="dense", data="test.txt", windows=1, seq_len=16, bos="first"
-    )
     task = TaskAccuracy(task="boolq", metric="acc", value=0.6, stderr=0.05, samples=100, shots=0, version="1")
-    html = comparison_page([row_of("owl", 0.5, 0, 30.0, agreement=agreement, tasks={"boolq": task})])
+    html = comparison_page([row_of("owl", 0.5, 0, 30.0, agreement=AGREEMENT, tasks={"boolq": task})])
     for name in ("boolq", "KL", "top-1", "perplexity test.txt"):
         assert f">{name} of each method</title>" in html
     assert "one standard error over the questions" in html
