@@ -33,10 +33,10 @@ from typing import Any
 import torch
 from processes import COMMAND, Spent, apart, spent_by
 from rows import print_row
-from safetensors import safe_open
 from torch import Tensor
 
 from owl_compress import Recipe, Session
+from owl_compress.checkpoints.tensors import tensor_from_checkpoint
 
 _HERE = Path(__file__).parent
 _OWL_SETTINGS = {"sparsity": 0.7, "lam": 0.08, "m": 5}
@@ -226,7 +226,7 @@ def _equal_positions(work: Path, names: Sequence[str]) -> dict[str, Any]:
     """Share of the weights that both keep or both remove: of all, and of each of the equal blocks."""
     by_block: dict[str, list[Tensor]] = {}
     for name in names:
-        ours, theirs = (_weight(work / side, name) == 0 for side in ("ours", "theirs"))
+        ours, theirs = (tensor_from_checkpoint(work / side, name) == 0 for side in ("ours", "theirs"))
         block = name.partition(".layers.")[2].partition(".")[0]
         by_block.setdefault(block, []).append((ours == theirs).flatten())
     shares = [torch.cat(same).double().mean() for same in by_block.values()]
@@ -234,15 +234,6 @@ def _equal_positions(work: Path, names: Sequence[str]) -> dict[str, Any]:
         "equal_mask_positions": float(torch.stack(shares).mean()),
         "equal_mask_positions_by_block": [round(float(share), 5) for share in shares],
     }
-
-
-def _weight(folder: Path, name: str) -> Tensor:
-    """That of a linear, from whichever file of the folder holds it."""
-    key, index = f"{name}.weight", folder / "model.safetensors.index.json"
-    file = json.loads(index.read_text())["weight_map"][key] if index.is_file() else "model.safetensors"
-    with safe_open(folder / file, "pt") as tensors:
-        found: Tensor = tensors.get_tensor(key)
-    return found
 
 
 def _peer_versions(bench: Bench) -> dict[str, Any]:

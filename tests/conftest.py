@@ -1,6 +1,7 @@
 """A tiny tokenizer and a tiny model, built on the spot: no network, no files."""
 
 import hashlib
+import json
 import os
 import signal
 import string
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from owl_compress.cli import _exit_code
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.models.structure import LinearSite, find_structure
@@ -99,6 +101,37 @@ def here(
     (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def measured(here: Path, tokenizer: PreTrainedTokenizerFast) -> Callable[..., None]:
+    """A function that saves `MODEL`, a Llama whose linears other tools take, and measures `report.json`."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_key_value_heads": 2}
+
+    def measure(tokenizer: Any = tokenizer, **changes: int) -> None:
+        config = LlamaConfig(
+            vocab_size=len(tokenizer), num_attention_heads=4, max_position_embeddings=128, **sizes | changes
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            LlamaForCausalLM(config).save_pretrained(here / "MODEL")
+        tokenizer.save_pretrained(here / "MODEL")
+        words = ("measure", "MODEL", "--calib", "text.txt", "--samples", "4", "--seq-len", "32", "--quiet")
+        assert _exit_code([*words, "-o", "report.json"]) == 0
+
+    return measure
+
+
+@pytest.fixture
+def allocated(here: Path) -> Callable[..., dict[str, float]]:
+    """A function that writes `plan.json` from `report.json`, and gives its budgets by linear."""
+
+    def allocate(*options: str) -> dict[str, float]:
+        assert _exit_code(["allocate", "report.json", *options, "-o", "plan.json", "--quiet"]) == 0
+        budgets = json.loads((here / "plan.json").read_text())["budgets"]
+        return {row["name"]: row["value"] for row in budgets}
+
+    return allocate
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """A plan of ours, carried out by GPTQModel alone, by what `docs/exchange.md` says to type."""
 
-import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.cli import _exit_code
 
@@ -22,25 +20,11 @@ PAGE = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text(encoding="
 BITS = ("--allocator", "linear-depth", "--bits", "3", "--bit-choices", "2,3,4", "--lam", "1")
 
 
-@pytest.fixture
-def budgets(here: Path, tokenizer: Any) -> dict[str, float]:
-    """Bits of each linear by `plan.json` in the working folder, where `MODEL` fits GPTQModel's kernels."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(here / "MODEL")
-    tokenizer.save_pretrained(here / "MODEL")
-    text = ("--calib", "text.txt", "--samples", "4", "--seq-len", "32", "--quiet")
-    assert _exit_code(["measure", "MODEL", *text, "-o", "report.json"]) == 0
-    assert _exit_code(["allocate", "report.json", *BITS, "-o", "plan.json", "--quiet"]) == 0
-    plan = json.loads((here / "plan.json").read_text())
-    return {row["name"]: row["value"] for row in plan["budgets"]}
-
-
-def test_gptqmodel_carries_out_what_was_exported(budgets: dict[str, float], tokenizer: Any) -> None:
+def test_gptqmodel_carries_out_what_was_exported(
+    measured: Callable[..., None], allocated: Callable[..., dict[str, float]], tokenizer: Any
+) -> None:
+    measured()
+    budgets = allocated(*BITS)
     section = PAGE.partition("## GPTQModel\n")[2].partition("\n## ")[0]
     (command,) = re.findall(r"^owl-compress (.*)$", section, re.M)
     assert _exit_code([*shlex.split(command), "--quiet"]) == 0

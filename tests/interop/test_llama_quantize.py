@@ -1,16 +1,14 @@
 """`llama-quantize` carries out an exported plan, on what llama.cpp's own script converts."""
 
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from owl_compress.cli import _exit_code
 from owl_compress.pipeline.stages import load
@@ -28,28 +26,14 @@ def llama_cpp() -> Path:
     return Path(os.environ["LLAMA_CPP"])
 
 
-@pytest.fixture
-def budgets(here: Path) -> dict[str, float]:
-    """Bits of each linear by `plan.json`; `MODEL` beside it has a tokenizer that llama.cpp's script knows."""
-    tokenizer = load("builtin").tokenizer
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=5,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(here / "MODEL")
-    tokenizer.save_pretrained(here / "MODEL")
-    text = ("--calib", "text.txt", "--samples", "4", "--seq-len", "32", "--quiet")
-    assert _exit_code(["measure", "MODEL", *text, "-o", "report.json"]) == 0
-    assert _exit_code(["allocate", "report.json", *BITS, "-o", "plan.json", "--quiet"]) == 0
-    plan = json.loads((here / "plan.json").read_text())
-    return {row["name"]: row["value"] for row in plan["budgets"]}
-
-
-def test_every_linear_gets_its_type(budgets: dict[str, float], llama_cpp: Path, here: Path) -> None:
+def test_every_linear_gets_its_type(
+    measured: Callable[..., None], allocated: Callable[..., dict[str, float]], llama_cpp: Path, here: Path
+) -> None:
     import gguf
 
+    tokenizer = load("builtin").tokenizer  # one that llama.cpp's script knows
+    measured(tokenizer, hidden_size=256, intermediate_size=512, num_hidden_layers=5, num_key_value_heads=4)
+    budgets = allocated(*BITS)
     section = PAGE.partition("## llama.cpp\n")[2].partition("\n## ")[0]
     (typed,) = re.findall(r"^```sh\n(.*?)^```", section, re.M | re.S)
     ours, theirs = map(shlex.split, typed.splitlines())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from owl_compress.cli import _exit_code
 
@@ -35,31 +35,10 @@ def snippets(language: str, title: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", section(title), re.M | re.S)
 
 
-@pytest.fixture
-def workplace(here: Path, tokenizer: Any) -> Path:
-    """The working folder: `MODEL`, a Llama whose linears every tool takes, and `report.json`."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(here / "MODEL")
-    tokenizer.save_pretrained(here / "MODEL")
-    words = ("measure", "MODEL", "--calib", "text.txt", "--samples", "4", "--seq-len", "32", "--quiet")
-    assert _exit_code([*words, "-o", "report.json"]) == 0
-    return here
-
-
-@pytest.fixture
-def allocated(workplace: Path) -> Callable[..., dict[str, float]]:
-    """A function that writes `plan.json`, and gives its budgets by linear."""
-
-    def allocate(*options: str) -> dict[str, float]:
-        assert _exit_code(["allocate", "report.json", *options, "-o", "plan.json", "--quiet"]) == 0
-        budgets = json.loads((workplace / "plan.json").read_text())["budgets"]
-        return {row["name"]: row["value"] for row in budgets}
-
-    return allocate
+@pytest.fixture(autouse=True)
+def workplace(measured: Callable[..., None]) -> None:
+    """The working folder holds `MODEL` and `report.json`."""
+    measured()
 
 
 def typed(title: str) -> list[list[str]]:
@@ -117,7 +96,7 @@ class TestCommands:
         }
         assert set(lines.values()) <= known
 
-    def test_of_evopress(self, workplace: Path) -> None:
+    def test_of_evopress(self) -> None:
         names = [row["name"] for block in _report()["blocks"] for row in block["linears"]]
         Path("evo-kl-configuration-3.0.txt").write_text("".join(f"{name}: 3\n" for name in names))
         Path("levels.txt").write_text("".join(f"{name}: 0\n" for name in names))
