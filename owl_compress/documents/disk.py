@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from owl_compress.documents.outputs import check_is_free, check_may_replace, is_empty
+from owl_compress.documents.outputs import check_is_free, check_is_outside, check_may_replace, is_empty
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.temporary import held, is_temporary, remove_dead, temporary_name
 from owl_compress.errors import RequestError
@@ -131,12 +131,13 @@ def check_output_folder(
     Args:
         path: the folder.
         overwrite: whether an output of ours that is there may be replaced.
-        inputs: folders that are read meanwhile, and must not be replaced; names that are no paths do no harm.
+        inputs: folders that are read meanwhile, and must not be replaced or added to; names that are no paths
+            do no harm.
         n_bytes: what will be written at least, as far as that is known.
 
     Raises:
-        RequestError: it is a file, holds what may not be replaced, lies where no folder can be made, or the
-            disk has too little room.
+        RequestError: it is a file, holds what may not be replaced, lies in an input or where no folder can be
+            made, or the disk has too little room.
     """
     path = given_path(path)
     with disk_errors(path):
@@ -188,9 +189,10 @@ def _place_of(named: Path, inputs: Iterable[Path | str], *, overwrite: bool) -> 
     """Where an output folder is made.
 
     Raises:
-        RequestError: it is a file, or holds something that may not be replaced.
+        RequestError: it is a file, lies in a folder that is read, or holds what may not be replaced.
     """
     path = _resolved(named)
+    check_is_outside(named, path, inputs)
     if path.exists() and not path.is_dir():
         raise RequestError(f"output folder {named} is a file: name a folder that is new or empty")
     parent = next(folder for folder in (path.parent, *path.parents) if folder.exists())  # "/" is its own

@@ -71,6 +71,20 @@ def check_may_replace(named: Path, real: Path, inputs: Iterable[Path | str], *, 
         )
 
 
+def check_is_outside(named: Path, real: Path, inputs: Iterable[Path | str]) -> None:
+    """Refuse an output in a folder that is read: `adapter` in one of ours would be taken for its adapter.
+
+    Raises:
+        RequestError: it lies there.
+    """
+    for given in inputs:
+        for folder in real.parents:
+            if _is_same(given, folder):
+                raise RequestError(
+                    f"output folder {named} lies in {given}, which is read: name one outside of it"
+                )
+
+
 def check_is_free(named: Path, real: Path, inputs: Iterable[Path | str], kind: str | None) -> None:
     """Refuse to write over an input, a device, or a file that is no document, or picture, of that `kind`.
 

@@ -13,11 +13,14 @@ def given_path(path: Path | str) -> Path:
     """The path that a user wrote, with `~` and `~name` spelled out.
 
     Raises:
-        RequestError: it is empty, no UTF-8, too long for a file system, or of a user whom nobody knows here.
+        RequestError: it is empty, no UTF-8, has a NUL in it, is too long for a file system, or of a user whom
+            nobody knows here.
     """
     text = os.fspath(path)
     if not text:
         raise RequestError("'' is no path: name a file or folder (a variable of the shell may be empty)")
+    if "\0" in text:
+        raise RequestError(f"path {text!r} has a NUL in it, which no name may have")
     try:
         longest = max(Path(text).parts, key=lambda part: len(part.encode()), default="")
     except UnicodeEncodeError as error:

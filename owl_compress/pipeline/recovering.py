@@ -124,7 +124,6 @@ def carry_out(
         say(f"{out} is finished already")
         return done if ranks.leads else None
     check_output_folder(out, overwrite=overwrite, inputs=[request.folder])
-    _check_outside(out, request.folder)
     _check_unfinished(out, resume=resume, overwrite=overwrite)
     device, state = request.device, folder_beside(out) / STATE
     if resume and not state.exists():
@@ -173,16 +172,6 @@ def _kept_until_whole(out: Path, *, overwrite: bool) -> Iterator[None]:
                     raise KeyboardInterrupt(f"interrupted: {kept}: go on with --resume") from error
                 raise
             discard(folder)
-
-
-def _check_outside(out: Path, folder: Path) -> None:
-    """Refuse an output in the folder that is read: in there an `adapter` would be taken for its own.
-
-    Raises:
-        RequestError: it lies there.
-    """
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise RequestError(f"output folder {out} lies in {folder}, which is read: name one outside of it")
 
 
 def _finished(out: Path, source: Result, request: RecoveryRequest) -> Result | None:

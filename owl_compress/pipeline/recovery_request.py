@@ -84,6 +84,8 @@ class RecoveryOptions:
             raise RequestError(f"--tokens {found.tokens!r} is no number of tokens, such as 30000 or 300k")
         if found.learning_rate is not None and not isfinite(found.learning_rate):
             raise RequestError(f"--learning-rate {found.learning_rate} has no end: give one such as 1e-4")
+        if found.teacher is not None and not found.teacher.strip():
+            raise RequestError("--teacher '' names no model (a variable of the shell may be empty)")
         if found.teacher is not None and found.loss != "distill":
             raise RequestError("--teacher is for --loss distill: add that, or drop it")
         return found

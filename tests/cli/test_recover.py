@@ -517,6 +517,7 @@ REFUSED = [
     (("--accumulate", "9" * 23), "accumulate"),
     (("--method", "bias", "--rank", "4"), "rank"),
     (("--teacher", "model"), "distill"),
+    (("--loss", "distill", "--teacher", ""), "--teacher ''"),
     (("--loss", "kl"), "lm"),
     (("--learning-rate", "-1"), "learning-rate"),
     (("--learning-rate", "nan"), "learning-rate"),

@@ -137,6 +137,14 @@ def test_an_output_folder_with_something_in_it_is_refused(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 
+def test_an_output_folder_in_what_is_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("model/adapter", "model/deep/OUT"):
+        with pytest.raises(RequestError, match=r"lies in .*model, which is read: name one outside of it"):
+            check_output_folder(tmp_path / name, inputs=["gpt2", tmp_path / "model"])
+    check_output_folder(tmp_path / "model-pruned", inputs=[tmp_path / "model", "builtin"])
+
+
 def test_the_root_of_the_file_system_is_refused_like_any_folder_that_holds_something() -> None:
     with pytest.raises(RequestError, match="output folder / exists and is not empty"):
         check_output_folder(Path("/"))

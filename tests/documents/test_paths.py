@@ -19,6 +19,7 @@ def test_home_is_spelled_out(monkeypatch: pytest.MonkeyPatch) -> None:
     ("path", "message"),
     [
         ("", "'' is no path"),
+        ("a\0b", r"'a\x00b' has a NUL in it"),
         ("~nosuchuser/x", "'~nosuchuser/x': nobody knows where '~nosuchuser' is"),
         ("a/" + "x" * 256, "has a name of 256 bytes, and no more than 255"),
         ("ü" * 128, "has a name of 256 bytes"),
