@@ -25,6 +25,12 @@ _STUDIES = (
     "sweep", "curves",
 )  # fmt: skip
 _OF_SECONDS = "time"
+_PICTURES = {
+    "curves": ("figure2.png", "Perplexity of the embedded model against sparsity, uniform and with OWL"),
+    "granularity": ("table3.png", "Perplexity of the embedded model against sparsity, by comparison group"),
+    "allocators": ("table4.png", "Perplexity of the embedded model against sparsity, by allocator"),
+}
+"""What `owl-compress chart` made of the rows, and what is to be seen on it."""
 _NO_ROWS = "No rows of the embedded model are committed yet."
 _INTRODUCTION = (
     "The tables and figures of the paper (OWL, arXiv 2310.05175) as grids of `owl-compress compare` "
@@ -84,10 +90,14 @@ def _study(name: str) -> str:
         "```sh",
         f"python benchmarks/study.py studies/{name} --calib validation.txt --data test.txt -o RESULTS",
         f"python benchmarks/study.py studies/{name} --model {_LLAMA} -o RESULTS",
+        *([f"owl-compress chart RESULTS -o {_PICTURES[name][0]}"] if name in _PICTURES else []),
         "```", "",
     ]  # fmt: skip
     path = _ROWS / f"{name}.jsonl"
     if path.is_file():
+        if name in _PICTURES:
+            file, seen = _PICTURES[name]
+            lines += [f"![{seen}]({file})", ""]
         seconds = name == _OF_SECONDS
         lines += [table(read_rows(path), published(name, _BESIDE), _BESIDE, with_seconds=seconds), ""]
     else:

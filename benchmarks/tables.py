@@ -9,11 +9,15 @@ from pathlib import Path
 from textwrap import fill
 
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
+from comparison_tables import accuracy_section, draws_section
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
 from process_tables import peers_section, scaling_section, soak_section
 from recovery_table import recovery_section
 from tuned_rounding_table import tuned_rounding_section
+
+from owl_compress.documents.comparison import Row as ComparedRow
+from owl_compress.documents.comparison import read_rows
 
 _RESULTS = Path(__file__).parent / "results"
 _AUTHORS = json.loads((Path(__file__).parent / "authors_smollm2.json").read_text())
@@ -32,6 +36,8 @@ def main() -> None:
     introduction = f"# Measured\n\n{fill(_INTRODUCTION, WIDTH)}\n"
     measured = [
         damage_section(_rows("sensitivity"), _known()),
+        draws_section(_compared("readme")),
+        accuracy_section(_compared("accuracy")),
         _rank_correlation(),
         _unstructured(),
         _nm(),
@@ -61,6 +67,12 @@ def _rows(name: str) -> list[Row]:
         for row in rows
         if not is_of_comparison(row) or is_measured(row)
     ]
+
+
+def _compared(name: str) -> list[ComparedRow]:
+    """Rows as `owl-compress compare` wrote them."""
+    path = _RESULTS / f"{name}.jsonl"
+    return read_rows(path) if path.is_file() else []
 
 
 def _known() -> dict[str, float]:
