@@ -37,6 +37,10 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
 torch.set_num_threads(1)
 
 
+IDS = torch.arange(3, 60)[None]
+"""Tokens that every tiny model knows, [1, 57]."""
+
+
 def byte_tokenizer(*, bos: bool = True) -> PreTrainedTokenizerFast:
     """One token for each byte of UTF-8: 259 or 258 ids. With `bos`, a BOS once at the start, as Llama does.
 
@@ -101,6 +105,18 @@ def here(
     (tmp_path / "other.txt").write_text(" ".join(f"{number:04d}bat" for number in range(100)))  # 799 bytes
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def logits_of() -> Callable[[Any], Tensor]:
+    """A function that gives a model's logits for always the same tokens."""
+
+    def compute(model: Any) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = model(IDS).logits
+        return logits
+
+    return compute
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from owl_compress.allocators import Target, allocate
@@ -27,20 +26,6 @@ from owl_compress.forms.narrowing import KeptUnits, keep_units_
 from owl_compress.importance.estimator import outline
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.structure import find_structure
-
-IDS = torch.arange(3, 60)[None]
-
-
-@pytest.fixture(scope="session")
-def logits_of() -> Callable[[Any], Tensor]:
-    """A function that gives a model's logits for always the same tokens."""
-
-    def compute(model: Any) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = model(IDS).logits
-        return logits
-
-    return compute
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from owl_compress.pipeline.execution import run
 from owl_compress.pipeline.recovering import recover
 from owl_compress.pipeline.stages import load
 
-IDS = torch.arange(3, 60)[None]
 STRUCTURED = {"backend": "structured", "prune_ratio": 0.4, "round_to": 8}
 FEED_FORWARD = {**STRUCTURED, "round_to": 256, "parts": ("mlp",)}
 OUTPUTS: dict[str, dict[str, Any]] = {
@@ -81,18 +80,6 @@ def written(workshop: Path) -> Callable[[str], Path]:
         return folder
 
     return write
-
-
-@pytest.fixture(scope="session")
-def logits_of() -> Callable[[Any], Tensor]:
-    """A function that gives a model's logits for always the same tokens."""
-
-    def compute(model: Any) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = model(IDS).logits
-        return logits
-
-    return compute
 
 
 @pytest.fixture(scope="session")
