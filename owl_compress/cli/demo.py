@@ -10,7 +10,7 @@ import typer
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.sheet import Column, Sheet
-from owl_compress.documents.disk import check_output_folder
+from owl_compress.documents.output_folders import check_output_folder
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 
@@ -40,8 +40,8 @@ def demo(
     quiet: options.Quiet = False,
 ) -> None:
     """Prune the embedded SmolLM2-135M to 60 % sparsity, uniformly and by OWL, and compare."""
-    from owl_compress.documents.disk import output_folder
     from owl_compress.documents.measurements import Evaluation
+    from owl_compress.documents.output_folders import output_folder
     from owl_compress.pages.chart import budget_chart
     from owl_compress.pipeline.folder import save
     from owl_compress.pipeline.quality import evaluate

@@ -14,7 +14,7 @@ from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.compression.journal import Journal
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy, by_task
-from owl_compress.documents.disk import check_output_folder, output_folder
+from owl_compress.documents.output_folders import check_output_folder, output_folder
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe

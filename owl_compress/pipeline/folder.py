@@ -12,7 +12,7 @@ from owl_compress.checkpoints.origin import origin_of
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import StoredForm, export_named, suiting
 from owl_compress.checkpoints.tensors import INDEX_NAME, bytes_on_disk
-from owl_compress.documents.disk import output_folder
+from owl_compress.documents.output_folders import output_folder
 from owl_compress.documents.outputs import DAMAGE_PICTURE
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan

@@ -9,8 +9,9 @@ from typing import Any
 
 from owl_compress.arguments import checked
 from owl_compress.consent import NO_CONSENT, Consent
-from owl_compress.documents.disk import check_output_folder, disk_errors, output_folder
+from owl_compress.documents.disk import disk_errors
 from owl_compress.documents.measurements import PerplexityRecord
+from owl_compress.documents.output_folders import check_output_folder, output_folder
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.recovery import RecoveryRecord
 from owl_compress.documents.result import Result

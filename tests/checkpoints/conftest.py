@@ -19,7 +19,7 @@ from owl_compress.checkpoints.reading import CheckpointSource
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.stored_forms import form_named
 from owl_compress.compression.driver import compress_with_
-from owl_compress.documents.disk import output_folder
+from owl_compress.documents.output_folders import output_folder
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import coded_modules
 from owl_compress.forms.narrowing import KeptUnits, keep_units_

@@ -13,7 +13,7 @@ from owl_compress.checkpoints import loading
 from owl_compress.checkpoints.loading import LoadedModel, load_model
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import tensor_from_checkpoint
-from owl_compress.documents.disk import output_folder
+from owl_compress.documents.output_folders import output_folder
 from owl_compress.errors import RequestError
 
 UP = "model.layers.1.mlp.up_proj"

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrain
 from owl_compress.checkpoints.loading import load_model
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import tensor_files, tensor_from_checkpoint
-from owl_compress.documents.disk import output_folder
+from owl_compress.documents.output_folders import output_folder
 from owl_compress.errors import RequestError
 
 

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import bytes_on_disk, tensor_from_checkpoint
-from owl_compress.documents.disk import output_folder
+from owl_compress.documents.output_folders import output_folder
 from owl_compress.errors import RequestError
 
 UP = "model.layers.1.mlp.up_proj"

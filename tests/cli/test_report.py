@@ -101,5 +101,5 @@ def test_a_full_disk_leaves_the_old_page(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("owl_compress.documents.disk._permit_", full)
+    monkeypatch.setattr("owl_compress.documents.disk.permit_", full)
     assert "disk full while writing page.html" in refused("report", "plan.json", "-o", "page.html")
