@@ -29,14 +29,9 @@ from owl_compress.pipeline.methods import DEFAULT_BACKEND
 from owl_compress.pipeline.profile_checks import by_block, check_model, check_profile
 from owl_compress.pipeline.profile_settings import ProfileSettings, extending
 from owl_compress.pipeline.profile_subject import Subject, Told
+from owl_compress.pipeline.recipe_texts import calibration_options, read_damage_text, read_text
 from owl_compress.pipeline.request import backend_of, check_options
-from owl_compress.pipeline.session import (
-    Session,
-    calibration_options,
-    loaded_for,
-    read_damage_text,
-    read_text,
-)
+from owl_compress.pipeline.session import Session, loaded_for
 from owl_compress.pipeline.stages import check_there, identity_of
 from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import calibration_windows

@@ -23,8 +23,9 @@ from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.feasibility import check_plan
 from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
+from owl_compress.pipeline.recipe_texts import read_damage_text
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
-from owl_compress.pipeline.session import Session, read_damage_text
+from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import held_apart
 from owl_compress.progress import SILENT, Progress

@@ -15,7 +15,7 @@ from owl_compress.compression.contract import CheckpointBackend, Quantizer
 from owl_compress.compression.statistics import asked_statistics
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
-from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows, read_texts
+from owl_compress.data.windows import TokenWindows, read_texts
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.recipe import Recipe
@@ -26,6 +26,7 @@ from owl_compress.evaluation.tasks import Tasks
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
+from owl_compress.pipeline.recipe_texts import calibration_options, evaluation_options, read_damage_text
 from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
 from owl_compress.pipeline.scoring import tasks_of
 from owl_compress.pipeline.stages import (
@@ -297,60 +298,3 @@ def noted_structure(loaded: LoadedModel) -> ModelStructure:
     """The blocks and linears of a model, with what was noted while it was loaded."""
     structure = find_structure(loaded.model)
     return replace(structure, notes=(*loaded.notes, *structure.notes))
-
-
-def read_text(options: CalibrationOptions) -> Text | Chats:
-    """The text that options of calibration name.
-
-    Raises:
-        RequestError: see `owl_compress.data.text.load_text`.
-    """
-    text = read_texts(options)[0]
-    if text is None:
-        raise TypeError("options of calibration name a text")
-    return text
-
-
-def damage_text_options(recipe: Recipe) -> CalibrationOptions:
-    """The text that the recipe wants windows of damage from; that of the calibration, if it names none."""
-    source = recipe.calib if recipe.damage_data is None else recipe.damage_data
-    return CalibrationOptions(source, text_field=recipe.text_field, chat_template=recipe.chat_template)
-
-
-def read_damage_text(recipe: Recipe) -> Text | Chats:
-    """The same, read.
-
-    Raises:
-        RequestError: see `owl_compress.data.text.load_text`.
-    """
-    return read_text(damage_text_options(recipe))
-
-
-def calibration_options(recipe: Recipe) -> CalibrationOptions:
-    """The calibration windows that a recipe asks for."""
-    return CalibrationOptions(
-        recipe.calib,
-        samples=recipe.samples,
-        seq_len=recipe.seq_len,
-        sampling=recipe.sampling,
-        seed=recipe.seed,
-        bos=recipe.bos,
-        text_field=recipe.text_field,
-        chat_template=recipe.chat_template,
-    )
-
-
-def evaluation_options(recipe: Recipe) -> EvaluationOptions | None:
-    """The windows to evaluate on that a recipe asks for; None if it names no text."""
-    if recipe.data is None:
-        return None
-    return EvaluationOptions(
-        recipe.data,
-        seq_len=recipe.seq_len,
-        bos=recipe.bos,
-        max_windows=recipe.max_windows,
-        text_field=recipe.text_field,
-        chat_template=recipe.chat_template,
-        stride=recipe.stride,
-        protocol=recipe.protocol,
-    )

@@ -14,15 +14,9 @@ from owl_compress.models.coverage import coverage_of
 from owl_compress.models.snapshot import ModelSnapshot
 from owl_compress.models.structure import ModelStructure
 from owl_compress.pipeline.comparison.texts import Texts
+from owl_compress.pipeline.recipe_texts import calibration_options, damage_text_options
 from owl_compress.pipeline.request import Request
-from owl_compress.pipeline.session import (
-    Session,
-    calibration_options,
-    damage_text_options,
-    loaded_for,
-    looks_at_text,
-    noted_structure,
-)
+from owl_compress.pipeline.session import Session, loaded_for, looks_at_text, noted_structure
 from owl_compress.pipeline.stages import (
     check_there,
     identity_of,

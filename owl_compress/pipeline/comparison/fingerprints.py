@@ -14,9 +14,10 @@ from owl_compress.documents.versions import versions
 from owl_compress.pipeline.comparison.cells import Cell
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.texts import Texts
+from owl_compress.pipeline.recipe_texts import calibration_options, evaluation_options
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.scoring import tasks_of
-from owl_compress.pipeline.session import calibration_options, evaluation_options, looks_at_text
+from owl_compress.pipeline.session import looks_at_text
 
 _NAMED_BY_CONTENT = {
     "model", "revision", "calib", "data", "damage_data", "plan", "profile", "cost_table", "task_file",
