@@ -32,8 +32,9 @@ from owl_compress.models.structure import (
 )
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
-from owl_compress.walk.blocks import BlockVisit, BlockWalk, LinearGroup
+from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
+from owl_compress.walk.gathering import LinearGroup
 from owl_compress.walk.input_statistics import MomentsAndGram, SecondMoments, Statistic
 from owl_compress.walk.kept_states import KeptStates
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled

@@ -10,7 +10,8 @@ from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import BlockSite, LinearSite
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.blocks import BlockWalk, LinearGroup, unreached
+from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.gathering import LinearGroup, unreached
 from owl_compress.walk.input_statistics import SecondMoments
 
 _HOST = torch.device("cpu")

@@ -18,8 +18,9 @@ from owl_compress.memory import memory_errors
 from owl_compress.models.state import parameter_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure, in_rows
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.blocks import BlockWalk, unreached
+from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import Tail
+from owl_compress.walk.gathering import unreached
 
 _HOST = torch.device("cpu")
 
