@@ -32,6 +32,11 @@ _PICTURES = {
 }
 """What `owl-compress chart` made of the rows, and what is to be seen on it."""
 _NO_ROWS = "No rows of the embedded model are committed yet."
+_INSTEAD = {
+    "zero_shot": "The seven tasks come from a hub. What the embedded model does on the first questions of "
+    "three of them, kept as files, is in [Measured](measured.md#accuracy-on-tasks)."
+}
+"""What stands in the place of rows that there are none of."""
 _INTRODUCTION = (
     "The tables and figures of the paper (OWL, arXiv 2310.05175) as grids of `owl-compress compare` "
     "([Comparing](compare.md)), on any model. A grid in `benchmarks/studies/` says what is compared; what it "
@@ -101,7 +106,7 @@ def _study(name: str) -> str:
         seconds = name == _OF_SECONDS
         lines += [table(read_rows(path), published(name, _BESIDE), _BESIDE, with_seconds=seconds), ""]
     else:
-        lines += [_NO_ROWS, ""]
+        lines += [fill(_INSTEAD.get(name, _NO_ROWS), _WIDTH), ""]
     return "\n".join(lines)
 
 
