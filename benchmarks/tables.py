@@ -16,6 +16,7 @@ from layout import WIDTH, Row, number, section, several, table
 from process_tables import peers_section, scaling_section, soak_section
 from recovery_table import recovery_section
 from tuned_rounding_table import tuned_rounding_section
+from tuning_table import tuning_section
 
 from owl_compress.documents.comparison import Row as ComparedRow
 from owl_compress.documents.comparison import read_rows
@@ -39,6 +40,7 @@ def main() -> None:
         damage_section(_rows("sensitivity"), _known()),
         draws_section(_compared("readme")),
         accuracy_section(_compared("accuracy")),
+        tuning_section(_rows("tune")),
         _rank_correlation(),
         _unstructured(),
         _nm(),
