@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from layout import Row, number, section, table
 
 _TEXT = (
-    "What `tune` chose for a target, by judging plans on calibration text alone, and the perplexity of its plan "
-    "beside that of equal shares on the test text: *ratio* is promised to be 1.01 at most. *Trial tokens* went "
-    "through the model for it, with a profile that was there already where *profile* says so. (`tune.py`)"
+    "What `tune` chose for a target, by judging plans on calibration text alone, and the perplexity of its "
+    "plan beside that of equal shares on the test text: *ratio* is promised to be 1.01 at most. *Trial "
+    "tokens* went through the model for it, with a profile that was there already where *profile* says so. "
+    "(`tune.py`)"
 )
 
 
