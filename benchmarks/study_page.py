@@ -37,6 +37,11 @@ _INSTEAD = {
     "three of them, kept as files, is in [Measured](measured.md#accuracy-on-tasks)."
 }
 """What stands in the place of rows that there are none of."""
+_NOTES = {
+    "time": "One thread, while other work ran on the machine. Importance is measured once for all cells, and "
+    "counts in the first that needs it: the second with OWL found it there."
+}
+"""What is said of rows before they come."""
 _INTRODUCTION = (
     "The tables and figures of the paper (OWL, arXiv 2310.05175) as grids of `owl-compress compare` "
     "([Comparing](compare.md)), on any model. A grid in `benchmarks/studies/` says what is compared; what it "
@@ -100,6 +105,8 @@ def _study(name: str) -> str:
     ]  # fmt: skip
     path = _ROWS / f"{name}.jsonl"
     if path.is_file():
+        if name in _NOTES:
+            lines += [fill(_NOTES[name], _WIDTH), ""]
         if name in _PICTURES:
             file, seen = _PICTURES[name]
             lines += [f"![{seen}]({file})", ""]
