@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from owl_compress.compression.account import Account, Stored, method_record
-from owl_compress.compression.contract import AnyBackend, Backend, BlockwiseSurvey, GradientReader, Surveyed
+from owl_compress.compression.contract import Backend, Surveyed
+from owl_compress.compression.demands import check_in_memory, check_request, salience_for, wants_text
 from owl_compress.compression.dividing import solve_together_
-from owl_compress.compression.gradient_memory import settled_backend, windows_of_gradients
+from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.journal import Journal
 from owl_compress.compression.statistics import asked_statistics, check_statistics, check_windows
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
@@ -27,14 +28,14 @@ from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_, stored_bits
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.footprint import footprint
-from owl_compress.models.residence import is_streamed, refuse_streamed
+from owl_compress.models.residence import is_streamed
 from owl_compress.models.state import check_finite, identify, n_parameters, parameter_device
 from owl_compress.models.structure import LinearSite, ModelStructure, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
-from owl_compress.walk.gradients import Salience, measure_salience
+from owl_compress.walk.gradients import Salience
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 from owl_compress.walk.states import KeepOn
 
@@ -93,7 +94,7 @@ def compress_with_(
     structure = structure or find_structure(model)
     options = options or WalkOptions()
     device = options.device or parameter_device(model)
-    _check_request(plan, backend, calibration, structure)
+    check_request(plan, backend, calibration, structure)
     check_statistics(backend, statistics)
     check_in_memory(model, backend)
     if is_streamed(model) and options.journal is None:
@@ -137,18 +138,6 @@ def compress_with_(
     return result.model_copy(update={"footprint": footprint_change, "statistics": source})
 
 
-def check_in_memory(model: nn.Module, backend: Backend) -> None:
-    """Refuse what needs the weights of all blocks at once, of a model that has them on disk.
-
-    Raises:
-        RequestError: blocks are to be compared with each other, or gradients taken.
-    """
-    if backend.survey is not None and not isinstance(backend.survey, BlockwiseSurvey):
-        refuse_streamed(model, f"a comparison across the model (backend {backend.name!r})")
-    if wants_gradients(backend):
-        refuse_streamed(model, f"gradients of the whole model (backend {backend.name!r})")
-
-
 def _footprint(model: nn.Module, structure: ModelStructure, plan: Plan) -> Footprint | None:
     """What the model costs as it is now, where the plan may change that."""
     return footprint(model, structure) if plan.unit is Unit.WIDTH else None
@@ -156,38 +145,6 @@ def _footprint(model: nn.Module, structure: ModelStructure, plan: Plan) -> Footp
 
 def _change(before: Footprint | None, after: Footprint | None) -> FootprintChange | None:
     return FootprintChange(before=before, after=after) if before and after else None
-
-
-def check_unit(plan: Plan, backend: AnyBackend) -> None:
-    """Refuse a plan that counts in another unit than the backend.
-
-    Raises:
-        RequestError: see above.
-    """
-    if plan.unit is not backend.unit:
-        raise RequestError(
-            f"backend {backend.name!r} carries out budgets in {backend.unit}, the plan is in {plan.unit}: "
-            "choose another backend"
-        )
-
-
-def _check_request(
-    plan: Plan, backend: Backend, calibration: TokenWindows | None, structure: ModelStructure
-) -> None:
-    name = backend.name
-    plan.check_fits(structure.linear_sizes)
-    check_unit(plan, backend)
-    if calibration is None and wants_text(backend):
-        raise RequestError(f"backend {name!r} needs calibration text: give --calib")
-    if plan.grid is not None and plan.unit is Unit.WIDTH:
-        raise RequestError(
-            f"backend {name!r} rounds widths itself, which leaves the grid of the plan: give a plan without"
-        )
-    if plan.grid is not None and backend.survey is not None:
-        raise RequestError(
-            f"backend {name!r} is to compare weights across the model, which leaves the grid of the plan: "
-            "use --scope row or linear, or a plan without a grid"
-        )
 
 
 def _settled(
@@ -202,41 +159,6 @@ def _settled(
                 "known of its inputs: leave it out with --skip"
             )
     return settled
-
-
-def wants_text(backend: Backend) -> bool:
-    """Whether the backend looks at text, for statistics of inputs or for gradients."""
-    return backend.statistic is not None or wants_gradients(backend)
-
-
-def wants_gradients(backend: Backend) -> bool:
-    """Whether gradients of the dense model are taken for the backend."""
-    return isinstance(backend, GradientReader) and backend.reads_gradients
-
-
-def salience_for(
-    backend: Backend,
-    model: nn.Module,
-    structure: ModelStructure,
-    calibration: TokenWindows | None,
-    names: Collection[str],
-    *,
-    device: torch.device,
-    batch_size: int,
-    progress: Progress,
-) -> Mapping[str, Salience]:
-    """Gradients of the dense model, summed up by linear of these names; nothing for who wants none."""
-    if calibration is None or not isinstance(backend, GradientReader) or not backend.reads_gradients:
-        return {}
-    return measure_salience(
-        model,
-        structure,
-        windows_of_gradients(backend, calibration),
-        names=names,
-        device=device,
-        batch_size=batch_size,
-        progress=progress,
-    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
-from owl_compress.compression.driver import salience_for, wants_text
+from owl_compress.compression.demands import salience_for, wants_text
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.data.apart import check_apart
 from owl_compress.data.windows import TokenWindows

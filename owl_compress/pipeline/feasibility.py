@@ -7,7 +7,7 @@ from owl_compress.allocators import EQUAL_SHARES, allocate
 from owl_compress.allocators.groups import partition
 from owl_compress.arguments import checked
 from owl_compress.compression.contract import FinishChecker, PlanChecker, Quantizer
-from owl_compress.compression.driver import check_unit
+from owl_compress.compression.demands import check_unit
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.prediction import predict
 from owl_compress.documents.measurements import Prediction, StageNeeds

@@ -12,7 +12,7 @@ from owl_compress.checkpoints.saving import save_checkpoint
 from owl_compress.checkpoints.tensors import bytes_on_disk
 from owl_compress.compression.account import Account, Stored, method_record
 from owl_compress.compression.contract import CheckpointBackend
-from owl_compress.compression.driver import check_unit
+from owl_compress.compression.demands import check_unit
 from owl_compress.compression.tasks import LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan

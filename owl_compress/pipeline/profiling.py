@@ -10,7 +10,7 @@ from owl_compress.allocators import Target
 from owl_compress.allocators.groups import partition
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.compression.contract import Backend, CheckpointBackend
-from owl_compress.compression.driver import wants_text
+from owl_compress.compression.demands import wants_text
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import resolve_device

@@ -11,7 +11,7 @@ from math import isfinite
 from pydantic import JsonValue
 
 from owl_compress.compression.account import method_record
-from owl_compress.compression.driver import wants_text
+from owl_compress.compression.demands import wants_text
 from owl_compress.data.windows import TokenWindows, TooShortError
 from owl_compress.documents.plan import CHOSEN_ALLOCATOR, AllocatorRecord, LinearBudget, Plan
 from owl_compress.documents.report import ImportanceReport

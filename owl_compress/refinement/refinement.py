@@ -16,7 +16,7 @@ from torch import nn
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
-from owl_compress.compression.driver import check_unit, wants_text
+from owl_compress.compression.demands import check_unit, wants_text
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.statistics import check_statistics
 from owl_compress.device import given_device

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from owl_compress.compression.contract import Backend, GradientReader, Surveyed
-from owl_compress.compression.driver import WalkOptions, compress_with_, salience_for
+from owl_compress.compression.demands import salience_for
+from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.compression.gradient_memory import windows_of_gradients
 from owl_compress.compression.journal import Journal
 from owl_compress.compression.statistics import asked_statistics
