@@ -13,7 +13,7 @@ from owl_compress.interrupts import undisturbed
 
 @dataclass(frozen=True)
 class RowLog:
-    """The rows at `path`; a last line that is not whole goes when the next row is written."""
+    """The rows at `path`; a last one that is not whole goes when the next row is written."""
 
     path: Path
 
@@ -27,13 +27,13 @@ class RowLog:
 
     @property
     def size(self) -> int:
-        """Bytes of whole lines so far: where a `RowReader` of what comes from now on begins."""
+        """Bytes of whole rows so far: where a `RowReader` of what comes from now on begins."""
         if not self.path.exists():
             return 0
         with disk_errors(self.path):
             handle = os.open(self.path, os.O_RDONLY)
             try:
-                return _end_of_whole_lines(handle)
+                return _end_of_rows(handle)
             finally:
                 os.close(handle)
 
@@ -48,11 +48,12 @@ class RowLog:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 with _locked(handle):
-                    end = _end_of_whole_lines(handle)
+                    end = _end_of_rows(handle)
                     os.ftruncate(handle, end)
+                    break_ = b"" if end == _end_of_lines(handle, end) else b"\n"
                     os.lseek(handle, end, os.SEEK_SET)
                     try:
-                        _write_all(handle, line)
+                        _write_all(handle, break_ + line)
                         os.fsync(handle)
                     except OSError:
                         with suppress(OSError):
@@ -100,13 +101,20 @@ def _locked(handle: int) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_UN)
 
 
-def _end_of_whole_lines(handle: int) -> int:
-    """Where the last whole line ends, in bytes; a line that was cut may have got an end from an editor."""
-    end = _end_of_lines(handle, os.lseek(handle, 0, os.SEEK_END))
+def _end_of_rows(handle: int) -> int:
+    """Where the last whole row ends: its line may lack an end, or have got one though it was cut."""
+    size = os.lseek(handle, 0, os.SEEK_END)
+    end = _end_of_lines(handle, size)
+    if end < size and is_whole(_text(handle, end, size)):
+        return size
     start = _end_of_lines(handle, end - 1)
-    os.lseek(handle, start, os.SEEK_SET)
-    last = os.read(handle, end - start).decode(errors="replace")
+    last = _text(handle, start, end)
     return end if not last.strip() or is_whole(last) else start
+
+
+def _text(handle: int, start: int, end: int) -> str:
+    os.lseek(handle, start, os.SEEK_SET)
+    return os.read(handle, end - start).decode(errors="replace")
 
 
 def _end_of_lines(handle: int, end: int) -> int:

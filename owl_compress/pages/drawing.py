@@ -68,7 +68,15 @@ def is_narrow(axes: Axes) -> bool:
 
 def broken(text: str, width: float) -> str:
     """`text` as it can be shown, in lines that a picture so many inches wide has room for."""
-    return fill(plain(text), int(_LETTERS_PER_INCH * width)) if width < _NARROW else plain(text)
+    return fill(plain(text), int(_LETTERS_PER_INCH * width))
+
+
+def short_number(value: float) -> str:
+    """A number in eight letters at most: 250,000, 4.5e7, 0.012, 1.75e-4."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
+    return f"{value:,.6g}"
 
 
 def row_names(names: Sequence[str], width: float) -> list[str]:

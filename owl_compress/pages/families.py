@@ -6,7 +6,7 @@ of a single one: it is they who are compared.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
@@ -77,10 +77,11 @@ def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Fam
     done = [row for row in rows if row.status is Status.DONE and figure.read(row) is not None]
     compressed = [row for row in done if not row.dense and row.unit and row.asked is not None]
     of_method = _method_options(compressed)
+    sizes = {_of_pattern(row) for row in compressed if "nm" in row.recipe}
     members: dict[str, list[Row]] = {}
     for row in compressed:
-        members.setdefault(json.dumps(_fixed(row, of_method), sort_keys=True), []).append(row)
-    fixed = [_fixed(rows_of_one[0], of_method) for rows_of_one in members.values()]
+        members.setdefault(json.dumps(_fixed(row, of_method, sizes), sort_keys=True), []).append(row)
+    fixed = [_fixed(rows_of_one[0], of_method, sizes) for rows_of_one in members.values()]
     told = ["backend", *(name for name in varying(fixed) if name not in {"backend", "unit"})]
     names = [label({_WORDLESS.get(name, name): one.get(name) for name in told}) for one in fixed]
     methods = _called([row for row in rows if not row.dense], baseline)
@@ -140,17 +141,25 @@ def _method_options(rows: Sequence[Row]) -> set[str]:
     return _OF_METHOD | {name for members in groups for name in varying([row.recipe for row in members])}
 
 
-def _fixed(row: Row, of_method: Iterable[str]) -> dict[str, JsonValue]:
-    """What of a row is the same along its curve."""
+def _fixed(row: Row, of_method: Iterable[str], sizes: Collection[str]) -> dict[str, JsonValue]:
+    """What of a row is the same along its curve; of N:M, where there are several `sizes`, that is M."""
     left_out = {*of_method, *_OF_BUDGET}
     kept: dict[str, JsonValue] = {name: value for name, value in row.recipe.items() if name not in left_out}
-    return kept | {"unit": str(row.unit), "pattern": "N:M" if "nm" in row.recipe else None}
+    pattern = f"N:{_of_pattern(row) if len(sizes) > 1 else 'M'}" if "nm" in row.recipe else None
+    return kept | {"unit": str(row.unit), "pattern": pattern}
+
+
+def _of_pattern(row: Row) -> str:
+    """The M of N:M."""
+    return str(row.recipe["nm"]).partition(":")[2].strip()
 
 
 def _dense(done: Iterable[Row], row: Row, figure: Figure) -> float | None:
-    """What the dense model of a compressed row has."""
-    found = [one for one in done if one.dense and one.recipe.get("model") == row.recipe.get("model")]
-    return figure.read(found[0]) if found else None
+    """What the dense model of a compressed row has, loaded and evaluated in the same way."""
+    for one in done:
+        if one.dense and all(row.recipe.get(name) == value for name, value in one.recipe.items()):
+            return figure.read(one)
+    return None
 
 
 def _family(

@@ -24,6 +24,7 @@ from owl_compress.pages.drawing import (
     legend_height,
     row_height,
     row_names,
+    short_number,
     tidy,
 )
 from owl_compress.pages.families import Curve, Family, drawable
@@ -33,8 +34,10 @@ _MARKERS = "osD^vP<>"
 MOST_NAMED = 7
 """Methods that get a colour; of more, the best do, and the rest is grey."""
 
-_COLUMNS, _HEIGHT, _LEFT = 2, 2.3, 0.62
+_COLUMNS, _HEIGHT, _LEFT = 2, 2.3, 0.75
 _AROUND, _LINE, _BELOW = 0.2, 0.16, 0.5
+_MOST_TICKS = 9
+"""Labels of budgets that fit beside each other below a panel."""
 _SPAN = 2.5
 """Largest over least from which a scale is logarithmic."""
 
@@ -128,15 +131,23 @@ def _draw(axes: Axes, curve: Curve, look: Look) -> None:
 
 def _scale(axes: Axes, family: Family, *, is_ratio: bool) -> None:
     """Ticks at the budgets themselves; perplexities that differ by factors on a logarithmic scale."""
-    budgets = list(family.budgets)
-    step = max(1, ceil(len(budgets) / 8))
-    axes.xaxis.set_major_locator(FixedLocator(budgets[::step]))
+    axes.xaxis.set_major_locator(FixedLocator(_apart(list(family.budgets))))
     shown = family.shown
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: shown.get(round(value, 9), f"{value:g}")))
     means = [point.mean for curve in family.curves for point in curve.points]
     if is_ratio and min(means) > 0 and max(means) > _SPAN * min(means):
         axes.set_yscale("log")
     tick_plainly(axes.yaxis, is_logarithmic=axes.get_yscale() == "log")
+
+
+def _apart(budgets: Sequence[float]) -> list[float]:
+    """Rising budgets, no nearer to each other than labels need; both ends are among them."""
+    nearest = (budgets[-1] - budgets[0]) / _MOST_TICKS
+    kept = budgets[:1]
+    for budget in budgets[1:-1]:
+        if budget - kept[-1] >= nearest and budgets[-1] - budget >= nearest:
+            kept = [*kept, budget]
+    return [*kept, *budgets[1:][-1:]]
 
 
 def tick_plainly(axis: Axis, *, is_logarithmic: bool, most: int = 7) -> None:
@@ -146,7 +157,7 @@ def tick_plainly(axis: Axis, *, is_logarithmic: bool, most: int = 7) -> None:
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(MaxNLocator(nbins=most))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def _dense(axes: Axes, family: Family) -> None:

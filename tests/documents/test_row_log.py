@@ -41,6 +41,18 @@ def test_half_a_line_goes_when_the_next_row_is_written(n_left: int, tmp_path: Pa
     assert all(line.endswith("}") for line in log.path.read_text().splitlines())
 
 
+def test_a_last_row_without_its_end_stays_when_the_next_is_written(tmp_path: Path) -> None:
+    log = RowLog(tmp_path / "rows.jsonl")
+    for cell in ("a", "b"):
+        log.append(row(cell))
+    log.path.write_text(log.path.read_text().removesuffix("\n"))
+    assert [one.cell for one in log.rows()] == ["a", "b"]
+    news = RowReader(log.path, log.size)
+    log.append(row("c"))
+    assert [one.cell for one in log.rows()] == ["a", "b", "c"]
+    assert [one.cell for one in news.fresh()] == ["c"]
+
+
 def test_half_a_line_goes_even_with_an_end_and_what_is_whole_stays(tmp_path: Path) -> None:
     log = RowLog(tmp_path / "rows.jsonl")
     log.append(row("a"))

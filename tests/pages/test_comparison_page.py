@@ -17,6 +17,7 @@ from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_page import comparison_page
 from owl_compress.pages.comparison_pictures import quality_picture
 from owl_compress.pages.comparison_tables import comparison_table
+from owl_compress.pages.drawing import short_number
 from owl_compress.pages.families import families_of
 from owl_compress.pages.quality_chart import looks_of
 from owl_compress.pages.seeds import figures_of
@@ -136,6 +137,56 @@ def test_other_backends_and_kinds_of_budget_are_other_families() -> None:
     ]
     assert [family.name for family in families] == ["wanda", "wanda N:M", "sparsegpt", "gptq"]
     assert families[1].shown == {0.5: "4:8"}
+
+
+def test_patterns_of_one_ratio_are_other_families() -> None:
+    rows = [
+        row_of(
+            "owl", 0.5, 0, 30.0 + place, cell=nm, group=f"wanda {nm}", asked=density,
+            recipe={"model": "a/model", "allocator": "owl", "backend": "wanda", "nm": nm},
+        )
+        for place, (nm, density) in enumerate({"2:4": 0.5, "4:8": 0.5, "3:8": 0.375}.items())
+    ]  # fmt: skip
+    (figure,) = figures_of(rows)
+    families = families_of(rows, figure, "uniform")
+    assert [(one.name, one.shown) for one in families] == [
+        ("wanda N:4", {0.5: "2:4"}), ("wanda N:8", {0.5: "4:8", 0.625: "3:8"})
+    ]  # fmt: skip
+    assert [point.mean for family in families for point in family.curves[0].points] == [30.0, 31.0, 32.0]
+
+
+def test_the_dense_model_beside_a_family_is_the_one_that_was_evaluated_alike() -> None:
+    def at(length: int, value: float, **changes: Any) -> Row:
+        recipe = {"model": "a/model", "seq-len": length, **changes.pop("recipe", {})}
+        return row_of("owl", 0.5, 0, value, cell=f"{length}{value}", recipe=recipe, **changes)
+
+    as_dense = {"dense": True, "axes": {}, "unit": None, "asked": None, "achieved": None, "budgets": {}}
+    made = {"allocator": "owl", "backend": "wanda", "sparsity": 0.5}
+    rows = [at(length, 20.0 + length, **as_dense) for length in (16, 64)]
+    rows += [at(length, 90.0, recipe=made, group=f"seq-len={length}") for length in (16, 64)]
+    (figure,) = figures_of(rows)
+    assert [family.dense for family in families_of(rows, figure, "uniform")] == [36.0, 84.0]
+
+
+def test_budgets_near_each_other_have_one_label() -> None:
+    rows = [row_of("owl", sparsity, 0, 30.0) for sparsity in (0.1, 0.11, 0.12, 0.3, 0.49, 0.5)]
+    (figure,) = quality_picture(rows, "uniform").draw(9.0).axes
+    assert list(figure.xaxis.get_ticklocs()) == [0.1, 0.3, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (250_000, "250,000"),
+        (45_000_000, "4.5e7"),
+        (0.012, "0.012"),
+        (0.000175, "1.75e-4"),
+        (0, "0"),
+        (7.5, "7.5"),
+    ],
+)
+def test_numbers_beside_a_picture_are_short(value: float, shown: str) -> None:
+    assert short_number(value) == shown
 
 
 def test_where_only_backends_are_compared_they_are_the_curves() -> None:

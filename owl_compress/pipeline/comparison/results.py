@@ -26,12 +26,18 @@ def prepare_folder(out: Path, grid: str) -> None:
             raise RequestError(
                 f"results folder {out} is a file: name a folder that is new, empty or of results"
             )
-        if out.is_dir() and not is_empty(out) and not (out / ROWS).exists() and not (out / GRID).exists():
+        if out.is_dir() and not is_empty(out) and not _is_ours(out):
             raise RequestError(
                 f"results folder {out} exists and holds no results of compare: name one that is new or empty"
             )
         (out / SHARED).mkdir(parents=True, exist_ok=True)
     write_text(out / GRID, grid)
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a folder has rows, or is one that compare began and did not get to a row in."""
+    begun = {entry.name for entry in out.iterdir()}
+    return ROWS in begun or (begun <= {SHARED, GRID} and (out / SHARED).is_dir())
 
 
 def note_cells(out: Path, keys: Sequence[str]) -> None:

@@ -205,6 +205,7 @@ def test_cells_that_spend_another_amount_than_their_group_have_drifted(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("RESULTS/grid.yaml", "mine: yes", "results folder RESULTS exists and holds no results of compare"),
         ("RESULTS/notes.txt", "mine", "results folder RESULTS exists and holds no results of compare"),
         ("RESULTS", "a file", "results folder RESULTS is a file"),
     ],
