@@ -65,6 +65,9 @@ _WORDS = {
     "string_unicode": "has to be valid Unicode",
     "tuple_type": "has to be a list",
     "dict_type": "has to be a list of names and values",
+    "model_type": "has to be a list of names and values",
+    "too_short": "has {actual_length} entries, and needs {min_length} or more",
+    "too_long": "has {actual_length} entries, and may have {max_length} at most",
     "missing": "is missing",
     "extra_forbidden": "is not known here",
 }

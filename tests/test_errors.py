@@ -15,6 +15,7 @@ class Inner(BaseModel):
 class Outer(BaseModel, extra="forbid"):
     inner: tuple[Inner, ...] = ()
     kind: Literal["a", "b"] = "a"
+    names: tuple[str, ...] = Field(default=("x",), min_length=1)
 
 
 def problem(**content: object) -> str:
@@ -57,6 +58,8 @@ def test_nothing_known_is_said_so() -> None:
     [
         ({"inner": [{}, {"size": 0}]}, "inner.1.size: has to be 1 or more (got 0)"),
         ({"kind": "c"}, "kind: has to be 'a' or 'b' (got 'c')"),
+        ({"names": []}, "names: has 0 entries, and needs 1 or more"),
+        ({"inner": [4]}, "inner.0: has to be a list of names and values (got 4)"),
         ({"surprise": "x"}, "surprise: is not known here (got 'x')"),
         ({"kind": ["a"]}, "kind: has to be 'a' or 'b'"),
         ({"kind": "c", "surprise": 1}, "kind: has to be 'a' or 'b' (got 'c')"),

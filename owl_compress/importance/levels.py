@@ -6,7 +6,7 @@ from math import isfinite
 from owl_compress.documents.units import BIT_WIDTHS_SHOWN, KeptOfGrid, Unit, is_bit_width
 from owl_compress.errors import RequestError
 
-_FEWEST = 2
+FEWEST_LEVELS = 2
 _USUAL = {
     Unit.DENSITY: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),
     Unit.WIDTH: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85),
@@ -22,23 +22,23 @@ def usual_levels(unit: Unit, grid: KeptOfGrid | None = None) -> tuple[float, ...
 
 
 def checked_levels(
-    levels: Sequence[float] | None, unit: Unit, grid: KeptOfGrid | None = None
+    levels: Sequence[float] | None, unit: Unit, grid: KeptOfGrid | None = None, *, fewest: int = FEWEST_LEVELS
 ) -> tuple[float, ...]:
     """The levels, each once and rising; where they are None the usual ones.
 
     A level of 1, in density or width, is the part as it is: it needs no trial, and is left out.
 
     Raises:
-        RequestError: fewer than two, or one that no backend of the unit can carry out.
+        RequestError: less than the `fewest`, or one that no backend of the unit can carry out.
     """
     if levels is None:
         return usual_levels(unit, grid)
     for level in levels:
         _check(level, unit, grid)
     found = tuple(sorted({level for level in map(float, levels) if unit is Unit.BITS or level < 1}))
-    if len(found) < _FEWEST:
+    if len(found) < fewest:
         raise RequestError(
-            f"{len(found)} level{'s' if len(found) != 1 else ''} to try: give at least {_FEWEST} different "
+            f"{len(found)} level{'s' if len(found) != 1 else ''} to try: give at least {fewest} different "
             "ones with --levels, or there is nothing to choose from"
         )
     return found

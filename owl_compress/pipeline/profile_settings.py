@@ -10,7 +10,7 @@ from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
-from owl_compress.importance.levels import checked_levels, usual_levels
+from owl_compress.importance.levels import FEWEST_LEVELS, checked_levels, usual_levels
 from owl_compress.importance.parts import check_kind, usual_kind
 from owl_compress.importance.reference import DEFAULT_POSITIONS
 
@@ -19,7 +19,6 @@ DEFAULT_DAMAGE_LEN = 128
 """Windows of so many tokens, which order plans as whole texts do."""
 
 _FEWEST_SAMPLES = 2
-_FEWEST_LEVELS = 2
 _N_OF_M = re.compile(r"(\d+):(\d+)")
 
 CostOf = Callable[[int, Sequence[float]], float]
@@ -54,7 +53,9 @@ class ProfileSettings:
     max_cost: int | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe, unit: Unit, target: Target | None = None) -> "ProfileSettings":
+    def of(
+        cls, recipe: Recipe, unit: Unit, target: Target | None = None, *, fewest_levels: int = FEWEST_LEVELS
+    ) -> "ProfileSettings":
         """The settings of `recipe`; left open are those that suit the `target`, if there is one.
 
         Raises:
@@ -65,7 +66,7 @@ class ProfileSettings:
         if recipe.levels is None:
             levels, grid = _usual_for(unit, target), _grid_of(target)
         else:
-            levels, grid = parsed_levels(recipe.levels, unit, _grid_of(target))
+            levels, grid = parsed_levels(recipe.levels, unit, _grid_of(target), fewest=fewest_levels)
             if target is not None:
                 _check_reach(levels, target)
         return cls(
@@ -94,7 +95,7 @@ class ProfileSettings:
         n_least = self.damage_samples or min(_FEWEST_SAMPLES, n_most)
         choices = [(n, self.levels) for n in range(n_most, n_least - 1, -1)]
         if self.are_levels_open:
-            n_levels = range(len(self.levels) - 1, _FEWEST_LEVELS - 1, -1)
+            n_levels = range(len(self.levels) - 1, FEWEST_LEVELS - 1, -1)
             choices += [(n_least, spread(self.levels, n)) for n in n_levels]
         most = usual_cost if self.max_cost is None else self.max_cost
         found = next((choice for choice in choices if cost_of(*choice) <= most), None)
@@ -110,12 +111,17 @@ class ProfileSettings:
 
 
 def parsed_levels(
-    given: Sequence[str | float], unit: Unit, asked_grid: KeptOfGrid | None = None
+    given: Sequence[str | float],
+    unit: Unit,
+    asked_grid: KeptOfGrid | None = None,
+    *,
+    fewest: int = FEWEST_LEVELS,
 ) -> tuple[tuple[float, ...], KeptOfGrid | None]:
     """Levels as users write them: numbers, or N:M, which sets the grid where none is asked for.
 
     Raises:
-        RequestError: no level, another M than is asked for or several, or none that the unit can carry out.
+        RequestError: less than the `fewest`, another M than is asked for or several, or none that the unit
+            can carry out.
     """
     found = {level: _N_OF_M.fullmatch(str(level)) for level in given}
     sizes = {int(match[2]) for match in found.values() if match}
@@ -133,7 +139,7 @@ def parsed_levels(
     values = [_number(level, match) for level, match in found.items()]
     if grid is not None:  # refuses an M that no mask has
         Target(Unit.DENSITY, 1.0, grid=grid)
-    return checked_levels(values, unit, grid), grid
+    return checked_levels(values, unit, grid, fewest=fewest), grid
 
 
 def _number(level: str | float, match: re.Match[str] | None) -> float:
@@ -200,7 +206,7 @@ def _usual_for(unit: Unit, target: Target | None) -> tuple[float, ...]:
     if grid is not None:
         low, high = target.solver_bounds
         within = tuple(level for level in levels if low <= level <= high)
-        return within if len(within) >= _FEWEST_LEVELS else levels
+        return within if len(within) >= FEWEST_LEVELS else levels
     lowest = min(0.5 * target.value, 1.0 if target.low is None or target.low <= 0 else target.low)
     return levels if lowest >= levels[0] else (lowest, *levels)
 

@@ -21,6 +21,7 @@ from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.importance.estimator import outline
+from owl_compress.importance.levels import FEWEST_LEVELS
 from owl_compress.memory import memory_errors
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure
@@ -124,7 +125,9 @@ class Profiling:
         check_options(recipe)
         backend = by_block(backend_of(recipe))
         device = resolve_device(recipe.device)
-        return cls(recipe, backend, ProfileSettings.of(recipe, backend.unit), known, consent, device)
+        fewest = FEWEST_LEVELS if known is None else 1
+        settings = ProfileSettings.of(recipe, backend.unit, fewest_levels=fewest)
+        return cls(recipe, backend, settings, known, consent, device)
 
     def run(
         self,

@@ -79,7 +79,7 @@ class TestExtending:
     ) -> None:
         before = measure("s.json", "--levels", "0.25,0.5")
         told = done(
-            "sensitivity", "model", "--calib", "text.txt", "--extend", "s.json", "--levels", "0.25,0.75",
+            "sensitivity", "model", "--calib", "text.txt", "--extend", "s.json", "--levels", "0.75",
             "-o", "s.json",
         )  # fmt: skip
         assert "3 trials" in told.err

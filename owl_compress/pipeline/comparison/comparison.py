@@ -1,6 +1,6 @@
 """A comparison from its grid to its rows: what is there already is kept, all else is carried out in order."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +10,19 @@ from owl_compress.device import own_gpu
 from owl_compress.documents.comparison import SHARED, Row
 from owl_compress.documents.grid import Grid
 from owl_compress.documents.paths import given_path
-from owl_compress.errors import RequestError
+from owl_compress.errors import RequestError, nearest
 from owl_compress.pipeline.comparison.cells import Cell, Place, cells_of, grid_names
 from owl_compress.pipeline.comparison.claims import Claims
 from owl_compress.pipeline.comparison.identified import check_any, identify
 from owl_compress.pipeline.comparison.measures import Measures
 from owl_compress.pipeline.comparison.processes import Jobs
-from owl_compress.pipeline.comparison.results import await_folder, prepare_folder, write_page, write_tables
+from owl_compress.pipeline.comparison.results import (
+    await_folder,
+    begin_folder,
+    prepare_folder,
+    write_page,
+    write_tables,
+)
 from owl_compress.pipeline.comparison.share import Share
 from owl_compress.pipeline.comparison.texts import Texts
 from owl_compress.pipeline.comparison.watch import Unwatched, Watch
@@ -56,7 +62,8 @@ class Comparison:
         """Read the grid at `path` and resolve its cells, which are carried out at `place`.
 
         Raises:
-            RequestError: see `Grid.read`, `cells_of` and `Measures.of`; or no cell can be satisfied.
+            RequestError: see `Grid.read`, `cells_of` and `Measures.of`; no cell can be satisfied, or none has
+                the baseline.
         """
         path = given_path(path)
         grid = Grid.read(path, grid_names())
@@ -66,6 +73,7 @@ class Comparison:
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from error
         check_any(path, [cell.refusal for cell in cells])
+        _check_baseline(path, grid, cells)
         asked = [tasks_of(cell.request.recipe) for cell in cells if cell.request is not None]
         if not measures.texts and not any(asked):
             raise RequestError(f"{path}: nothing is measured: add data, one text or a list, or tasks")
@@ -97,10 +105,13 @@ class Comparison:
         texts = Texts(self.consent)
         identified = identify(self, texts)
         if share.leads:
-            prepare_folder(out, self.grid.text)
+            prepare_folder(out, {str(cell.settings.get("model")) for cell in self.cells})
         else:
             await_folder(out, self.grid.text)
         with Claims.within(out / SHARED) as claims:
+            claims.join(self.grid.text, out)
+            if share.leads:
+                begin_folder(out, self.grid.text)
             work = Work(self, out, claims, identified, texts, share, progress, watch or Unwatched(), announce)
             try:
                 if jobs is not None and len(jobs.gpus) > 1 and self.path is not None:
@@ -113,6 +124,16 @@ class Comparison:
         if share.leads:
             write_page(out, rows, self.measures.options.baseline, self.grid.text)
         return rows
+
+
+def _check_baseline(path: Path, grid: Grid, cells: Sequence[Cell]) -> None:
+    """Refuse a baseline that the grid names and no cell has."""
+    named = grid.settings.get("baseline")
+    allocators = {str(cell.settings["allocator"]) for cell in cells if "allocator" in cell.settings}
+    if named is not None and named not in allocators:
+        raise RequestError(
+            f"{path}: baseline {named!r} is the allocator of no cell: {nearest(str(named), allocators)}"
+        )
 
 
 @checked

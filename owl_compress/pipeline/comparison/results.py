@@ -1,27 +1,29 @@
 """The folder of a comparison: begun with its grid, ended with tables of its rows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
 from owl_compress.documents.comparison import CELLS, GRID, PAGE, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
 from owl_compress.documents.disk import disk_errors, write_text
-from owl_compress.documents.outputs import is_empty
+from owl_compress.documents.outputs import check_is_outside, is_empty
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_tables import comparison_table, rows_as_csv, summary_as_csv
 
 _SECONDS_TO_BEGIN = 60.0
 
 
-def prepare_folder(out: Path, grid: str) -> None:
-    """Make the folder, or go on in one of ours, and put the grid into it as it was given.
+def prepare_folder(out: Path, inputs: Iterable[str]) -> None:
+    """Make the folder, or see that it is one of ours to go on in; `inputs` are models that are read.
 
     Raises:
-        RequestError: a file, a folder that holds something else, or one that cannot be written to.
+        RequestError: a file, a folder that holds something else or lies in an input, or one that cannot be
+            written to.
     """
     with disk_errors(out):
+        check_is_outside(out, out.resolve(), inputs)
         if out.exists() and not out.is_dir():
             raise RequestError(
                 f"results folder {out} is a file: name a folder that is new, empty or of results"
@@ -31,6 +33,14 @@ def prepare_folder(out: Path, grid: str) -> None:
                 f"results folder {out} exists and holds no results of compare: name one that is new or empty"
             )
         (out / SHARED).mkdir(parents=True, exist_ok=True)
+
+
+def begin_folder(out: Path, grid: str) -> None:
+    """Put the grid into the folder as it was given.
+
+    Raises:
+        RequestError: the disk is full, or the file cannot be written.
+    """
     write_text(out / GRID, grid)
 
 

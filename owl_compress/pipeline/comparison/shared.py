@@ -4,14 +4,17 @@ Reports and profiles lie in files, so that other processes and later runs find t
 are large, are held in memory.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.sensitivity import SensitivityProfile
+from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import measure_with_statistics
 from owl_compress.models.state import parameter_device
 from owl_compress.pipeline.comparison.bench import Bench
@@ -25,7 +28,10 @@ from owl_compress.pipeline.session import Session
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 
+logger = logging.getLogger(__name__)
+
 Source = ImportanceReport | SensitivityProfile
+S = TypeVar("S", ImportanceReport, SensitivityProfile)
 
 
 @dataclass
@@ -98,7 +104,7 @@ class Shared:
             windows.record.model_dump_json(), sorted(spared), recipe.batch_size, session.request.device.type
         )
         with self._alone("report", name) as path:
-            found = ImportanceReport.read(path) if path.exists() else None
+            found = _read(path, ImportanceReport)
             if found is not None and set(self.metrics) <= _metrics_of(found):
                 return found
             measured = measure_with_statistics(
@@ -134,10 +140,10 @@ class Shared:
             request.device.type,
         )
         with self._alone("sensitivity", name) as path:
-            if path.exists():
-                found = SensitivityProfile.read(path)
-                check_given(session, found)
-                return found
+            known = _read(path, SensitivityProfile)
+            if known is not None:
+                check_given(session, known)
+                return known
             found = profile_of(session)
             found.write(path)
             return found
@@ -147,6 +153,15 @@ class Shared:
         """The path of a file that no other process makes meanwhile."""
         with self.claims.claimed(name, waits=True):
             yield self.folder / f"{kind}-{name}.json"
+
+
+def _read(path: Path, kind: type[S]) -> S | None:
+    """What another cell left; None where there is nothing, or something damaged, which is measured again."""
+    try:
+        return kind.read(path) if path.exists() else None
+    except RequestError as error:
+        logger.warning("%s: it is measured again", error)
+        return None
 
 
 def _metrics_of(report: ImportanceReport) -> set[str]:

@@ -223,6 +223,8 @@ def test_a_folder_of_something_else_is_left_alone(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"baseline": "unifrom"}, "baseline 'unifrom' is the allocator of no cell: did you mean 'uniform'?"),
+        ({"baseline": "owl", "allocator": "uniform"}, "baseline 'owl' is the allocator of no cell"),
         ({"data": []}, "grid.yaml: nothing is measured: add data, one text or a list, or tasks"),
         ({"data": "nowhere.txt"}, r"grid.yaml: .*nowhere.txt.* \(and so for all 3 cells\)"),
         ({"model": "nowhere/at/all"}, r"grid.yaml: .*nowhere/at/all.* \(and so for all 3 cells\)"),
@@ -238,6 +240,26 @@ def test_what_no_cell_can_do_without_is_told_before_anything_is_written(
     with pytest.raises(RequestError, match=message):
         compare(ONE | changed)
     assert not (here / "RESULTS").exists()
+
+
+def test_a_results_folder_in_a_model_that_is_read_is_refused(compare: Callable[..., Any], here: Path) -> None:
+    (here / "grid.yaml").write_text(yaml.safe_dump(ONE))
+    with pytest.raises(RequestError, match="lies in model, which is read"):
+        owl_compress.compare("grid.yaml", "model/RESULTS")
+    assert not (here / "model" / "RESULTS").exists()
+
+
+def test_what_is_shared_and_damaged_is_measured_again(
+    compare: Callable[..., tuple[Row, ...]], here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compare(ONE | {"allocator": "owl"})
+    (report,) = (here / "RESULTS" / "shared").glob("report-*.json")
+    whole = report.read_text()
+    report.write_text(whole[:200])
+    rows = compare(ONE | {"allocator": "owl", "sparsity": [0.5, 0.6]})
+    assert [row.status for row in rows] == [Status.DONE] * 3
+    assert "measured again" in caplog.text
+    assert json.loads(report.read_text())["blocks"] == json.loads(whole)["blocks"]
 
 
 def test_an_impossible_grid_is_refused_before_anything_is_written(
