@@ -81,6 +81,7 @@ def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Fam
     members: dict[str, list[Row]] = {}
     for row in compressed:
         members.setdefault(json.dumps(_fixed(row, of_method, sizes), sort_keys=True), []).append(row)
+    members = _told_apart(members)
     fixed = [_fixed(rows_of_one[0], of_method, sizes) for rows_of_one in members.values()]
     told = ["backend", *(name for name in varying(fixed) if name not in {"backend", "unit"})]
     names = [label({_WORDLESS.get(name, name): one.get(name) for name in told}) for one in fixed]
@@ -91,6 +92,17 @@ def families_of(rows: Sequence[Row], figure: Figure, baseline: str) -> tuple[Fam
             for name, own in zip(names, members.values(), strict=True)
         ]
     )
+
+
+def _told_apart(members: Mapping[str, list[Row]]) -> dict[str, list[Row]]:
+    """The members of families: where groups come to one budget, as sizes may, each is a family of its own."""
+    found: dict[str, list[Row]] = {}
+    for key, rows in members.items():
+        groups = {row.group for row in rows}
+        is_clear = len(groups) <= len({(row.unit, round(row.asked or 0.0, 9)) for row in rows})
+        for row in rows:
+            found.setdefault(key if is_clear else f"{key} {row.group}", []).append(row)
+    return found
 
 
 def _beside(families: Sequence[Family]) -> tuple[Family, ...]:

@@ -155,6 +155,20 @@ def test_patterns_of_one_ratio_are_other_families() -> None:
     assert [point.mean for family in families for point in family.curves[0].points] == [30.0, 31.0, 32.0]
 
 
+def test_groups_that_come_to_one_budget_are_no_point_together() -> None:
+    rows = [
+        row_of(
+            "owl", 0.5, 0, value, cell=size, group=f"rtn size={size}", unit=Unit.BITS, asked=4.0,
+            recipe={"model": "a/model", "allocator": "owl", "backend": "rtn", "size": size},
+        )
+        for size, value in (("150kB", 30.0), ("160kB", 40.0))
+    ]  # fmt: skip
+    (figure,) = figures_of(rows)
+    families = families_of(rows, figure, "uniform")
+    assert [family.curves[0].points[0].mean for family in families] == [30.0, 40.0]
+    assert [list(family.budgets.values()) for family in families] == [["rtn size=150kB"], ["rtn size=160kB"]]
+
+
 def test_the_dense_model_beside_a_family_is_the_one_that_was_evaluated_alike() -> None:
     def at(length: int, value: float, **changes: Any) -> Row:
         recipe = {"model": "a/model", "seq-len": length, **changes.pop("recipe", {})}
