@@ -39,7 +39,7 @@ from owl_compress import Recipe, run
 
 _BACKENDS = ("wanda", "sparsegpt", "gptq", "structured")
 _BUDGETS: dict[str, dict[str, Any]] = {
-    "gptq": {"bits": 3, "bit_choices": "3"},
+    "gptq": {"bits": 3, "bit_choices": "3", "group_size": 8},
     "structured": {"prune_ratio": 0.3, "allocator": "uniform"},
 }
 
@@ -70,7 +70,7 @@ def _runs(n_runs: int) -> None:
     for backend in islice(cycle(_BACKENDS), n_runs):
         options = _BUDGETS.get(backend, {"sparsity": 0.5})
         text = {"calib": "inputs/text.txt", "data": "inputs/other.txt", "samples": 4, "seq_len": 64}
-        recipe = {"model": "inputs/model", "backend": backend, **text, **options}
+        recipe = {"model": "inputs/model", "backend": backend, "allocator": "owl", **text, **options}
         run(Recipe.from_options(recipe), "out", overwrite=True)
         gc.collect()
         resident.append(_resident_bytes())

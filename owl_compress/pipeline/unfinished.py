@@ -107,8 +107,10 @@ def clean(folder: Path) -> None:
 
 
 def holds_nothing(folder: Path) -> bool:
-    """Whether nothing is kept there but what it is of."""
-    return all(entry.name in _OF_WHAT or entry.is_dir() for entry in folder.rglob("*"))
+    """Whether nothing is kept there but what it is of, and what a process was writing when it died."""
+    return all(
+        entry.is_dir() or entry.name in _OF_WHAT or is_temporary(entry.name) for entry in folder.rglob("*")
+    )
 
 
 def forget(out: Path) -> None:

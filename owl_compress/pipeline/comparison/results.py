@@ -9,6 +9,7 @@ from time import monotonic, sleep
 from owl_compress.documents.comparison import CELLS, GRID, PAGE, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
 from owl_compress.documents.disk import disk_errors, write_text
 from owl_compress.documents.outputs import check_is_outside, is_empty
+from owl_compress.documents.temporary import is_temporary
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_tables import comparison_table, rows_as_csv, summary_as_csv
 
@@ -46,7 +47,7 @@ def begin_folder(out: Path, grid: str) -> None:
 
 def _is_ours(out: Path) -> bool:
     """Whether a folder has rows, or is one that compare began and did not get to a row in."""
-    begun = {entry.name for entry in out.iterdir()}
+    begun = {entry.name for entry in out.iterdir() if not is_temporary(entry.name)}
     return ROWS in begun or (begun <= {SHARED, GRID} and (out / SHARED).is_dir())
 
 

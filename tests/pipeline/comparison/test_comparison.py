@@ -11,6 +11,7 @@ import yaml
 import owl_compress
 from owl_compress.documents.comparison import Row, Status
 from owl_compress.documents.recipe import Recipe
+from owl_compress.documents.temporary import temporary_name
 from owl_compress.errors import RequestError
 from owl_compress.pipeline.comparison.carrying_out import Workplace
 
@@ -247,6 +248,14 @@ def test_a_results_folder_in_a_model_that_is_read_is_refused(compare: Callable[.
     with pytest.raises(RequestError, match="lies in model, which is read"):
         owl_compress.compare("grid.yaml", "model/RESULTS")
     assert not (here / "model" / "RESULTS").exists()
+
+
+def test_a_folder_that_was_only_begun_is_gone_on_in(
+    compare: Callable[..., tuple[Row, ...]], here: Path
+) -> None:
+    (here / "RESULTS" / "shared").mkdir(parents=True)
+    (here / "RESULTS" / temporary_name("grid.yaml")).touch()
+    assert [row.status for row in compare(ONE)] == [Status.DONE] * 3
 
 
 def test_what_is_shared_and_damaged_is_measured_again(
