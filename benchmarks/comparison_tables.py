@@ -18,7 +18,8 @@ _DRAWS = (
 _ACCURACY = (
     "Share of right answers, plus or minus one standard error, on the first questions of each task as they "
     "lie in a file of questions, choices and labels, without examples before them; *mean* over the tasks. "
-    "Perplexity is that of the tables above, on the first calibration windows. (`grids/accuracy.yaml`)"
+    "Perplexity is that of the tables above, on the first calibration windows, and profiles are those of "
+    "`sensitivity.py`. (`grids/accuracy.yaml`)"
 )
 
 
@@ -59,6 +60,8 @@ def _draws(method: Method | None, rows: Sequence[Row]) -> str:
 def accuracy_section(rows: Sequence[Row]) -> str:
     """Models down, tasks across."""
     measured = [row for row in rows if row.is_measured and row.tasks]
+    groups = list(dict.fromkeys(row.group for row in measured))
+    measured.sort(key=lambda row: groups.index(row.group))
     tasks = list(dict.fromkeys(task for row in measured for task in row.tasks))
     samples = {task: next(row.tasks[task].samples for row in measured if task in row.tasks) for task in tasks}
     guesses = {task: next(row.tasks[task].chance for row in measured if task in row.tasks) for task in tasks}
