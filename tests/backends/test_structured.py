@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from owl_compress.backends import parts
 from owl_compress.backends.structured import Structured
 from owl_compress.backends.unit_importance import Importance
-from owl_compress.compression import driver
+from owl_compress.compression import demands
 from owl_compress.compression.driver import compress_with_
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
@@ -204,7 +204,7 @@ def test_taylor_goes_by_the_gradients_of_the_dense_model(
         taken.append(measure_salience(*arguments, **named))
         return taken[-1]
 
-    monkeypatch.setattr(driver, "measure_salience", counted)
+    monkeypatch.setattr(demands, "measure_salience", counted)
     dense, model = make_model("opt"), make_model("opt")
     prune(model, 0.5, importance="taylor", taylor_variant="vector")
     (salience,) = taken

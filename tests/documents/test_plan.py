@@ -111,7 +111,7 @@ def test_an_edit_within_the_budget_is_taken_and_counted_anew(tmp_path: Path) -> 
         (lambda c: c.update(unit="bits"), "layers.0.up has 0.375 bits: give it a whole number from 2 to 8"),
         (lambda c: c.update(grid={"bits": [2, 3]}), "layers.0.up has 0.375, off the grid [2.0, 3.0]"),
         (lambda c: c.update(grid={"kept_of": 0}), "grid.KeptOfGrid.kept_of: has to be above 0"),
-        (lambda c: c.update(budgets=[]), "budgets: Tuple should have at least 1 item"),
+        (lambda c: c.update(budgets=[]), "budgets: has 0 entries, and needs 1 or more"),
         (lambda c: c["budgets"].append(dict(c["budgets"][0])), "a linear is listed twice"),
         (
             lambda c: c["budgets"][0].update(n_weights=0),

@@ -100,7 +100,7 @@ def first_linear(content: dict[str, Any]) -> dict[str, Any]:
     ("break_", "message"),
     [
         (lambda c: c.pop("blocks"), "blocks: is missing"),
-        (lambda c: c.update(blocks=[]), "blocks: Tuple should have at least 1 item"),
+        (lambda c: c.update(blocks=[]), "blocks: has 0 entries, and needs 1 or more"),
         (lambda c: c.update(surprise=1), "surprise: is not known here (got 1)"),
         (lambda c: first_linear(c).update(n_weights=7), "q_proj has n_weights 7 but shape (2, 3)"),
         (lambda c: first_linear(c).update(shape=[3, 3]), "q_proj has n_weights 6 but shape (3, 3)"),
