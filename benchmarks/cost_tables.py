@@ -91,9 +91,9 @@ def speed_section(rows: Sequence[Row]) -> str:
         "then advancing, over one pass that does both; *gram* matrices as they are summed, over whole "
         "products; *bfloat16* blocks in float32, on a CPU without instructions for bfloat16, over blocks "
         "as they are; *short_windows* of 64 tokens, eight at a time over one at a "
-        "time. *loading*: the embedded GGUF parsed once, over "
-        "as often as transformers asks. *profile*: 150 trials of a sensitivity profile on 200 tokens, with the "
-        "statistics that they need and the compressing, over as many plain forward passes. (`speed.py`)"
+        "time. *loading*: the embedded GGUF parsed once, over as often as transformers asks. *profile*: 150 "
+        "trials of a sensitivity profile on 200 tokens, with the statistics that they need and the "
+        "compressing, over as many plain forward passes. (`speed.py`)"
     )
     return section("What the steps cost", text, table(("", "tokens", "threads", "median", "ratios"), cells))
 
