@@ -73,12 +73,6 @@ def _fewer_heads(n_heads: int, n_kv_heads: int) -> dict[str, Tensor]:
     return {"kv_heads": kv_heads, "heads": torch.arange(gone, n_heads)}
 
 
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(IDS).logits
-    return logits
-
-
 def blocks_of(model: Any) -> list[Any]:
     return [site.module for site in find_structure(model).blocks]
 
@@ -106,7 +100,11 @@ def stored(
 @pytest.mark.parametrize("name", [*TINY_MODELS, *UNTABLED])
 @pytest.mark.parametrize("heads", [True, False], ids=["heads", "mlp"])
 def test_every_family_loads_back_with_the_same_logits(
-    stored: Callable[..., tuple[Any, Path]], name: str, heads: bool, capsys: pytest.CaptureFixture[str]
+    logits_of: Callable[[Any], Tensor],
+    stored: Callable[..., tuple[Any, Path]],
+    name: str,
+    heads: bool,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model, folder = stored(name, heads=heads)
     capsys.readouterr()
@@ -180,7 +178,7 @@ def elsewhere(
 
 @pytest.mark.parametrize("name", [*TINY_MODELS, *UNTABLED, EMPTY, PACKED])
 def test_plain_transformers_gives_the_same_logits_and_text(
-    elsewhere: tuple[dict[str, Any], Path], name: str
+    logits_of: Callable[[Any], Tensor], elsewhere: tuple[dict[str, Any], Path], name: str
 ) -> None:
     models, folder = elsewhere
     class_name, logits, tokens = torch.load(folder / f"{name}.pt")
@@ -192,7 +190,7 @@ def test_plain_transformers_gives_the_same_logits_and_text(
 
 @pytest.mark.parametrize("name", [EMPTY, PACKED])
 def test_what_is_empty_or_packed_loads_with_ours_too(
-    elsewhere: tuple[dict[str, Any], Path], name: str
+    logits_of: Callable[[Any], Tensor], elsewhere: tuple[dict[str, Any], Path], name: str
 ) -> None:
     models, folder = elsewhere
     again = load_model(str(folder / name)).model
@@ -250,7 +248,9 @@ def test_a_vision_models_widths_stand_with_its_text_part(stored: Callable[..., t
     assert config[CONFIG_KEY]["blocks"] == "model.language_model.layers"
 
 
-def test_untouched_blocks_stay_stock(stored: Callable[..., tuple[Any, Path]]) -> None:
+def test_untouched_blocks_stay_stock(
+    logits_of: Callable[[Any], Tensor], stored: Callable[..., tuple[Any, Path]]
+) -> None:
     model, folder = stored("llama", block=2)
     config = json.loads((folder / "config.json").read_text())
     assert config[CONFIG_KEY]["widths"][:2] == [None, None]
@@ -261,7 +261,10 @@ def test_untouched_blocks_stay_stock(stored: Callable[..., tuple[Any, Path]]) ->
 
 
 def test_tied_embeddings_stay_tied(
-    make_model: Callable[[str], Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    logits_of: Callable[[Any], Tensor],
+    make_model: Callable[[str], Any],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
 ) -> None:
     model = make_model("llama")
     model.config.tie_word_embeddings = True
@@ -303,7 +306,11 @@ def test_what_remote_code_loaded_is_saved_alike(
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "falcon_alibi", "gemma3_with_vision"])
 def test_widths_compose_over_a_round_trip(
-    stored: Callable[..., tuple[Any, Path]], tokenizer: PreTrainedTokenizerFast, name: str, tmp_path: Path
+    logits_of: Callable[[Any], Tensor],
+    stored: Callable[..., tuple[Any, Path]],
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    tmp_path: Path,
 ) -> None:
     model, folder = stored(name)
     again = load_model(str(folder)).model
@@ -320,6 +327,7 @@ def test_widths_compose_over_a_round_trip(
 
 @pytest.mark.parametrize("backend", [Magnitude(), Rtn(None)], ids=["magnitude", "rtn"])
 def test_other_backends_work_on_what_is_left(
+    logits_of: Callable[[Any], Tensor],
     stored: Callable[..., tuple[Any, Path]],
     tokenizer: PreTrainedTokenizerFast,
     backend: Any,

@@ -20,14 +20,6 @@ from owl_compress.forms.narrowing import KeptUnits, keep_units_
 from owl_compress.models.anatomy import find_anatomy
 from owl_compress.models.structure import find_structure
 
-IDS = torch.arange(3, 60)[None]
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(IDS).logits
-    return logits
-
 
 @pytest.fixture
 def narrow(make_model: Callable[[str], Any]) -> Any:
@@ -47,7 +39,9 @@ def folder(narrow: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> P
     return tmp_path / "OUT"
 
 
-def test_our_loader_never_runs_the_modelling_file(narrow: Any, folder: Path) -> None:
+def test_our_loader_never_runs_the_modelling_file(
+    logits_of: Callable[[Any], Tensor], narrow: Any, folder: Path
+) -> None:
     (folder / "modeling_narrow.py").write_text("raise SystemExit('this file was run')\n")
     for trusting in (False, True):
         again = load_model(str(folder), trust_remote_code=trusting).model
@@ -142,7 +136,9 @@ def test_broken_tensors_are_named(folder: Path) -> None:
         load_model(str(folder))
 
 
-def test_sharded_checkpoints_load(narrow: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_sharded_checkpoints_load(
+    logits_of: Callable[[Any], Tensor], narrow: Any, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     save_checkpoint(narrow, tokenizer, tmp_path, max_shard_size="20KB")
     shards = sorted(tmp_path.glob("*.safetensors"))
     assert len(shards) > 1

@@ -38,15 +38,8 @@ PACKS = (
     "gpt_neox", "bloom",
 )  # fmt: skip
 CANNOT_PACK = ("gpt2", "falcon", "falcon_grouped", "falcon_alibi")
-IDS = torch.arange(3, 60)[None]
 
 Made = tuple[LoadedModel, Result, Plan]
-
-
-def logits_of(model: Any) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(IDS).logits
-    return logits
 
 
 def plan_for(model: Any, bits: float = 3.0, choices: tuple[int, ...] = (2, 3, 4)) -> Plan:
@@ -92,7 +85,11 @@ def folder(quantize: Callable[..., Made], tmp_path: Path) -> Path:
     ids=repr,
 )
 def test_plain_transformers_gives_the_same_logits(
-    quantize: Callable[..., Made], backend: Rtn | Gptq, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    logits_of: Callable[[Any], Tensor],
+    quantize: Callable[..., Made],
+    backend: Rtn | Gptq,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     loaded, result, plan = quantize(backend=backend)
     assert {budget.value for budget in plan.budgets} == {2.0, 3.0, 4.0}
@@ -106,7 +103,9 @@ def test_plain_transformers_gives_the_same_logits(
     assert torch.equal(logits_of(ours), expected)
 
 
-def test_every_width_from_two_to_eight_survives(quantize: Callable[..., Made], tmp_path: Path) -> None:
+def test_every_width_from_two_to_eight_survives(
+    logits_of: Callable[[Any], Tensor], quantize: Callable[..., Made], tmp_path: Path
+) -> None:
     for bits in range(2, 9):
         loaded, result, plan = quantize(bits=bits, choices=(bits,))
         save(loaded, result, plan, tmp_path / f"{bits}")
@@ -128,7 +127,7 @@ def test_half_precision_survives(
 
 @pytest.mark.parametrize("family_name", [*PACKS, *CANNOT_PACK])
 def test_every_family_is_stored_packed_or_refused_and_always_dense(
-    quantize: Callable[..., Made], family_name: str, tmp_path: Path
+    logits_of: Callable[[Any], Tensor], quantize: Callable[..., Made], family_name: str, tmp_path: Path
 ) -> None:
     loaded, result, plan = quantize(family_name)
     expected = logits_of(loaded.model)
@@ -197,7 +196,11 @@ def test_dense_files_keep_the_bits_of_the_codes_in_the_totals(
 
 
 def test_a_packed_checkpoint_loads_as_an_ordinary_model(
-    folder: Path, quantize: Callable[..., Made], prose: str, tmp_path: Path
+    logits_of: Callable[[Any], Tensor],
+    folder: Path,
+    quantize: Callable[..., Made],
+    prose: str,
+    tmp_path: Path,
 ) -> None:
     loaded = load_model(str(folder))
     original = quantize()[0].model
@@ -304,7 +307,7 @@ def test_linears_left_out_of_the_plan_are_ignored_by_name(
 
 
 def test_a_tied_output_layer_is_stored_once(
-    tokenizer: PreTrainedTokenizerFast, tiny_llama: Any, tmp_path: Path
+    logits_of: Callable[[Any], Tensor], tokenizer: PreTrainedTokenizerFast, tiny_llama: Any, tmp_path: Path
 ) -> None:
     tiny_llama.config.tie_word_embeddings = True
     tiny_llama.tie_weights()
