@@ -1,13 +1,13 @@
 """Tables of rows as `owl-compress compare` wrote them: draws of the calibration windows, and accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import sqrt
 from statistics import mean
 
 from layout import number, section, several, table
 
 from owl_compress.documents.comparison import Row
-from owl_compress.pages.seeds import SEED, Method, figures_of, methods_of
+from owl_compress.pages.seeds import SEED, Figure, Method, figures_of, methods_of
 
 _DRAWS = (
     "Perplexity at equal budgets over draws of the calibration windows, 12 of 512 tokens at random from the "
@@ -25,6 +25,9 @@ _ACCURACY = (
 
 def draws_section(rows: Sequence[Row]) -> str:
     """Groups of equal budgets down, allocators across."""
+    if not rows:
+        return ""
+    figure = figures_of(rows)[0]
     methods = methods_of([row for row in rows if not row.dense])
     allocators = list(dict.fromkeys(map(_allocator, methods)))
     groups: dict[str, dict[str, Method]] = {}
@@ -33,25 +36,26 @@ def draws_section(rows: Sequence[Row]) -> str:
     cells = [
         (
             group,
-            ", ".join(
-                map(str, sorted({row.recipe.get(SEED, 0) for one in own.values() for row in one.rows}))
-            ),
-            *(_draws(own.get(allocator), rows) for allocator in allocators),
+            ", ".join(map(str, _seeds(own.values()))),
+            *(_draws(own.get(allocator), figure) for allocator in allocators),
         )
         for group, own in groups.items()
     ]
     heads = ("", "seeds", *allocators)
-    return section("Draws of the calibration windows", _DRAWS, table(heads, cells)) if cells else ""
+    return section("Draws of the calibration windows", _DRAWS, table(heads, cells))
 
 
 def _allocator(method: Method) -> str:
     return str(method.rows[0].recipe["allocator"])
 
 
-def _draws(method: Method | None, rows: Sequence[Row]) -> str:
+def _seeds(methods: Iterable[Method]) -> list[int]:
+    return sorted({row.recipe.get(SEED, 0) for method in methods for row in method.rows})
+
+
+def _draws(method: Method | None, figure: Figure) -> str:
     if method is None:
         return "–"
-    figure = figures_of(rows)[0]
     values = [value for row in method.rows if (value := figure.read(row)) is not None]
     paired = method.against.get(figure.name)
     return several(values) + ("*" if paired and paired.is_told_apart else "")
@@ -62,9 +66,9 @@ def accuracy_section(rows: Sequence[Row]) -> str:
     measured = [row for row in rows if row.is_measured and row.tasks]
     groups = list(dict.fromkeys(row.group for row in measured))
     measured.sort(key=lambda row: groups.index(row.group))
-    tasks = list(dict.fromkeys(task for row in measured for task in row.tasks))
-    samples = {task: next(row.tasks[task].samples for row in measured if task in row.tasks) for task in tasks}
-    guesses = {task: next(row.tasks[task].chance for row in measured if task in row.tasks) for task in tasks}
+    if not measured:
+        return ""
+    tasks = measured[0].tasks  # of all of them alike, as a grid says them once
     cells = [
         (
             "dense" if row.dense else f"{row.group}, {row.recipe['allocator']}",
@@ -74,11 +78,11 @@ def accuracy_section(rows: Sequence[Row]) -> str:
         )
         for row in measured
     ]
-    chances = [guess for guess in guesses.values() if guess is not None]
-    if cells and len(chances) == len(tasks):
+    chances = [one.chance for one in tasks.values() if one.chance is not None]
+    if len(chances) == len(tasks):
         cells.append(("a guess", "", *(f"{chance:.3f}" for chance in chances), f"{mean(chances):.3f}"))
-    heads = ("", "perplexity", *(f"{task} ({samples[task]})" for task in tasks), "mean")
-    return section("Accuracy on tasks", _ACCURACY, table(heads, cells)) if cells else ""
+    heads = ("", "perplexity", *(f"{name} ({one.samples})" for name, one in tasks.items()), "mean")
+    return section("Accuracy on tasks", _ACCURACY, table(heads, cells))
 
 
 def _share(value: float, stderr: float | None) -> str:

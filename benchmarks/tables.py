@@ -72,10 +72,10 @@ def _rows(name: str) -> list[Row]:
     ]
 
 
-def _compared(name: str) -> list[ComparedRow]:
+def _compared(name: str) -> tuple[ComparedRow, ...]:
     """Rows as `owl-compress compare` wrote them."""
     path = _RESULTS / f"{name}.jsonl"
-    return read_rows(path) if path.is_file() else []
+    return read_rows(path) if path.is_file() else ()
 
 
 def _known() -> dict[str, float]:

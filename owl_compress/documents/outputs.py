@@ -78,11 +78,10 @@ def check_is_outside(named: Path, real: Path, inputs: Iterable[Path | str]) -> N
         RequestError: it lies there.
     """
     for given in inputs:
-        for folder in real.parents:
-            if _is_same(given, folder):
-                raise RequestError(
-                    f"output folder {named} lies in {given}, which is read: name one outside of it"
-                )
+        if any(_is_same(given, folder) for folder in real.parents):
+            raise RequestError(
+                f"output folder {named} lies in {given}, which is read: name one outside of it"
+            )
 
 
 def check_is_free(named: Path, real: Path, inputs: Iterable[Path | str], kind: str | None) -> None:

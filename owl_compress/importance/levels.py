@@ -22,20 +22,22 @@ def usual_levels(unit: Unit, grid: KeptOfGrid | None = None) -> tuple[float, ...
 
 
 def checked_levels(
-    levels: Sequence[float] | None, unit: Unit, grid: KeptOfGrid | None = None, *, fewest: int = FEWEST_LEVELS
+    levels: Sequence[float] | None, unit: Unit, grid: KeptOfGrid | None = None, *, extends: bool = False
 ) -> tuple[float, ...]:
     """The levels, each once and rising; where they are None the usual ones.
 
     A level of 1, in density or width, is the part as it is: it needs no trial, and is left out.
 
     Raises:
-        RequestError: less than the `fewest`, or one that no backend of the unit can carry out.
+        RequestError: fewer than two, or none where they extend others; or one that no backend of the unit
+            can carry out.
     """
     if levels is None:
         return usual_levels(unit, grid)
     for level in levels:
         _check(level, unit, grid)
     found = tuple(sorted({level for level in map(float, levels) if unit is Unit.BITS or level < 1}))
+    fewest = 1 if extends else FEWEST_LEVELS
     if len(found) < fewest:
         raise RequestError(
             f"{len(found)} level{'s' if len(found) != 1 else ''} to try: give at least {fewest} different "

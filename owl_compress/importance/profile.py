@@ -43,7 +43,7 @@ from owl_compress.importance.damage import (
     Tried,
 )
 from owl_compress.importance.extension import check_extends, check_same_parts, extended
-from owl_compress.importance.levels import FEWEST_LEVELS, checked_levels
+from owl_compress.importance.levels import checked_levels
 from owl_compress.importance.parts import Part, check_kind, find_parts, usual_kind
 from owl_compress.importance.reference import DEFAULT_POSITIONS, DenseReference
 from owl_compress.models.anatomy import find_roles
@@ -158,8 +158,7 @@ class _Profiler:
         header, unit = self._header(identity, chosen), self.backend.unit
         kind = self.options.part or usual_kind(unit)
         check_kind(kind, unit)
-        fewest = FEWEST_LEVELS if known is None else 1
-        levels = checked_levels(self.options.levels, unit, self.options.grid, fewest=fewest)
+        levels = checked_levels(self.options.levels, unit, self.options.grid, extends=known is not None)
         if known is not None:
             check_extends(known, header, kind)
         parts = find_parts(self.structure, kind, self.options.names)

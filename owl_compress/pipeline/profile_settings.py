@@ -54,7 +54,7 @@ class ProfileSettings:
 
     @classmethod
     def of(
-        cls, recipe: Recipe, unit: Unit, target: Target | None = None, *, fewest_levels: int = FEWEST_LEVELS
+        cls, recipe: Recipe, unit: Unit, target: Target | None = None, *, extends: bool = False
     ) -> "ProfileSettings":
         """The settings of `recipe`; left open are those that suit the `target`, if there is one.
 
@@ -66,7 +66,7 @@ class ProfileSettings:
         if recipe.levels is None:
             levels, grid = _usual_for(unit, target), _grid_of(target)
         else:
-            levels, grid = parsed_levels(recipe.levels, unit, _grid_of(target), fewest=fewest_levels)
+            levels, grid = parsed_levels(recipe.levels, unit, _grid_of(target), extends=extends)
             if target is not None:
                 _check_reach(levels, target)
         return cls(
@@ -115,13 +115,13 @@ def parsed_levels(
     unit: Unit,
     asked_grid: KeptOfGrid | None = None,
     *,
-    fewest: int = FEWEST_LEVELS,
+    extends: bool = False,
 ) -> tuple[tuple[float, ...], KeptOfGrid | None]:
     """Levels as users write them: numbers, or N:M, which sets the grid where none is asked for.
 
     Raises:
-        RequestError: less than the `fewest`, another M than is asked for or several, or none that the unit
-            can carry out.
+        RequestError: too few levels, another M than is asked for or several, or none that the unit can carry
+            out.
     """
     found = {level: _N_OF_M.fullmatch(str(level)) for level in given}
     sizes = {int(match[2]) for match in found.values() if match}
@@ -139,7 +139,7 @@ def parsed_levels(
     values = [_number(level, match) for level, match in found.items()]
     if grid is not None:  # refuses an M that no mask has
         Target(Unit.DENSITY, 1.0, grid=grid)
-    return checked_levels(values, unit, grid, fewest=fewest), grid
+    return checked_levels(values, unit, grid, extends=extends), grid
 
 
 def _number(level: str | float, match: re.Match[str] | None) -> float:

@@ -21,7 +21,6 @@ from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.importance.estimator import outline
-from owl_compress.importance.levels import FEWEST_LEVELS
 from owl_compress.memory import memory_errors
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.structure import ModelStructure, find_structure
@@ -125,8 +124,7 @@ class Profiling:
         check_options(recipe)
         backend = by_block(backend_of(recipe))
         device = resolve_device(recipe.device)
-        fewest = FEWEST_LEVELS if known is None else 1
-        settings = ProfileSettings.of(recipe, backend.unit, fewest_levels=fewest)
+        settings = ProfileSettings.of(recipe, backend.unit, extends=known is not None)
         return cls(recipe, backend, settings, known, consent, device)
 
     def run(

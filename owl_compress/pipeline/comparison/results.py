@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from owl_compress.documents.comparison import CELLS, GRID, PAGE, ROWS, SHARED, SHEET, SUMMARY, TABLE, Row
-from owl_compress.documents.disk import disk_errors, write_text
+from owl_compress.documents.disk import disk_errors, resolved, write_text
 from owl_compress.documents.outputs import check_is_outside, is_empty
 from owl_compress.documents.temporary import is_temporary
 from owl_compress.errors import RequestError
@@ -24,7 +24,7 @@ def prepare_folder(out: Path, inputs: Iterable[str]) -> None:
             written to.
     """
     with disk_errors(out):
-        check_is_outside(out, out.resolve(), inputs)
+        check_is_outside(out, resolved(out), inputs)
         if out.exists() and not out.is_dir():
             raise RequestError(
                 f"results folder {out} is a file: name a folder that is new, empty or of results"
