@@ -161,30 +161,53 @@ def test_blocks_of_other_families_become_narrower_from_disk_as_in_memory(
 
 _CHILD = """
 import sys
+from pathlib import Path
+from threading import Event, Thread
+
 import owl_compress as oc
-from owl_compress.memory import forget_peak_host_bytes, peak_host_bytes
 
 folder, text, out = sys.argv[1:]
-loaded = oc.load(text + "/tiny", offload="disk")  # imports are paid for
-calibration = oc.calibrate(loaded, text + "/text.txt", samples=1, seq_len=32)
-plan = oc.allocate(oc.measure(loaded.model, calibration), sparsity=0.5)
-oc.save(loaded, oc.compress_(loaded.model, plan, "wanda", calibration), plan, text + "/small")
-forget_peak_host_bytes()
-before = peak_host_bytes()
-loaded = oc.load(folder, offload="disk")
-calibration = oc.calibrate(loaded, text + "/text.txt", samples=2, seq_len=32)
-plan = oc.allocate(oc.measure(loaded.model, calibration), sparsity=0.5)
-result = oc.compress_(loaded.model, plan, "wanda", calibration)
-oc.evaluate(loaded, text + "/text.txt", seq_len=32, max_windows=2)
-oc.save(loaded, result, plan, out)
-print(peak_host_bytes() - before)
+
+
+def own_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def watch():
+    while not ended.wait(0.002):
+        seen.append(own_bytes())
+
+
+def run(model, out):
+    loaded = oc.load(model, offload="disk")
+    calibration = oc.calibrate(loaded, text + "/text.txt", samples=2, seq_len=32)
+    plan = oc.allocate(oc.measure(loaded.model, calibration), sparsity=0.5)
+    result = oc.compress_(loaded.model, plan, "wanda", calibration)
+    oc.evaluate(loaded, text + "/text.txt", seq_len=32, max_windows=2)
+    oc.save(loaded, result, plan, out)
+
+
+run(text + "/tiny", text + "/small")  # imports are paid for
+ended, seen, before = Event(), [], own_bytes()
+watcher = Thread(target=watch)
+watcher.start()
+run(folder, out)
+ended.set()
+watcher.join()
+print(max(seen) - before)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells memory of its own from that of files")
 def test_host_memory_stays_at_a_few_blocks(here: Path, tokenizer: Any) -> None:
+    """Of its own: pages of mapped files count as the process's too while they are mapped, and come and go.
+
+    Tensors as small as these would share the allocator's heap, which shrinks by chance; larger ones do not.
+    """
     (here / "model").rename(here / "tiny")
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=16,
+        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=1024, num_hidden_layers=32,
         num_attention_heads=8, num_key_value_heads=8, max_position_embeddings=64,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
@@ -194,11 +217,12 @@ def test_host_memory_stays_at_a_few_blocks(here: Path, tokenizer: Any) -> None:
     del model
     child = subprocess.run(
         [sys.executable, "-c", _CHILD, str(here / "large"), str(here), str(here / "out")],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr
     growth = int(child.stdout.splitlines()[-1])
-    assert growth < n_bytes / 2, f"{growth:,} of {n_bytes:,} bytes"
+    assert 0 < growth < n_bytes / 4, f"{growth:,} of {n_bytes:,} bytes"
 
 
 def test_blocks_without_an_output_are_kept_for_as_long_as_the_model(
