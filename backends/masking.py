@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from owl_compress.backends.model_wide import ColumnScale
-from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.backends.selection import (
+    Scope,
+    keep_mask,
+    keep_mask_of_groups,
+    kept_per_group,
+    zero_outside_,
+)
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask, density
 from owl_compress.documents.units import Grid, KeptOfGrid
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import LinearSite
+
+_SCORES_AT_ONCE = 2**18
+"""Scores that are added up at a time: a MiB of float32."""
 
 
 def prune_block_(task: BlockTask, scoring: ColumnScale, scope: Scope) -> list[LinearOutcome]:
@@ -33,6 +42,22 @@ def _scores(site: LinearSite, scale: Tensor) -> Tensor:
     return site.weight.abs().float().mul_(scale)
 
 
+def _energies(scores: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Sums of W_ij^2 * scale_j^2, the output energy if inputs were uncorrelated: of all, and outside `mask`.
+
+    `scores` and `mask` [out, in]; some rows at a time, so that little is held beside them.
+    """
+    n_rows = max(1, _SCORES_AT_ONCE // scores.shape[1])
+    both = torch.zeros(2, dtype=torch.float64, device=scores.device)
+    for part, stays in zip(scores.split(n_rows), mask.split(n_rows), strict=True):
+        energy = part.square()
+        both[0] += energy.double().sum()  # faster than to convert within the sum
+        zero_outside_(energy, ~stays)
+        both[1] += energy.double().sum()
+    total, lost = both.tolist()
+    return total, lost
+
+
 def _prune_linear_(
     group: GroupTask, task: LinearTask, scale: Tensor, scope: Scope, grid: Grid | None
 ) -> LinearOutcome:
@@ -43,12 +68,10 @@ def _prune_linear_(
         mask = keep_mask_of_groups(scores, kept_per_group(task, grid), grid.kept_of)
     else:
         mask = keep_mask(scores, task.n_kept, scope)
-    energy = scores.square()  # W_ij^2 * scale_j^2: the output energy if inputs were uncorrelated
-    total = float(energy.sum(dtype=torch.float64))
+    total, lost = _energies(scores, mask)
     if not isfinite(total):
         raise RequestError(f"{task.site.name} holds NaN or Inf, or overflows: check the checkpoint")
-    lost = float(energy.masked_fill_(mask, 0.0).sum(dtype=torch.float64))
-    weight.masked_fill_(~mask, 0.0)
+    zero_outside_(weight, mask)
     return LinearOutcome(
         task.site.name,
         achieved=density(weight),

@@ -10,6 +10,9 @@ from owl_compress.compression.tasks import LinearTask
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError, nearest
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Integers by their bytes."""
+
 
 class Scope(StrEnum):
     """The comparison group: among which weights the least important ones are sought (Wanda, Table 3)."""
@@ -41,6 +44,15 @@ def keep_mask_of_groups(scores: Tensor, kept: int, group: int) -> Tensor:
     rows, columns = scores.shape
     # [out, in] -> [out * in / group, group]
     return _keep_by_row(scores.reshape(-1, group), rows * columns // group * kept).reshape(rows, columns)
+
+
+def zero_outside_(values: Tensor, mask: Tensor) -> None:
+    """Set all of floating-point `values` that `mask` does not name to +0.0, in place, NaN and Inf too.
+
+    By their bits: on a CPU `masked_fill_` takes three times as long where what goes lies scattered.
+    """
+    bits = values.view(_INTEGERS[values.element_size()])
+    bits &= mask.to(bits.dtype).neg_()  # -1 is all ones
 
 
 def kept_per_group(task: LinearTask, grid: KeptOfGrid) -> int:
@@ -88,7 +100,8 @@ def _drop_last_ties_(mask: Tensor, scores: Tensor, threshold: Tensor, row_kept: 
 
     `mask` and `scores` [rows, columns]; `threshold` and the counts `row_kept` [rows].
     """
-    surplus = mask.sum(dim=1) - row_kept
+    # As bytes and in int32: a third of the time that a sum of bools takes on a CPU.
+    surplus = mask.view(torch.uint8).sum(dim=1, dtype=torch.int32) - row_kept
     crowded = surplus.nonzero().flatten()
     if len(crowded) == 0:
         return

@@ -17,8 +17,9 @@ from owl_compress.walk.capture import Tail
 States = Sequence[Tensor]
 """Hidden states behind the last block by batch, each of shape [batch, seq_len, hidden]."""
 
-_Comparison = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What is taken of two log-distributions [positions, vocabulary] and the next tokens, [positions]."""
+_Comparison = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
+"""Of a log-distribution [positions, vocabulary] and the next tokens [positions]: what is taken of others, for
+each position."""
 
 _HOST = torch.device("cpu")
 _LOGITS_AT_ONCE = 2**23
@@ -60,16 +61,29 @@ def positions_of(windows: TokenWindows, count: int) -> Tensor:
 
 
 def divergence(own: Tensor, other: Tensor) -> Tensor:
-    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions].
+    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions]."""
+    return divergence_from(own)(other)
+
+
+def divergence_from(own: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same as a function of `other`, for several of them; half of the work is done for all at once.
 
     The sum over tokens is of p (log p - log q) + q - p. The last two add up to nothing, but for the rounding
     of both normalisations: that shifts all logarithms of a position alike, which the first term alone would
     take for divergence, 1e-7 of it in float32.
     """
-    share, other_share = own.exp(), other.exp()
+    share = own.exp()
+    ruled_out = own == -torch.inf
     # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
-    difference = (own - other).masked_fill_(own == -torch.inf, 0.0)
-    return difference.mul_(share).add_(other_share.sub_(share)).sum(dim=1)
+    is_any_out = bool(ruled_out.any())
+
+    def of(other: Tensor) -> Tensor:
+        difference = own - other
+        if is_any_out:
+            difference.masked_fill_(ruled_out, 0.0)
+        return difference.mul_(share).add_(other.exp().sub_(share)).sum(dim=1)
+
+    return of
 
 
 class Head:
@@ -182,8 +196,8 @@ class OutputDistribution:
     def losses(self, others: Sequence[States]) -> list[float]:
         """Negative log-likelihood of the next token beyond this model's, mean over the positions."""
 
-        def excess(own: Tensor, other: Tensor, targets: Tensor) -> Tensor:
-            return (own - other).gather(1, targets[:, None])[:, 0]
+        def excess(own: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda other: (own - other).gather(1, targets[:, None])[:, 0]
 
         return self._means(others, excess)
 
@@ -199,9 +213,9 @@ class OutputDistribution:
             for start in range(0, self.n_positions, size):
                 chosen = slice(start, start + size)
                 own = self._log_probabilities(self._states[chosen])
-                targets = self._targets[chosen].to(own.device)
+                compare = of(own, self._targets[chosen].to(own.device))
                 for pieces, states in zip(found, selected, strict=True):
-                    compared = of(own, self._log_probabilities(states[chosen]), targets)
+                    compared = compare(self._log_probabilities(states[chosen]))
                     pieces.append(compared.to(_HOST, torch.float64))
         return [torch.cat(pieces) for pieces in found]
 
@@ -214,5 +228,5 @@ class OutputDistribution:
         return self._head.log_probabilities(states)
 
 
-def _of_both(own: Tensor, other: Tensor, _targets: Tensor) -> Tensor:
-    return divergence(own, other)
+def _of_both(own: Tensor, _targets: Tensor) -> Callable[[Tensor], Tensor]:
+    return divergence_from(own)

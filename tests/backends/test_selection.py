@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.backends.selection import (
+    Scope,
+    keep_mask,
+    keep_mask_of_groups,
+    kept_per_group,
+    zero_outside_,
+)
 from owl_compress.compression.tasks import LinearTask
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
@@ -112,3 +118,13 @@ def test_the_pattern_follows_from_the_density() -> None:
     message = re.escape("a has 32 inputs, which groups of 5 do not divide: choose another M or --skip a")
     with pytest.raises(RequestError, match=message):
         kept_per_group(LinearTask(site, 0.4), KeptOfGrid(kept_of=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_outside_of_a_mask_becomes_zero_and_the_rest_keeps_its_bits(dtype: torch.dtype) -> None:
+    values = torch.tensor([[-1.5, torch.nan, torch.inf], [-0.0, 3.0, -torch.inf]], dtype=dtype)
+    mask = torch.tensor([[True, False, False], [True, False, True]])
+    for found in (values.clone(), values.t().clone().t()):  # in rows, in columns
+        zero_outside_(found, mask)
+        assert found.tolist() == [[-1.5, 0.0, 0.0], [0.0, 0.0, -torch.inf]]
+        assert found.signbit().tolist() == [[True, False, False], [True, False, True]]
