@@ -18,8 +18,9 @@ _DRAWS = (
 _ACCURACY = (
     "Share of right answers, plus or minus one standard error, on the first questions of each task as they "
     "lie in a file of questions, choices and labels, without examples before them; *mean* over the tasks. "
-    "Perplexity is that of the tables above, on the first calibration windows, and profiles are those of "
-    "`sensitivity.py`. (`grids/accuracy.yaml`)"
+    "Perplexity is of the same run, on the first calibration windows; where the tables above have another "
+    "for the same cell, that is chance ([Unstructured sparsity](#unstructured-sparsity) has its range). "
+    "Profiles are those of `sensitivity.py`. (`grids/accuracy.yaml`)"
 )
 
 

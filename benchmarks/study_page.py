@@ -51,7 +51,11 @@ _INTRODUCTION = (
     "`test.txt`). `study.py` puts the two together, carries them out, and prints our figures beside the "
     "published ones, as far as these are known for certain: those of the authors' README and of Tables 13 "
     f"and 14, kept in `benchmarks/published/owl.json`. Published figures are of {_BESIDE}: figures of "
-    "another model compare in their order at most. This page is made from the committed rows by "
+    "another model compare in their order at most. Tables were made by several versions, whose sums round "
+    "differently: which of two nearly equal weights goes is chance then, and a cell of two tables may "
+    "have two figures (uniform Wanda at 70 % lies anywhere from 698 to 869, see [Measured](measured.md)). "
+    "Compare within a table. Another model takes the protocol `paper`, or another by `--protocol`, and "
+    "`--set seq-len=512` where it has fewer positions. This page is made from the committed rows by "
     "`python benchmarks/study_page.py`."
 )
 _FIGURE_1 = f"""## Figure 1: outliers of each block, and what it keeps

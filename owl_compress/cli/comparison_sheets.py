@@ -7,6 +7,7 @@ from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.cli.watching import duration
 from owl_compress.documents.comparison import Row
 from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of
+from owl_compress.pages.words import figure_in_words
 
 if TYPE_CHECKING:
     from owl_compress.pipeline.comparison.cost import CellCost
@@ -23,7 +24,10 @@ def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
         Column("kept", (*("" for _ in dense), *(_kept(one) for one in methods))),
     ]
     for figure in figures:
-        values = [*(_value(figure.read(row)) for row in dense), *(_spread(one, figure) for one in methods)]
+        values = [
+            *(figure_in_words(figure.read(row)) for row in dense),
+            *(_spread(one, figure) for one in methods),
+        ]
         columns.append(Column(figure.name, tuple(values)))
         changes = [_paired(one.against.get(figure.name), figure) for one in methods]
         if any(changes):
@@ -31,7 +35,7 @@ def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
     first = [*dense, *(one.rows[0] for one in methods)]
     columns.append(Column("MB", tuple(_megabytes(row) for row in first), is_optional=True))
     columns.append(
-        Column("bits/weight", tuple(_value(row.bits_per_weight) for row in first), is_optional=True)
+        Column("bits/weight", tuple(figure_in_words(row.bits_per_weight) for row in first), is_optional=True)
     )
     notes = [
         f"{row.status}: {row.name} ({row.group}): {row.reason}" for row in rows if row.reason is not None
@@ -66,7 +70,7 @@ def _spread(method: Method, figure: Figure) -> str:
     spread: Spread | None = method.spreads.get(figure.name)
     if spread is None:
         return ""
-    return _value(spread.mean) + ("" if spread.sd is None else f" ± {spread.sd:.2g}")
+    return figure_in_words(spread.mean) + ("" if spread.sd is None else f" ± {figure_in_words(spread.sd, 2)}")
 
 
 def _paired(paired: Paired | None, figure: Figure) -> str:
@@ -74,10 +78,6 @@ def _paired(paired: Paired | None, figure: Figure) -> str:
         return ""
     shown = f"{paired.difference:+.1%}" if figure.is_ratio else f"{paired.difference:+.3g}"
     return shown if paired.is_told_apart is not False else f"{shown} (as seeds)"
-
-
-def _value(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _megabytes(row: Row) -> str:

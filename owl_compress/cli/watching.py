@@ -15,6 +15,7 @@ from rich.text import Text
 from owl_compress.cli.console import Output
 from owl_compress.cli.terminal import tell
 from owl_compress.documents.comparison import Row
+from owl_compress.pages.words import figure_in_words
 from owl_compress.plain_text import plain
 from owl_compress.progress import SILENT, Progress
 
@@ -67,7 +68,7 @@ def row_in_words(row: Row) -> str:
     """What came of a cell, in a line."""
     if not row.is_measured:
         return f"{row.name}: {row.status}: {row.reason}"
-    figures = [f"{name} {one.perplexity:.4g}" for name, one in row.perplexity.items()]
+    figures = [f"{name} {figure_in_words(one.perplexity)}" for name, one in row.perplexity.items()]
     figures += [f"{name} {one.value:.3f}" for name, one in row.tasks.items()]
     return f"{row.name}: {', '.join(figures)} ({row.seconds.get('total', 0.0):.1f} s)"
 
@@ -209,7 +210,7 @@ class LiveWatch:
     def _draw(self) -> None:
         table = Table("cell", "group", "status", "figures", "seconds")
         for row in self._rows[-_ROWS_SHOWN:]:
-            figures = [f"{one.perplexity:.4g}" for one in row.perplexity.values()]
+            figures = [f"{figure_in_words(one.perplexity)}" for one in row.perplexity.values()]
             figures += [f"{name} {one.value:.3f}" for name, one in row.tasks.items()]
             told = row.reason or ", ".join(figures)
             cells = (row.name, row.group, str(row.status), told, f"{row.seconds.get('total', 0.0):.1f}")

@@ -172,8 +172,11 @@ def _of_profiles(one: SensitivityProfile, other: SensitivityProfile) -> Differen
         {part.name: dict(zip(part.levels, part.damage, strict=True)) for part in profile.parts}
         for profile in (one, other)
     )
-    levels = sorted(set().union(*first.values()) & set().union(*second.values()))
+    ours, theirs = (set[float]().union(*curves.values()) for curves in (first, second))
+    levels, single = sorted(ours & theirs), sorted(ours ^ theirs)
     notes = [] if levels else ["damage at levels of which none is in both"]
+    if levels and single:
+        notes.append(f"damage at {', '.join(f'{level:.4g}' for level in single)}, which only one has")
     quantities = (
         Quantity(f"damage at {level:.4g}", "part", _paired(_at(level, first), _at(level, second)))
         for level in levels

@@ -16,6 +16,7 @@ from owl_compress.pages.making import versions_in_words
 from owl_compress.pages.page import Code, Facts, KeyFigure, Page, Part, Prose, Section, render
 from owl_compress.pages.seeds import Figure, Method, figures_of, methods_of
 from owl_compress.pages.words import (
+    figure_in_words,
     perplexity_in_words,
     seconds_in_words,
     short_name,
@@ -99,7 +100,7 @@ def _difference(method: Method, figure: Figure) -> float:
 
 
 def _lead(method: Method, figure: Figure, baseline: str) -> str:
-    value = perplexity_in_words(method.spreads[figure.name].mean)
+    value = figure_in_words(method.spreads[figure.name].mean)
     paired = method.against.get(figure.name)
     if paired is None:
         return f"{method.name} with {value}"

@@ -14,7 +14,7 @@ from owl_compress.pages.linears_chart import Series, linears_figure
 from owl_compress.pages.page import Picture
 from owl_compress.pages.quality_chart import curves_figure, looks_of, ranking_figure
 from owl_compress.pages.seeds import Figure, Method, figures_of, methods_of
-from owl_compress.pages.words import perplexity_in_words
+from owl_compress.pages.words import figure_in_words
 
 _MOST_PANELS = 12
 """Groups whose budgets are drawn block by block."""
@@ -86,7 +86,7 @@ def _of_single_seeds(families: Sequence[Family], figure: Figure) -> str:
 
 def _curve_in_words(curve: Curve, family: Family) -> str:
     told = (
-        f"{perplexity_in_words(point.mean)} at {family.shown.get(point.budget, f'{point.budget:g}')}"
+        f"{figure_in_words(point.mean)} at {family.shown.get(point.budget, f'{point.budget:g}')}"
         for point in curve.points
     )
     return f"{curve.method}, {family.name}, by {family.axis}: {', '.join(told)}."
@@ -154,7 +154,7 @@ def size_picture(rows: Sequence[Row], baseline: str) -> Picture | None:
         return None
     return Picture(
         f"{figure.name} against size on disk",
-        " ".join(f"{one.kind}: {one.size:.4g} MB, {perplexity_in_words(one.quality)}." for one in priced),
+        " ".join(f"{one.kind}: {one.size:.4g} MB, {figure_in_words(one.quality)}." for one in priced),
         "A mark for each method at each budget. Size: the weight files, in megabytes.",
         lambda width: size_figure(priced, "MB on disk", figure.name, width),
     )

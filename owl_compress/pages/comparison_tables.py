@@ -8,6 +8,7 @@ from typing import Any
 from owl_compress.documents.comparison import Row, Status
 from owl_compress.pages.markdown import table
 from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of
+from owl_compress.pages.words import figure_in_words
 from owl_compress.plain_text import plain
 
 
@@ -39,7 +40,7 @@ def _dense_columns(figures: Sequence[Figure]) -> list[str]:
 
 
 def _dense_cells(row: Row, figures: Sequence[Figure]) -> list[str]:
-    values = [_value(figure.read(row)) for figure in figures]
+    values = [figure_in_words(figure.read(row)) for figure in figures]
     return [row.name, *values, *_sizes([row])]
 
 
@@ -51,7 +52,7 @@ def _sizes(rows: Sequence[Row]) -> list[str]:
     seconds = [row.seconds.get("total", 0.0) for row in rows]
     return [
         "" if first.bytes_on_disk is None else f"{first.bytes_on_disk:,}",
-        _value(first.bits_per_weight),
+        figure_in_words(first.bits_per_weight),
         "" if first.n_params is None else f"{first.n_params:,}",
         f"{sum(seconds) / len(seconds):,.1f}",
     ]
@@ -75,16 +76,13 @@ def _cells(method: Method, figures: Sequence[Figure], *, has_base: bool) -> list
     return [method.name + drifted, f"{kept.mean:.4f}", *measured, *_sizes(method.rows)]
 
 
-def _value(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
 def _spread(spread: Spread | None) -> str:
     if spread is None:
         return ""
     if spread.sd is None:
-        return _value(spread.mean)
-    return f"{_value(spread.mean)} ± {spread.sd:.2g} ({_value(spread.low)} to {_value(spread.high)})"
+        return figure_in_words(spread.mean)
+    mean, low, high = map(figure_in_words, (spread.mean, spread.low, spread.high))
+    return f"{mean} ± {figure_in_words(spread.sd, 2)} ({low} to {high})"
 
 
 def _paired(paired: Paired | None, figure: Figure) -> str:

@@ -63,8 +63,8 @@ def _what_came_of_it(record: DamageRecord) -> str:
         )
     if record.carried_out == "uniform":
         lines.append(
-            "Equal shares were carried out: the budgets from damages did not have less damage than these by "
-            "more than chance."
+            "Equal shares were carried out: what the budgets from damages gained over these was less than "
+            "the standard error of the difference."
         )
     return "\n\n".join(lines)
 

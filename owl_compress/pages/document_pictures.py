@@ -116,4 +116,6 @@ def _ends(values: Sequence[float] | Array, blocks: Sequence[str], unit: str) -> 
     """From the least to the largest of some blocks, in words."""
     row = np.asarray(values, float)
     low, high = int(np.nanargmin(row)), int(np.nanargmax(row))
+    if row[low] == row[high]:
+        return f"{row[low]:.4g}{unit} in every block"
     return f"from {row[low]:.4g}{unit} in {blocks[low]} to {row[high]:.4g}{unit} in {blocks[high]}"

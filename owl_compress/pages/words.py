@@ -117,6 +117,13 @@ def perplexity_in_words(value: float) -> str:
     return f"{value:,.2f}" if value < 1e6 else f"{value:.3g}"
 
 
+def figure_in_words(value: float | None, digits: int = 4) -> str:
+    """What was measured, be it perplexity, nats or a share: so many digits, and all before the point."""
+    if value is None:
+        return ""
+    return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:,.0f}"
+
+
 def windows_in_words(record: PerplexityRecord) -> str:
     """What a perplexity was measured over: "20 windows of 512 tokens, 10,220 of them predicted, ..."."""
     overlap = f", {record.stride:,} tokens apart" if record.stride else ""

@@ -2,7 +2,7 @@
 
 Damages of single parts need not add up. So before such a plan is carried out, it is carried out on a copy of
 the model, on few windows of statistics, and so are equal shares; their own damage is measured on windows that
-neither statistics nor profile saw. The plan is taken where it has less damage by more than chance, that is by
+neither statistics nor profile saw. The plan is taken where it has less damage by
 at least the standard error of the difference over these windows, and equal shares otherwise.
 """
 
@@ -116,7 +116,7 @@ def judge(
 def _chosen(
     session: Session, judged: Judged, uniform: Plan, apart: DenseReference, carry_out: CarryOut
 ) -> Judged:
-    """The plan if it does a copy of the model less damage than equal shares do, by more than chance."""
+    """The plan if it does a copy of the model less damage than equal shares do, by a standard error."""
 
     def damages_of(plan: Plan) -> list[float]:
         copy = replace(session, calibration=session.profiled_windows).on_a_copy()
@@ -143,7 +143,7 @@ def _chosen(
         f"the plan by {judged.plan.allocator.name} {damage:.4g}"
     )
     if damage < equal and error_of_gain is not None:
-        told += f", which is less by no more than chance (standard error {error_of_gain:.2g})"
+        told += f", which is less by no more than the standard error of the difference ({error_of_gain:.2g})"
     return replace(tried, plan=uniform, is_uniform=True, notes=(*judged.notes, told))
 
 

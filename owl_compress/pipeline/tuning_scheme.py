@@ -32,6 +32,8 @@ _SETTINGS_OF_EACH = (None, 3, 2, 1, 0)
 _OF_PROFILES_ALONE = ("part", "levels", "measure")
 """Options that say how a profile is measured, and nothing else: whoever gives one wants a profile."""
 
+_BROUGHT_IN_BY = "which --profile brings in, or a --max-cost that covers measuring one"
+
 _SHARES_OF_WINDOWS = (1, 2, 4, 8, 16)
 """By how much fewer windows the backend may see."""
 
@@ -158,9 +160,7 @@ class Scheme:
         plans = " then ".join(f"{one.plans:,}" for one in self.rounds)
         first = "measuring a sensitivity profile, then " if self.profiling else ""
         left_out = ", ".join(one.name for one in self.left_out)
-        without = (
-            f"; without {left_out}, which --profile or a larger --max-cost brings in" if left_out else ""
-        )
+        without = f"; without {left_out}, {_BROUGHT_IN_BY}" if left_out else ""
         cost = f"at most {self.forward_tokens:,.0f} tokens through the model"
         return f"{first}trying {plans} plans: {cost}{without}"
 

@@ -67,7 +67,10 @@ def test_a_dry_run_shows_candidates_and_cost_and_tries_nothing(
         "owl              20  metric lod@5, lod@7, lod@10, lod@3; lam 0.08, 0.1, 0.05, 0.2, 0.02"
         in outcome.out
     )
-    assert "; without sensitivity, which --profile or a larger --max-cost brings in" in outcome.out
+    assert (
+        "; without sensitivity, which --profile brings in, or a --max-cost that covers measuring one"
+        in outcome.out
+    )
     found = done(*TUNE, "--dry-run", "--json").json
     assert [one["plans"] for one in found["rounds"]] == [33, 11, 4]
     assert f"at most {found['forward_tokens']:,.0f} tokens" in outcome.out

@@ -125,7 +125,7 @@ class TestTheResult:
 
 
 class TestTheGate:
-    """A plan is carried out where it does less damage, by more than chance, on text that neither side saw."""
+    """A plan is carried out where it does less damage, by a standard error, on text that neither side saw."""
 
     # The standard error of three gains 0, .1 and .8 is .25: a mean of .3 is more than that; of 0, -.1, .4 it
     # is .15, and a mean of .1 is not.
@@ -159,7 +159,7 @@ class TestTheGate:
         assert is_uniform == (taken == "uniform")
         noted = [note for note in outcome.result.notes if note.startswith("equal shares are carried out")]
         assert len(noted) == is_uniform
-        assert any("no more than chance" in note for note in noted) == (0.9 in of_uniform)
+        assert any("no more than the standard error" in note for note in noted) == (0.9 in of_uniform)
 
     def test_damages_are_those_of_both_plans_on_windows_held_apart(
         self, here: Path, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
