@@ -40,7 +40,7 @@ def together(
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
     return subprocess.run(
         [*torchrun, str(processes), "--no-python", *command, *arguments],
-        cwd=here, capture_output=True, text=True, check=False, timeout=300,
+        cwd=here, capture_output=True, text=True, check=False, timeout=1200,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_what_several_cannot_do_is_one_line(here: Path, arguments: tuple[str, ..
 
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [("os.kill(os.getpid(), 9)", ""), ("time.sleep(400)", "another of the 2 has gone, or did not answer")],
+    [("os.kill(os.getpid(), 9)", ""), ("time.sleep(2000)", "another of the 2 has gone, or did not answer")],
     ids=["dies", "hangs"],
 )
 def test_one_that_dies_or_hangs_ends_all(here: Path, fault: str, told: str) -> None:
@@ -191,7 +191,7 @@ def test_one_that_dies_or_hangs_ends_all(here: Path, fault: str, told: str) -> N
     asked = ("run", "model", *TEXT, "--sparsity", "0.5", "-o", "OUT", "--quiet")
     start = time.monotonic()
     found = together(here, 2, *asked, command=command)
-    assert time.monotonic() - start < 200
+    assert time.monotonic() - start < 1000
     assert found.returncode != 0
     assert told in found.stderr
     assert "defect of ours" not in found.stderr

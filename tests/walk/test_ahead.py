@@ -54,11 +54,11 @@ def test_the_next_block_is_read_while_one_is_worked_on(
 ) -> None:
     with closing(walk_from_disk(make_windows(2)).visits()) as visits:
         first = next(visits)
-        assert read["model.layers.1"].wait(timeout=30)
+        assert read["model.layers.1"].wait(timeout=300)
         assert all(one.is_meta for one in find_structure(first._walk._model).blocks[1].module.parameters())
         assert not read["model.layers.2"].is_set()
         next(visits)
-        assert read["model.layers.2"].wait(timeout=30)
+        assert read["model.layers.2"].wait(timeout=300)
         assert all(one.is_meta for one in first.site.module.parameters())
 
 
