@@ -4,28 +4,34 @@ Every group has levels and costs of its own, and no order is forced between grou
 `budget`): never above it, short by less than the smallest step of any group, and where no choice gets that
 close, the one that leaves least over.
 
-Spends are whole numbers. What all choices have in common is taken out of them, the least spend of every group
-and then their greatest common divisor. If what is left is small, a table over every spend is filled group by
-group (dynamic programming; Dudzinski & Walukiewicz 1987); else scipy's milp looks for the choice. Groups are
-taken in the order of their names, so that their order in a file cannot matter. Of choices that cost the same,
-the table gives the one that spends most, and then most to the first name.
+Spends are whole numbers, of weights or bits; of 1024ths of them, rounded up, where levels are no whole number
+of weights, as in a profile that was edited by hand. What all choices have in common is taken out of them, the
+least spend of every group and then their greatest common divisor. If what is left is small, a table over
+every spend is filled group by group (dynamic programming; Dudzinski & Walukiewicz 1987); else scipy's milp
+looks for the choice. Groups are taken in the order of their names, so that their order in a file cannot
+matter. Of choices that cost the same, the table gives the one that spends most, and then most to the first
+name.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import floor, gcd, inf
+from math import ceil, floor, gcd, inf
 
 import numpy as np
 
 from owl_compress.allocators.base import FloatArray, Group, LevelCosts, natural_key
 from owl_compress.allocators.branching import cheapest
 from owl_compress.allocators.target import Target
+from owl_compress.documents.quantities import told_apart
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.errors import RequestError
 
 _EQUAL = 1e-12
 """Costs closer than this are the same cost; also the relative rounding allowed in a budget."""
+_WHOLE = 1e-6
+"""What is off a whole number by less is one."""
+_FINER = 1024
 _MOST_CELLS = 10_000_000
 """Of the table: 80 MB, and a second or two. Beyond, milp is asked."""
 
@@ -38,9 +44,12 @@ def least_cost(groups: Sequence[Group], choices: LevelCosts, target: Target) -> 
     """
     order = sorted(range(len(groups)), key=lambda i: natural_key(groups[i].name))
     scale = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else 1
+    exact = [[level * scale * groups[i].n_weights for level in choices.levels[i]] for i in order]
+    if any(abs(one - round(one)) > _WHOLE for spend in exact for one in spend):
+        scale, exact = scale * _FINER, [[one * _FINER for one in spend] for spend in exact]
     whole = scale * sum(group.n_weights for group in groups)
     most = floor(target.value * whole * (1 + _EQUAL))
-    spends = [tuple(round(level * scale * groups[i].n_weights) for level in choices.levels[i]) for i in order]
+    spends = [tuple(ceil(one - _WHOLE) for one in spend) for spend in exact]
     problem = Knapsack(tuple(spends), tuple(choices.costs[i] for i in order), most)
     _check_span(problem, target, whole)
     values = np.empty(len(groups))
@@ -61,12 +70,11 @@ def out_of_span(target: Target, end: float, *, is_below: bool) -> RequestError:
     """The refusal of a target beyond `end`, the mean of the lowest or highest levels that may be chosen."""
     side, extreme, more = ("below", "lowest", "or less") if is_below else ("above", "highest", "or more")
     m = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else None
-    asked, found = (
-        f"{value * m:g} of {m}" if m else f"{value:.4g} {target.unit}" for value in (target.value, end)
-    )
+    asked, found = told_apart(target.value * (m or 1), end * (m or 1))
+    unit = f"of {m}" if m else target.unit
     return RequestError(
-        f"an average of {asked} is {side} {found}, the mean of the {extreme} measured levels allowed: "
-        f"change the target, or measure levels of {target.value:g} {more} too"
+        f"an average of {asked} {unit} is {side} {found} {unit}, the mean of the {extreme} measured levels "
+        f"allowed: change the target, or measure levels of {target.value:g} {more} too"
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from itertools import pairwise
+from math import fsum
 
 import numpy as np
 from pydantic import JsonValue
@@ -240,9 +241,22 @@ def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tup
         return least_cost(groups, curve, target), True
     values = continuous(curve, sizes(groups), target.value, low, high)
     if target.grid is None:
-        return values, True
+        return _no_worse_than_equal(values, groups, target) if reads_damage(allocator) else values, True
     rank = np.zeros(len(groups)) if importance is None else importance
     return proportional(groups, values, rank, target), True
+
+
+def _no_worse_than_equal(values: FloatArray, groups: Sequence[Group], target: Target) -> FloatArray:
+    """`values`, or equal shares if these do less damage: curves that are not convex were taken for such."""
+    curves = [group.damage for group in groups if group.damage is not None]
+    equal = np.full(len(groups), target.value)
+    if any(not curve.levels[0] <= target.value <= curve.levels[-1] for curve in curves):
+        return values
+
+    def damage(at: FloatArray) -> float:
+        return fsum(float(curve.between(at[[i]])[0]) for i, curve in enumerate(curves))
+
+    return equal if damage(equal) < damage(values) else values
 
 
 def _parameters(allocator: Allocator, grouping: dict[str, JsonValue], target: Target) -> dict[str, JsonValue]:

@@ -20,11 +20,8 @@ from owl_compress.documents.sensitivity import PartDamage, PartKind, Sensitivity
 from owl_compress.documents.units import BitsGrid, KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 
-_ASKED_WITH = {
-    Unit.DENSITY: "--sparsity or --nm",
-    Unit.WIDTH: "--prune-ratio",
-    Unit.BITS: "--bits",
-}
+_ROUNDING = 1e-12
+_ASKED_WITH = {Unit.DENSITY: "--sparsity", Unit.WIDTH: "--prune-ratio", Unit.BITS: "--bits"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def check_fits(profile: SensitivityProfile, target: Target) -> None:
         raise RequestError(
             f"the profile is of {_kind(profile.unit, profile.grid)} and the target of "
             f"{_kind(target.unit, target.grid)}: ask for a budget of that kind "
-            f"({_ASKED_WITH[profile.unit]}), or measure a profile of this one"
+            f"({_asked_with(profile)}), or measure a profile of this one"
         )
     measured = {level for part in profile.parts for level in part.levels}
     missing = [level for level in target.levels if target.unit is Unit.BITS and level not in measured]
@@ -90,6 +87,11 @@ def check_fits(profile: SensitivityProfile, target: Target) -> None:
             f"{', '.join(f'{level:g}' for level in missing)} bits were not measured: add the levels to the "
             f"profile, or choose among those it has (--bit-choices {found})"
         )
+
+
+def _asked_with(profile: SensitivityProfile) -> str:
+    grid = profile.grid
+    return f"--nm N:{grid.kept_of}" if isinstance(grid, KeptOfGrid) else _ASKED_WITH[profile.unit]
 
 
 def _is_of_kind(profile: SensitivityProfile, target: Target) -> bool:
@@ -211,8 +213,9 @@ def _damage_at(curve: DamageCurve, values: set[float | None], *, is_continuous: 
         return 0.0
     if value in curve.by_level:
         return curve.by_level[value]
-    inside = is_continuous and curve.levels[0] <= value <= curve.levels[-1]
-    return float(curve.between(np.array([value]))[0]) if inside else None
+    nearest = min(max(value, curve.levels[0]), curve.levels[-1])
+    inside = is_continuous and abs(value - nearest) <= _ROUNDING
+    return float(curve.between(np.array([nearest]))[0]) if inside else None
 
 
 def told(source: ProfiledModel, values: Mapping[str, float], target: Target) -> dict[str, JsonValue]:

@@ -33,7 +33,8 @@ class Sensitivity:
     - Densities off a grid: every group's curve is replaced by its lower convex hull, and all of them keep
       weights up to one price, the damage that a further weight would avoid (Lagrange's multiplier). The price
       is the one that meets the mean exactly. Where hulls have a straight piece at that price, all groups go
-      the same share of it.
+      the same share of it. Where a curve lies above its hull that is not the least sum; equal shares are
+      taken where they do less.
 
     No group gets less than its lowest measured level. A bound that the user gives is kept, and refused where
     nothing was measured down to it.

@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Literal, TypedDict, Unpack, get_args
 
 from owl_compress.arguments import checked
+from owl_compress.documents.quantities import told_apart
 from owl_compress.documents.units import (
     BIT_WIDTHS,
     BIT_WIDTHS_SHOWN,
@@ -91,13 +92,11 @@ class Target:
         if self.plan_low > self.plan_high:
             raise RequestError(f"low {self.plan_low:g} is above high {self.plan_high:g}: exchange them")
         if self.value < self.plan_low:
-            raise RequestError(
-                f"{what} {self.value:g} is below low {self.plan_low:g}: raise the target or lower low"
-            )
+            value, low = told_apart(self.value, self.plan_low)
+            raise RequestError(f"{what} {value} is below low {low}: raise the target or lower low")
         if self.value > self.plan_high:
-            raise RequestError(
-                f"{what} {self.value:g} is above high {self.plan_high:g}: lower the target or raise high"
-            )
+            value, high = told_apart(self.value, self.plan_high)
+            raise RequestError(f"{what} {value} is above high {high}: lower the target or raise high")
         self._check_choices()
 
     def _check_grid(self) -> None:

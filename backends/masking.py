@@ -49,7 +49,7 @@ def _energies(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     """
     n_rows = max(1, _SCORES_AT_ONCE // scores.shape[1])
     both = torch.zeros(2, dtype=torch.float64, device=scores.device)
-    for part, stays in zip(scores.split(n_rows), mask.split(n_rows), strict=True):
+    for part, stays in zip(torch.split(scores, n_rows), torch.split(mask, n_rows), strict=True):
         energy = part.square()
         both[0] += energy.double().sum()  # faster than to convert within the sum
         zero_outside_(energy, ~stays)

@@ -9,6 +9,7 @@ from owl_compress.cli import options
 from owl_compress.cli.console import Output
 from owl_compress.cli.tables import plan_table
 from owl_compress.documents.disk import check_output_file, write_text
+from owl_compress.documents.outputs import EXPORT
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 
@@ -24,7 +25,7 @@ def export(
     """Write a plan in the words of another tool, which then carries it out."""
     from owl_compress.pipeline.exchange import exported
 
-    check_output_file(out, inputs=[plan])
+    check_output_file(out, inputs=[plan], kind=EXPORT)
     output = Output(as_json=as_json, quiet=quiet)
     found = exported(Plan.read(plan), to, given)
     write_text(out, found.text)

@@ -115,7 +115,8 @@ def check_output_file(path: Path, *, inputs: Iterable[Path | str] = (), kind: st
                 f"output file {path} is a folder: name a file in it, such as {path / 'NAME.json'}"
             )
         if not real.parent.is_dir():
-            raise RequestError(f"cannot write {path}: make its folder {path.parent} first")
+            folder = real.parent if path.is_symlink() else path.parent
+            raise RequestError(f"cannot write {path}: make its folder {folder} first")
         check_is_free(path, real, inputs, kind)
         with _temporary_file(real):
             pass

@@ -17,6 +17,9 @@ PICTURE, PICTURE_SOFTWARE = "picture", "owl-compress"
 PAGE, PAGE_GENERATOR = "page", '<meta name="generator" content="owl-compress">'
 """The kind of file that pages are, and what stands in the head of one of ours."""
 
+EXPORT = "export"
+"""The kind of file that plans for other tools are: text, which nothing in it says to be ours."""
+
 DAMAGE_PICTURE = "damage.png"
 """The picture of a sensitivity profile in the folder of what was compressed by it."""
 
@@ -101,6 +104,8 @@ def check_is_free(named: Path, real: Path, inputs: Iterable[Path | str], kind: s
     if kind is None or real.stat().st_size == 0:
         return
     found = _kind_of(real)
+    if kind == EXPORT and found is None and _is_text(real):
+        return
     if found != kind:
         what = f"holds a {found}" if found else "was not written by owl-compress"
         raise RequestError(f"output file {named} exists and {what}: name another, or remove it")
@@ -134,6 +139,12 @@ def _kind_of(path: Path) -> str | None:
         return PAGE
     found = _SCHEMA.search(head.decode("utf-8", errors="replace"))
     return found[1] if found else None
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins like one of text."""
+    with path.open("rb") as file:
+        return b"\0" not in file.read(_HEAD_BYTES)
 
 
 def _is_same(given: Path | str, real: Path) -> bool:

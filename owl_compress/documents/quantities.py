@@ -16,6 +16,15 @@ _THOUSANDS = {"": 1, "k": 1_000, "m": 1_000_000}
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?)\s*([km]?)", re.IGNORECASE)
 
 
+def told_apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers in as few digits, four at least, as tell one from the other."""
+    for digits in range(4, 17):
+        shown = (f"{one:.{digits}g}", f"{other:.{digits}g}")
+        if shown[0] != shown[1]:
+            return shown
+    return repr(one), repr(other)
+
+
 def parsed_bytes(text: str) -> int:
     """Bytes that `text` stands for, a fraction of one left off: MB are 10^6 bytes, MiB 2^20.
 

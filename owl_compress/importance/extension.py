@@ -32,10 +32,11 @@ def check_extends(known: SensitivityProfile, header: Mapping[str, Any], kind: Pa
     for field, words in _SAME.items():
         before = getattr(known, field)
         if _essence(before) != _essence(header[field]):
-            raise RequestError(
-                f"the profile to extend has another {words} ({_shown(before)}, now {_shown(header[field])}): "
-                "measure a profile of its own"
-            )
+            what = f"the profile to extend has another {words} ({_both_shown(before, header[field])})"
+            if field == "damage_text" and known.statistics is None:
+                what += ", which were kept clear of calibration windows that the backend does not read"
+                raise RequestError(f"{what}: give the --samples, --seq-len and --seed it was measured with")
+            raise RequestError(f"{what}: measure a profile of its own")
     other = next((part for part in known.parts if part.kind is not kind), None)
     if other is not None:
         raise RequestError(
@@ -70,6 +71,15 @@ def _essence(value: Any) -> Any:
         case CalibrationRecord():
             return value.model_copy(update={"source": PurePath(value.source).name})
     return value
+
+
+def _both_shown(before: Any, now: Any) -> str:
+    """What was and what is, or that part of a model in which they differ."""
+    if isinstance(before, ModelIdentity) and isinstance(now, ModelIdentity) and before.id == now.id:
+        for name, was in before:
+            if was != getattr(now, name):
+                return f"{name} {was}, now {getattr(now, name)}"
+    return f"{_shown(before)}, now {_shown(now)}"
 
 
 def _shown(value: Any) -> str:

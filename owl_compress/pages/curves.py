@@ -28,6 +28,9 @@ _FEWEST_FOR_MEDIAN, _FEWEST_LEVELS = 5, 2
 _FOOT = 0.6
 """What is not above zero is drawn at this share of the least damage that is."""
 
+_NOTHING = 1e-100
+"""What is no more is drawn as none: a picture has no place for it."""
+
 _SPAN = 1e-6
 """Share of the largest damage below which differences are rounding."""
 
@@ -90,7 +93,7 @@ class Heights:
     def of(cls, panels: Iterable[Panel]) -> Self:
         """Of all that is to be drawn."""
         damage = np.concatenate([curve.damage for panel in panels for curve in panel.curves] or [np.zeros(0)])
-        above = damage[damage > 0]
+        above = damage[damage > _NOTHING]
         if not above.size:
             lowest = float(damage.min(initial=0.0)) or -1.0
             return cls(lowest, lowest, 0.0, is_logarithmic=False)

@@ -165,6 +165,8 @@ def _joined(children: Iterable[ET.Element]) -> list[ET.Element]:
 def _is_alike(one: ET.Element, other: ET.Element) -> bool:
     if one.tag != "path" or other.tag != "path" or "id" in one.attrib or "opacity" in one.attrib:
         return False
+    if "d" not in one.attrib or "d" not in other.attrib:
+        return False  # a path of no points
     return {**one.attrib, "d": ""} == {**other.attrib, "d": ""}
 
 

@@ -174,3 +174,12 @@ def test_a_target_outside_the_span_names_the_levels_to_add(value, said):
     with pytest.raises(RequestError, match=said) as refused:
         least_cost([group("b.0", 8), group("b.1", 8)], choices, target)
     assert f"measure levels of {value:g} or" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [0.40009, 0.400098, 0.5, 0.70001])
+def test_levels_of_no_whole_number_of_weights_are_never_over_the_budget(value):
+    groups = [group(f"b.{i}", size) for i, size in enumerate((8, 16, 3072, 6144))]
+    choices = LevelCosts(((0.1, 0.4001, 0.45, 1.0),) * 4, ((5.0, 1.0, 0.9, 0.0),) * 4)
+    values = least_cost(groups, choices, Target(Unit.WIDTH, value))
+    sizes = np.array([one.n_weights for one in groups])
+    assert (values * sizes).sum() / sizes.sum() <= value

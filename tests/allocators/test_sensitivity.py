@@ -286,3 +286,25 @@ def test_an_allocator_that_says_nothing_of_damage_reads_none(make_report, make_p
     assert not reads_damage(Theirs())
     for source in (make_report([0.1]), make_profile({"0": LIGHT})):
         assert by_block(allocate(source, Theirs(), Target.from_sparsity(0.5))) == [0.5]
+
+
+def test_curves_far_from_convex_never_do_worse_than_equal_shares(make_profile):
+    levels = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+    steps = {
+        str(i): dict(zip(levels, (*4 * (a,), *3 * (a / 100,), 0.0), strict=True))
+        for i, a in enumerate((0.49905, 0.62832, 0.29937))
+    }
+    target = Target.from_sparsity(0.55)
+    found, equal = (allocate(make_profile(steps), name, target) for name in ("sensitivity", "uniform"))
+    predicted = [plan.allocator.parameters["predicted_damage"] for plan in (found, equal)]
+    assert predicted[0] <= predicted[1]
+    assert found.achieved == pytest.approx(0.45, abs=1e-15)
+
+
+def test_a_level_that_is_the_lowest_but_for_rounding_is_predicted(make_profile):
+    profile = make_profile({str(i): {0.1: 0.04, 0.5: 0.01, 1.0: 0.0} for i in range(3)})
+    pins = {"model.layers.0": 0.9}
+    for skipped in ("model.layers.2",):
+        plan = allocate(profile, "sensitivity", Target.from_sparsity(0.5, pins=pins, skips=(skipped,)))
+        assert plan.allocator.parameters["predicted_damage"] > 0.04
+        assert "n_parts_not_predicted" not in plan.allocator.parameters

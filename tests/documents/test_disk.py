@@ -11,6 +11,7 @@ import pytest
 
 from owl_compress.documents.disk import check_output_file, write_text
 from owl_compress.documents.output_folders import check_output_folder
+from owl_compress.documents.outputs import EXPORT
 from owl_compress.errors import RequestError
 
 
@@ -106,17 +107,22 @@ def test_an_input_a_device_and_other_files_are_not_written_over(tmp_path: Path) 
     report, text = tmp_path / "report.json", tmp_path / "text.txt"
     report.write_text('{\n "schema": "owl-compress/report/1",\n "x": 1}', encoding="utf-8")
     text.write_text("prose", encoding="utf-8")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     (tmp_path / "link").symlink_to(report)
     for path, options, message in (
         (report, {"inputs": [report]}, "is a file that is read"),
         (tmp_path / "link", {"inputs": ["builtin", report]}, "is a file that is read"),
         (report, {"kind": "plan"}, "exists and holds a report"),
         (text, {"kind": "report"}, "exists and was not written by owl-compress"),
+        (report, {"kind": EXPORT}, "exists and holds a report"),
+        (weights, {"kind": EXPORT}, "exists and was not written by owl-compress"),
         (Path(os.devnull), {}, "is no file but a device"),
     ):
         with pytest.raises(RequestError, match=message):
             check_output_file(path, **options)  # type: ignore[arg-type]
     check_output_file(report, kind="report")
+    check_output_file(text, kind=EXPORT)
     assert text.read_text(encoding="utf-8") == "prose"
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from owl_compress.documents.quantities import parsed_bytes, parsed_seconds
+from owl_compress.documents.quantities import parsed_bytes, parsed_seconds, told_apart
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,11 @@ def test_times(text: str, seconds: float) -> None:
 def test_what_is_no_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"time such as|no unit|above 0"):
         parsed_seconds(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "told"),
+    [(0.3, 0.25, ("0.3", "0.25")), (0.09999999, 0.1, ("0.09999999", "0.1")), (0.5, 0.5, ("0.5", "0.5"))],
+)
+def test_two_numbers_are_told_apart(one: float, other: float, told: tuple[str, str]) -> None:
+    assert told_apart(one, other) == told

@@ -245,6 +245,18 @@ def test_extending_measures_only_what_is_missing(
     assert profile(model, backend, seen, judged, both, known=second) == second
 
 
+def test_extending_names_what_the_windows_kept_clear_of_and_what_differs_in_a_model(
+    make_model: Callable[[str], Any], judged: TokenWindows, make_windows: Callable[..., TokenWindows]
+) -> None:
+    model, backend = make_model("llama"), BACKENDS.create("magnitude", {})
+    known = profile(model, backend, None, judged, ProfileOptions(levels=(0.2, 0.6)))
+    more = ProfileOptions(levels=(0.4,))
+    with pytest.raises(RequestError, match="give the --samples, --seq-len and --seed it was measured with"):
+        profile(model, backend, None, make_windows(1, 8), more, known=known)
+    with pytest.raises(RequestError, match=r"another model .dtype float32, now bfloat16.: measure a profile"):
+        profile(model.to(torch.bfloat16), backend, None, judged, more, known=known)
+
+
 @pytest.mark.parametrize(
     ("name", "given", "options", "words"),
     [

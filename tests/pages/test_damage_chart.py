@@ -110,12 +110,13 @@ NM = {kept / 4: 1.0 / kept for kept in range(1, 4)} | {1.0: 0.0}
         (profile_of(3, {0.1: 0.0, 0.5: -0.1, 0.9: 1e-30, 1.0: 0.0}), [0.05, 0.5]),
         (profile_of(6, {0.1: 3.0, 0.5: -0.1, 1.0: 0.0}), [0.3]),
         (profile_of(3, {0.1: 0.0, 0.5: -0.1}), [0.3]),
+        (profile_of(3, {0.1: 1e-300, 0.5: 1e-300, 1.0: 0.0}), [0.3]),
         (profile_of(3, {0.3: 1.0, 1.0: 0.0}), [0.3]),
         (profile_of(3, {1.0: 0.0}), [0.3]),
     ],
     ids=[
         "one block", "blocks", "bits", "widths", "N:M", "hardly any", "some below zero", "none above zero",
-        "one level", "nothing compressed",
+        "next to none", "one level", "nothing compressed",
     ],
 )  # fmt: skip
 def test_every_shape_of_profile_is_drawn(

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import re
 from html.parser import HTMLParser
 
@@ -124,6 +125,16 @@ def test_pictures_are_drawn_for_a_screen_and_for_a_phone() -> None:
     widths = [float(str(one["width"])) for one in Elements(render(page_of(picture()))).tags("svg")]
     assert widths == pytest.approx([90 * WIDE, 90 * NARROW], abs=1)
     assert 90 * NARROW <= 336  # 360 without the margins
+
+
+def test_lines_without_a_point_are_no_hindrance() -> None:
+    def draw(width: float) -> Figure:
+        figure = drawing(width)
+        for _ in range(2):
+            figure.axes[0].plot([0, 1], [math.nan, math.nan], color="black")
+        return figure
+
+    assert render(page_of(Picture("gaps", "nothing", "nothing", draw))).count("<svg") == 2
 
 
 def test_the_same_page_is_the_same_text() -> None:

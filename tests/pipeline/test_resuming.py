@@ -330,6 +330,20 @@ def test_what_was_kept_and_is_broken_is_told(here: Path, cut_off: Callable[..., 
     assert not (here / "out").exists()
 
 
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("owl_compress.pipeline.unfinished.put_in_place", full)
+        with pytest.raises(RequestError, match="disk full"):
+            ran("out", resume=True)
+    assert not (here / "out.unfinished").exists()
+    ran("out")
+
+
 def test_a_full_disk_in_the_middle_of_a_block_leaves_the_finished_ones(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
