@@ -2,8 +2,8 @@
 
 Damages of single parts need not add up. So before such a plan is carried out, it is carried out on a copy of
 the model, on few windows of statistics, and so are equal shares; their own damage is measured on windows that
-neither statistics nor profile saw. The plan is taken where it has less damage by
-at least the standard error of the difference over these windows, and equal shares otherwise.
+neither statistics nor profile saw. The plan is taken where it has less damage by at least the standard error
+of the difference over these windows, and equal shares otherwise.
 """
 
 from collections.abc import Callable, Sequence

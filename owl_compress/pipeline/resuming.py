@@ -139,7 +139,7 @@ def kept_until_done(session: Session, out: Path | None, *, resume: bool) -> Iter
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with held(out):
-            with told_what_is_kept(folder, lambda: f"nothing is kept in {folder}"):
+            with told_what_is_kept(folder, lambda: f"what was done before is kept in {folder}"):
                 unfinished = UnfinishedRun(folder, opened(folder, found, _AGAIN))
             with told_what_is_kept(folder, lambda: _kept_in_words(unfinished, session)):
                 yield unfinished
