@@ -50,5 +50,12 @@ def read_source(path: Path) -> ImportanceReport | SensitivityProfile:
         found = _SCHEMA.search(read_text(path))
     except (RequestError, ValueError):
         found = None  # said by the reading of a report
-    is_profile = found is not None and _KINDS.get(found[1]) is SensitivityProfile
-    return SensitivityProfile.read(path) if is_profile else ImportanceReport.read(path)
+    kind = _KINDS.get(found[1]) if found else None
+    if kind is SensitivityProfile:
+        return SensitivityProfile.read(path)
+    if found is not None and kind is not ImportanceReport:
+        raise RequestError(
+            f"{path} is neither a report nor a sensitivity profile (its schema is {found[1]}): name a "
+            "file that measure or sensitivity wrote"
+        )
+    return ImportanceReport.read(path)

@@ -227,7 +227,9 @@ def test_truncated_files(refused: Callable[..., str], report: Path, plan: Path) 
 
 
 def test_files_of_the_wrong_kind(refused: Callable[..., str], report: Path, plan: Path) -> None:
-    assert "this is another kind of file" in refused("allocate", plan, *BUDGET, "-o", "new.json")
+    assert "neither a report nor a sensitivity profile" in refused(
+        "allocate", plan, *BUDGET, "-o", "new.json"
+    )
     assert "this is another kind of file" in refused("compress", "model", "--plan", report, "-o", "OUT")
 
 
