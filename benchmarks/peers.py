@@ -173,7 +173,8 @@ def _report(bench: Bench, name: str, variants: Sequence[str], repeats: int) -> N
         theirs.append(bench.theirs(case))
         for variant, spent in ours.items():
             spent.append(bench.ours(case, _VARIANTS[variant]))
-            agreement[variant] = _agreement(bench.work, theirs[-1].output) if case.peer == "owl" else {}
+            if case.peer == "owl":
+                agreement[variant] = apart(_agreement, bench.work, theirs[-1].output)
     weights_bytes = (bench.work / "llama" / "model.safetensors").stat().st_size
     for variant, spent in ours.items():
         pairs = list(zip(spent, theirs, strict=True))
@@ -193,7 +194,7 @@ def _report(bench: Bench, name: str, variants: Sequence[str], repeats: int) -> N
             peak_bytes_of_peer=max(one.peak_bytes for one in theirs),
             peak_ratio=median(one.peak_bytes / other.peak_bytes for one, other in pairs),
             peer_versions=_peer_versions(bench),
-            **agreement[variant],
+            **agreement.get(variant, {}),
         )
 
 
