@@ -1,8 +1,12 @@
 """The table of tuned plans beside equal shares."""
 
+import re
 from collections.abc import Sequence
 
 from layout import Row, number, section, table
+
+_LONG = re.compile(r"\d+\.\d{5,}")
+"""A setting in more digits than anybody reads."""
 
 _TEXT = (
     "What `tune` chose for a target, by judging plans on calibration text alone, and the perplexity of its "
@@ -18,11 +22,11 @@ def tuning_section(rows: Sequence[Row]) -> str:
         (
             row["name"],
             str(row["seed"]),
-            row["chosen"],
+            _LONG.sub(lambda found: f"{float(found[0]):.4g}", row["chosen"]),
             number(row["uniform_perplexity"]),
             number(row["perplexity"]),
             f"{row['ratio']:.3f}",
-            f"{row['forward_tokens']:,}",
+            f"{row['forward_tokens']:,.0f}",
             "yes" if row["has_profile"] else "no",
         )
         for row in rows

@@ -32,7 +32,7 @@ class Candidate:
     @cached_property
     def name(self) -> str:
         """The allocator, and what tells it from others of the same, in words."""
-        told = (f"{name} {value}" for name, value in self.options.items() if name in self.varied)
+        told = (f"{name} {_shown(value)}" for name, value in self.options.items() if name in self.varied)
         return ", ".join([self.allocator.name, *told])
 
     @property
@@ -131,3 +131,8 @@ def _settings(name: str, recipe: Recipe, target: Target) -> Sequence[Allocator]:
             return found
     seeded = {"seed": recipe.seed} if any(one.name == "seed" for one in ALLOCATORS.options(name)) else {}
     return (ALLOCATORS.create(name, seeded),)
+
+
+def _shown(value: object) -> str:
+    """A setting in four digits, which tell those of a grid apart."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
