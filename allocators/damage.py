@@ -42,6 +42,10 @@ class DamageCurve:
         """Damage by measured level."""
         return dict(zip(self.levels, self.damage, strict=True))
 
+    def at(self, level: float) -> float:
+        """Damage at one density within the span of the levels."""
+        return float(self.between(np.array([level]))[0])
+
     def between(self, levels: _FloatArray) -> _FloatArray:
         """Damage at densities within the span of the levels; see above for the law."""
         known, damage = np.array(self.levels), np.array(self.damage)

@@ -249,14 +249,14 @@ def _solve(allocator: Allocator, groups: Sequence[Group], target: Target) -> tup
 def _no_worse_than_equal(values: FloatArray, groups: Sequence[Group], target: Target) -> FloatArray:
     """`values`, or equal shares if these do less damage: curves that are not convex were taken for such."""
     curves = [group.damage for group in groups if group.damage is not None]
-    equal = np.full(len(groups), target.value)
     if any(not curve.levels[0] <= target.value <= curve.levels[-1] for curve in curves):
         return values
-
-    def damage(at: FloatArray) -> float:
-        return fsum(float(curve.between(at[[i]])[0]) for i, curve in enumerate(curves))
-
-    return equal if damage(equal) < damage(values) else values
+    equal = np.full(len(groups), target.value)
+    damages = [
+        fsum(curve.at(value) for curve, value in zip(curves, shares.tolist(), strict=True))
+        for shares in (equal, values)
+    ]
+    return equal if damages[0] < damages[1] else values
 
 
 def _parameters(allocator: Allocator, grouping: dict[str, JsonValue], target: Target) -> dict[str, JsonValue]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import fsum
 
-import numpy as np
 from pydantic import JsonValue
 
 from owl_compress.allocators.base import Group
@@ -215,7 +214,7 @@ def _damage_at(curve: DamageCurve, values: set[float | None], *, is_continuous: 
         return curve.by_level[value]
     nearest = min(max(value, curve.levels[0]), curve.levels[-1])
     inside = is_continuous and abs(value - nearest) <= _ROUNDING
-    return float(curve.between(np.array([nearest]))[0]) if inside else None
+    return curve.at(nearest) if inside else None
 
 
 def told(source: ProfiledModel, values: Mapping[str, float], target: Target) -> dict[str, JsonValue]:

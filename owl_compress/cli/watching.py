@@ -210,7 +210,7 @@ class LiveWatch:
     def _draw(self) -> None:
         table = Table("cell", "group", "status", "figures", "seconds")
         for row in self._rows[-_ROWS_SHOWN:]:
-            figures = [f"{figure_in_words(one.perplexity)}" for one in row.perplexity.values()]
+            figures = [figure_in_words(one.perplexity) for one in row.perplexity.values()]
             figures += [f"{name} {one.value:.3f}" for name, one in row.tasks.items()]
             told = row.reason or ", ".join(figures)
             cells = (row.name, row.group, str(row.status), told, f"{row.seconds.get('total', 0.0):.1f}")

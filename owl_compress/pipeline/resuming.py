@@ -139,18 +139,16 @@ def kept_until_done(session: Session, out: Path | None, *, resume: bool) -> Iter
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with held(out):
-            with told_what_is_kept(folder, lambda: f"what was done before is kept in {folder}"):
-                unfinished = UnfinishedRun(folder, opened(folder, found, _AGAIN))
-            with told_what_is_kept(folder, lambda: _kept_in_words(unfinished, session)):
-                yield unfinished
+            with told_what_is_kept(folder, lambda: _kept_in_words(folder, session)):
+                yield UnfinishedRun(folder, opened(folder, found, _AGAIN))
             discard(folder)
 
 
-def _kept_in_words(unfinished: UnfinishedRun, session: Session) -> str:
-    n_finished, n_blocks = unfinished.journal.n_finished, len(session.structure.blocks)
+def _kept_in_words(folder: Path, session: Session) -> str:
+    n_finished, n_blocks = Journal(folder / _BLOCKS).n_finished, len(session.structure.blocks)
     if not n_finished:
-        return f"what was measured so far is kept in {unfinished.folder}; --resume goes on with it"
-    kept = f"{n_finished} of {n_blocks} blocks are done and kept in {unfinished.folder}"
+        return f"what was measured so far is kept in {folder}; --resume goes on with it"
+    kept = f"{n_finished} of {n_blocks} blocks are done and kept in {folder}"
     return f"{kept}; --resume goes on with them"
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from owl_compress.allocators import CHEAPEST, EQUAL_SHARES, Allocator, Target, Tunable, reads_damage
+from owl_compress.documents.labels import shown_value
 from owl_compress.documents.option_names import option_name
 from owl_compress.documents.recipe import Recipe
 from owl_compress.errors import RequestError, nearest
@@ -32,7 +33,7 @@ class Candidate:
     @cached_property
     def name(self) -> str:
         """The allocator, and what tells it from others of the same, in words."""
-        told = (f"{name} {_shown(value)}" for name, value in self.options.items() if name in self.varied)
+        told = (f"{name} {shown_value(value)}" for name, value in self.options.items() if name in self.varied)
         return ", ".join([self.allocator.name, *told])
 
     @property
@@ -131,8 +132,3 @@ def _settings(name: str, recipe: Recipe, target: Target) -> Sequence[Allocator]:
             return found
     seeded = {"seed": recipe.seed} if any(one.name == "seed" for one in ALLOCATORS.options(name)) else {}
     return (ALLOCATORS.create(name, seeded),)
-
-
-def _shown(value: object) -> str:
-    """A setting in four digits, which tell those of a grid apart."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -303,8 +303,7 @@ def test_curves_far_from_convex_never_do_worse_than_equal_shares(make_profile):
 
 def test_a_level_that_is_the_lowest_but_for_rounding_is_predicted(make_profile):
     profile = make_profile({str(i): {0.1: 0.04, 0.5: 0.01, 1.0: 0.0} for i in range(3)})
-    pins = {"model.layers.0": 0.9}
-    for skipped in ("model.layers.2",):
-        plan = allocate(profile, "sensitivity", Target.from_sparsity(0.5, pins=pins, skips=(skipped,)))
-        assert plan.allocator.parameters["predicted_damage"] > 0.04
-        assert "n_parts_not_predicted" not in plan.allocator.parameters
+    target = Target.from_sparsity(0.5, pins={"model.layers.0": 0.9}, skips=("model.layers.2",))
+    plan = allocate(profile, "sensitivity", target)
+    assert plan.allocator.parameters["predicted_damage"] > 0.04
+    assert "n_parts_not_predicted" not in plan.allocator.parameters
