@@ -42,20 +42,21 @@ def _scores(site: LinearSite, scale: Tensor) -> Tensor:
     return site.weight.abs().float().mul_(scale)
 
 
-def _energies(scores: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Sums of W_ij^2 * scale_j^2, the output energy if inputs were uncorrelated: of all, and outside `mask`.
+def _energy(scores: Tensor, mask: Tensor | None = None) -> float:
+    """Sum of W_ij^2 * scale_j^2, the output energy if inputs were uncorrelated: of all, or outside `mask`.
 
-    `scores` and `mask` [out, in]; some rows at a time, so that little is held beside them.
+    `scores` and `mask` [out, in]; some rows at a time, so that little is held beside them. Each row is summed
+    in float32, and the rows in float64.
     """
     n_rows = max(1, _SCORES_AT_ONCE // scores.shape[1])
-    both = torch.zeros(2, dtype=torch.float64, device=scores.device)
-    for part, stays in zip(torch.split(scores, n_rows), torch.split(mask, n_rows), strict=True):
-        energy = part.square()
-        both[0] += energy.double().sum()  # faster than to convert within the sum
-        zero_outside_(energy, ~stays)
-        both[1] += energy.double().sum()
-    total, lost = both.tolist()
-    return total, lost
+    total = torch.zeros((), dtype=torch.float64, device=scores.device)
+    for start in range(0, scores.shape[0], n_rows):
+        rows = slice(start, start + n_rows)
+        energy = scores[rows].square()
+        if mask is not None:
+            zero_outside_(energy, ~mask[rows])
+        total += energy.sum(dim=1).double().sum()
+    return float(total)
 
 
 def _prune_linear_(
@@ -68,9 +69,10 @@ def _prune_linear_(
         mask = keep_mask_of_groups(scores, kept_per_group(task, grid), grid.kept_of)
     else:
         mask = keep_mask(scores, task.n_kept, scope)
-    total, lost = _energies(scores, mask)
+    total = group.once((task.site.name, "energy"), partial(_energy, scores))
     if not isfinite(total):
         raise RequestError(f"{task.site.name} holds NaN or Inf, or overflows: check the checkpoint")
+    lost = _energy(scores, mask)
     zero_outside_(weight, mask)
     return LinearOutcome(
         task.site.name,

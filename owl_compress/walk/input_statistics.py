@@ -8,6 +8,8 @@ from torch import Tensor
 
 _STRIP = 256
 """Rows of a Gram matrix that are computed together on the host: fewer, and the product itself gets slower."""
+_FEW = 32
+"""Squares that are summed in float32, a third of the time of float64: exact to 6e-8 of the sum."""
 _ALIGNED = 16
 """Widths that divide by this are multiplied to the same bits in strips as in one piece."""
 
@@ -50,8 +52,13 @@ class SecondMoments:
         return cls(torch.zeros(n_inputs, dtype=torch.float64, device=device))
 
     def add(self, inputs: Tensor) -> None:
-        """Add `inputs`, shape [tokens, in]; squared in float32, summed in float64."""
-        self._sums += inputs.float().square().sum(dim=0, dtype=torch.float64)
+        """Add `inputs`, shape [tokens, in]; squared in float32, summed in float64, a few at first in float32."""
+        squares = inputs.float().square()
+        n_tokens, n_inputs = squares.shape
+        n_few = n_tokens // _FEW * _FEW
+        few = squares[:n_few].reshape(-1, _FEW, n_inputs).sum(dim=1)  # [tokens, in] -> [tokens / 32, in]
+        self._sums += few.sum(dim=0, dtype=torch.float64)
+        self._sums += squares[n_few:].sum(dim=0, dtype=torch.float64)
         self.n_tokens += inputs.shape[0]
 
     @classmethod

@@ -1,6 +1,6 @@
 """What a model predicts: the distribution of the next token at some positions, held against another's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import torch
@@ -24,6 +24,9 @@ each position."""
 _HOST = torch.device("cpu")
 _LOGITS_AT_ONCE = 2**23
 """Logits of one model that are held at a time: 32 MiB in float32."""
+
+_COMPARED_AT_ONCE = 2**18
+"""Of these, that the host compares at a time: what it works out along the way stays in its cache."""
 _PROBED = 16
 _TOLERANCE = 1e-2
 
@@ -117,7 +120,7 @@ class Head:
         with evaluation_mode(model), torch.no_grad():
             self._tail = Tail(model, blocks, token_ids.to(self._beside.device))
             self._check_positions_stand_alone(states, remedy)
-            self.vocabulary = self._logits(states[:1]).shape[-1]
+            self.vocabulary = self.logits(states[:1]).shape[-1]
 
     @property
     def chunk_size(self) -> int:
@@ -126,9 +129,9 @@ class Head:
 
     def log_probabilities(self, states: Tensor) -> Tensor:
         """[positions, hidden] -> [positions, vocabulary], float32; the caller sees to `evaluation_mode`."""
-        return torch.log_softmax(self._logits(states).float(), dim=-1)
+        return torch.log_softmax(self.logits(states).float(), dim=-1)
 
-    def _logits(self, states: Tensor) -> Tensor:
+    def logits(self, states: Tensor) -> Tensor:
         """[positions, hidden] -> [positions, vocabulary]: as one window, whatever its tokens."""
         ids = self._ids[:, : len(states)]
         return self._tail.logits(ids, states[None].to(self._beside.device))[0]
@@ -136,7 +139,7 @@ class Head:
     def _check_positions_stand_alone(self, states: Tensor, remedy: str) -> None:
         """Refuse a model whose logits change with the order in which positions are asked for."""
         probe = states[-min(_PROBED, len(states)) :]
-        forth, back = self._logits(probe), self._logits(probe.flip(0)).flip(0)
+        forth, back = self.logits(probe), self.logits(probe.flip(0)).flip(0)
         scale = float(forth.float().abs().amax())
         if not torch.allclose(forth.float(), back.float(), rtol=0.0, atol=_TOLERANCE * max(scale, 1.0)):
             raise RequestError(
@@ -212,20 +215,24 @@ class OutputDistribution:
         with evaluation_mode(self._model), torch.no_grad():
             for start in range(0, self.n_positions, size):
                 chosen = slice(start, start + size)
-                own = self._log_probabilities(self._states[chosen])
-                compare = of(own, self._targets[chosen].to(own.device))
+                own = list(self._log_probabilities(self._states[chosen]))
+                targets = torch.split(self._targets[chosen].to(own[0].device), len(own[0]))
+                comparisons = list(map(of, own, targets))
                 for pieces, states in zip(found, selected, strict=True):
-                    compared = compare(self._log_probabilities(states[chosen]))
-                    pieces.append(compared.to(_HOST, torch.float64))
+                    theirs = self._log_probabilities(states[chosen])
+                    for compare, other in zip(comparisons, theirs, strict=True):
+                        pieces.append(compare(other).to(_HOST, torch.float64))
         return [torch.cat(pieces) for pieces in found]
 
     def _at_positions(self, states: States) -> Tensor:
         """The states [windows, seq_len, hidden] at the positions, [windows * positions, hidden]."""
         return torch.cat([batch[:, self._positions.to(batch.device)].flatten(0, 1) for batch in states])
 
-    def _log_probabilities(self, states: Tensor) -> Tensor:
-        """[positions, hidden] -> [positions, vocabulary], float32."""
-        return self._head.log_probabilities(states)
+    def _log_probabilities(self, states: Tensor) -> Iterator[Tensor]:
+        """[positions, hidden] -> [some positions, vocabulary], float32, until all positions are through."""
+        logits = self._head.logits(states)
+        some = max(1, _COMPARED_AT_ONCE // self._head.vocabulary) if logits.device == _HOST else len(logits)
+        return (torch.log_softmax(piece.float(), dim=-1) for piece in torch.split(logits, some))
 
 
 def _of_both(own: Tensor, _targets: Tensor) -> Callable[[Tensor], Tensor]:
