@@ -22,7 +22,7 @@ from owl_compress.models.structure import BlockSite, ModelStructure, check_compr
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import UNSUITED, hidden_states_of, map_tensors
 
-_TOKENS = 128
+_TOKENS = 32
 """Of the window: how blocks are wired shows on few tokens."""
 
 _POSITIONS = 8

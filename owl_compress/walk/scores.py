@@ -15,7 +15,8 @@ from torch import Tensor
 
 from owl_compress.documents.report import ScoreHistogram
 
-_CHUNK = 1 << 20  # scores at a time: stays in a CPU's cache, and is enough to fill a GPU
+_CHUNK = 1 << 18  # scores at a time: with what is made of them they stay in a CPU's cache
+_CHUNK_ON_GPU = 1 << 22  # enough to fill one
 _PREFIX_BITS = 16
 _N_PREFIXES = 1 << (32 - _PREFIX_BITS - 1)  # the sign bit of a score is never set
 
@@ -47,7 +48,8 @@ class ScoredWeight:
 
     def magnitudes(self) -> Iterator[Tensor]:
         """|W| in float32, some rows at a time, shape [rows, in]; the caller may overwrite it."""
-        rows = max(1, _CHUNK // self.weight.shape[1])
+        size = _CHUNK if self.weight.device.type == "cpu" else _CHUNK_ON_GPU
+        rows = max(1, size // self.weight.shape[1])
         for start in range(0, self.weight.shape[0], rows):
             yield self.weight[start : start + rows].abs().float()
 

@@ -250,20 +250,20 @@ def test_a_block_that_stands_in_the_list_twice_may_run_twice(tiny_llama: Any, ma
 def test_a_settled_structure_is_not_looked_at_again(
     tiny_llama: Any, make_windows: Make, forwards_counted: Callable[..., Any]
 ) -> None:
-    windows = make_windows(2, seq_len=128)
+    windows = make_windows(2, seq_len=32)
     with forwards_counted(tiny_llama) as counts:
         settled = settled_structure(tiny_llama, find_structure(tiny_llama), windows.ids)
         assert settled_structure(tiny_llama, settled, windows.ids) is settled
-    assert [sum(lengths) for lengths in counts] == [1 + 2 * 128, 2 * 128, 2 * 128]
+    assert [sum(lengths) for lengths in counts] == [1 + 2 * 32, 2 * 32, 2 * 32]
 
 
-def test_at_most_128_tokens_are_looked_at(
+def test_at_most_32_tokens_are_looked_at(
     make_model: Callable[[str], Any], make_windows: Make, forwards_counted: Callable[..., Any]
 ) -> None:
     model = make_model("bloom")  # takes any length
     with forwards_counted(model) as counts:
         settled_structure(model, find_structure(model), make_windows(2, seq_len=200).ids)
-    assert max(length for lengths in counts for length in lengths) == 128
+    assert max(length for lengths in counts for length in lengths) == 32
 
 
 class Reading(Block):
