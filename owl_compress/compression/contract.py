@@ -13,6 +13,7 @@ import torch
 from owl_compress.compression.tasks import BlockTask, LinearOutcome
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.stored_format import StoredFormat
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat
@@ -131,6 +132,15 @@ class GradientChooser(GradientReader, Protocol):
 
     def settled(self, *, memory_holds_gradients: bool) -> tuple[Backend, str]:
         """The backend that takes them, or does without, and in words what it became."""
+        ...
+
+
+@runtime_checkable
+class StatisticsChooser(Protocol):
+    """A backend that may do as well on the dense model's inputs, which take fewer passes to gather."""
+
+    def usual_statistics(self, target: float) -> StatisticsSource:
+        """Whose inputs it is told of where nobody says, for a plan of this target."""
         ...
 
 

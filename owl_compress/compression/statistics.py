@@ -2,7 +2,7 @@
 
 from typing import get_args
 
-from owl_compress.compression.contract import AnyBackend, Backend, CheckpointBackend
+from owl_compress.compression.contract import AnyBackend, Backend, CheckpointBackend, StatisticsChooser
 from owl_compress.documents.provenance import CalibrationRecord, StatisticsSource
 from owl_compress.errors import RequestError, nearest
 from owl_compress.walk.dense_statistics import DenseStatistics
@@ -14,6 +14,14 @@ def asked_statistics(backend: AnyBackend) -> frozenset[type[Statistic]]:
     survey = backend.survey if isinstance(backend, Backend) else None
     asked = (backend.statistic, survey.statistic if survey else None)
     return frozenset(one for one in asked if one is not None)
+
+
+def usual_statistics(backend: AnyBackend, target: float) -> StatisticsSource:
+    """Whose inputs `backend` is told of where nobody says, for a plan of this target.
+
+    Those behind the compressed blocks, unless the backend knows that the dense model's serve as well there.
+    """
+    return backend.usual_statistics(target) if isinstance(backend, StatisticsChooser) else "sequential"
 
 
 def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatistics) -> None:

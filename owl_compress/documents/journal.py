@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue
 from owl_compress.documents.document import Document, Frozen, is_none
 from owl_compress.documents.notes import KeptError
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.report import BlockReport, ImportanceReport
 from owl_compress.documents.result import Fallback, MethodRecord
 from owl_compress.documents.units import Count, Name, PositiveCount
 
@@ -58,6 +59,40 @@ class JournalHead(Document):
                     f"--resume: {name} differs: {then} in the unfinished run in {where}, {here} now; give "
                     f"what was given then, or {again}"
                 )
+
+
+class SeenInput(Frozen):
+    """What was seen of an input of the dense model: the linears that read it, and Σ x_j² over all tokens."""
+
+    linears: tuple[Name, ...]
+    n_tokens: Count
+    second_moments: tuple[float, ...]
+
+
+class SeenBlock(Frozen):
+    """Inputs of the linears of one block, in the order in which it calls them."""
+
+    inputs: tuple[SeenInput, ...]
+
+
+class SeenModel(Frozen):
+    """The same of all blocks, by name."""
+
+    blocks: dict[str, SeenBlock]
+
+
+class MeasuredBlock(Frozen):
+    """Importance of one block, and what was seen of its inputs on the way."""
+
+    report: BlockReport
+    seen: SeenBlock
+
+
+class MeasuredModel(Frozen):
+    """The same of all blocks."""
+
+    report: ImportanceReport
+    seen: SeenModel
 
 
 class TriedLevel(Frozen):

@@ -1,8 +1,6 @@
 """The estimator: how important is each block and linear of a model? Measured once, in one forward pass."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -13,7 +11,8 @@ from owl_compress.arguments import checked
 from owl_compress.data.windows import TokenWindows
 from owl_compress.device import given_device
 from owl_compress.documents.coverage import check_covered
-from owl_compress.documents.notes import NO_NOTES, KeptError, Notes
+from owl_compress.documents.journal import MeasuredBlock, SeenModel
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.provenance import ModelIdentity, Provenance
 from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.documents.report import BlockReport, ImportanceReport, LinearReport
@@ -33,10 +32,10 @@ from owl_compress.models.structure import (
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
-from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup
+from owl_compress.walk.dense_statistics import DenseStatistics, KeptGroup, note_of
 from owl_compress.walk.gathering import LinearGroup
 from owl_compress.walk.input_statistics import MomentsAndGram, SecondMoments, Statistic
-from owl_compress.walk.kept_states import KeptStates
+from owl_compress.walk.noted import each_once
 from owl_compress.walk.scores import ScoredWeight, ScorePool, pooled
 
 
@@ -143,56 +142,25 @@ def measure_with_statistics(  # noqa: PLR0913 - those of `measure`, and notes
         may_widen=True,
     )
     wanted: type[Statistic] = MomentsAndGram if any(map(reads_gram, chosen.values())) else SecondMoments
-    statistics: dict[str, tuple[KeptGroup, ...]] = {}
 
-    def measured(visit: BlockVisit) -> BlockReport:
+    def has_linears(site: BlockSite) -> bool:
+        return bool(site.linears)  # all weights may be shared with an earlier block
+
+    def measured(visit: BlockVisit) -> MeasuredBlock:
         groups = visit.gather(wanted, advance=True, spared=structure.spared)
-        statistics[visit.site.name] = tuple(map(KeptGroup.of, groups))
-        return _measure_block(visit.site, groups, chosen, roles)
+        report = _measure_block(visit.site, groups, chosen, roles)
+        return MeasuredBlock(report=report, seen=note_of(map(KeptGroup.of, groups)))
 
-    blocks = _each_once(walk, measured, notes, progress)
+    found = each_once(walk, has_linears, MeasuredBlock, measured, notes, progress, "measuring blocks")
     report = ImportanceReport(
         model=identity or identify(model, structure),
-        blocks=blocks,
+        blocks=tuple(one.report for one in found.values()),
         provenance=Provenance(calibration=calibration.record, versions=versions()),
         notes=structure.notes,
         coverage=coverage,
     )
-    return Measured(report, DenseStatistics(statistics, calibration.record))
-
-
-def _each_once(
-    walk: BlockWalk, measured: Callable[[BlockVisit], BlockReport], notes: Notes, progress: Progress
-) -> tuple[BlockReport, ...]:
-    """What is `measured` of each block that has linears, in order, or was before and is noted.
-
-    Raises:
-        RequestError: what was kept is broken or gone, or the disk is full.
-    """
-    sites, found, states = walk.structure.blocks, dict[str, BlockReport](), KeptStates(notes.folder)
-
-    def behind(walk: BlockWalk) -> int:
-        n_behind = states.put_back_(walk)
-        for site in sites[:n_behind]:
-            if site.linears:
-                lost = functools.partial(_lost, site.name, notes)
-                found[site.name] = notes.once(site.name, BlockReport, lost)
-        return n_behind
-
-    with closing(walk.visits(progress, "measuring blocks", behind)) as visits:
-        for visit in visits:
-            name = visit.site.name
-            if visit.site.linears:  # all weights may be shared with an earlier block
-                found[name] = notes.once(name, BlockReport, functools.partial(measured, visit))
-            if visit.must_advance:
-                visit.advance()
-            if visit.number < len(sites):
-                states.keep(walk, visit.number)
-    return tuple(found.values())
-
-
-def _lost(block: str, notes: Notes) -> BlockReport:
-    raise KeptError(f"what was measured of {block} is gone from {notes.folder}: remove that, and start over")
+    seen = SeenModel(blocks={name: one.seen for name, one in found.items()})
+    return Measured(report, DenseStatistics.noted(seen, calibration.record))
 
 
 def outline(

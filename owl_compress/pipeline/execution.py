@@ -12,6 +12,7 @@ from owl_compress.compression.driver import WalkOptions, compress_with_
 from owl_compress.compression.journal import Journal
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy, by_task
+from owl_compress.documents.journal import MeasuredModel, SeenModel
 from owl_compress.documents.output_folders import check_output_folder, output_folder
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
@@ -32,7 +33,7 @@ from owl_compress.pipeline.judging import judge
 from owl_compress.pipeline.needs import check_room, in_words, needs_of_session
 from owl_compress.pipeline.profiling import profile_of
 from owl_compress.pipeline.quality import evaluate_dense, evaluation_beside
-from owl_compress.pipeline.reports import measured, measured_report, outlined
+from owl_compress.pipeline.reports import measured_and_seen, outlined, seen_of
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept, check_unfinished, kept_until_done
 from owl_compress.pipeline.session import Session
@@ -40,6 +41,7 @@ from owl_compress.pipeline.settling import settled_recipe
 from owl_compress.pipeline.tuning_search import search
 from owl_compress.pipeline.unfinished import check_alone
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.dense_statistics import DenseStatistics
 from owl_compress.walk.ranks import Ranks
 
 
@@ -156,6 +158,7 @@ def _carried_out(session: Session, out: Path | None, kept: Kept, *, overwrite: b
     kept.settle_plan(plan)
     dense = evaluate_dense(session, kept) if held_out else None
     scores = score(session)
+    _see_dense(session, plan, kept)
     with _own_folder(session, out, overwrite=overwrite) as folder:
         result = judged.told(compress_(session, plan, folder, kept.journal), session)
         if tuned:
@@ -223,10 +226,25 @@ def make_plan(
 
 
 def _report(session: Session, kept: Kept) -> ImportanceReport | None:
-    """What is measured, if anything is; measured again where more is wanted of it than the report."""
-    if session.measuring is None or session.asks_for_dense:
-        return measured_report(session)
-    return kept.notes.step("report", ImportanceReport, partial(measured, session))
+    """What is measured, if anything is; what was seen on the way is told to the session."""
+    if session.measuring is None:
+        return None
+    found = kept.notes.step("measured", MeasuredModel, partial(measured_and_seen, session))
+    session.keep(DenseStatistics.noted(found.seen, session.measuring.record))
+    return found.report
+
+
+def _see_dense(session: Session, plan: Plan, kept: Kept) -> None:
+    """Have the session know what the linears of the dense model read, where its backend asks for that.
+
+    Raises:
+        RequestError: see `owl_compress.walk.dense_statistics.gather_dense`.
+    """
+    names = frozenset(budget.name for budget in plan.budgets)
+    is_known = session.seen is not None and session.seen.linears >= names
+    if session.asks_for_dense and not is_known and session.calibration is not None:
+        seen = kept.notes.step("seen", SeenModel, lambda notes: seen_of(session, names, notes))
+        session.keep(DenseStatistics.noted(seen, session.calibration.record))
 
 
 def score(session: Session) -> dict[str, TaskAccuracy]:

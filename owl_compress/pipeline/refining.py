@@ -24,7 +24,7 @@ from owl_compress.pipeline.feasibility import check_plan
 from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.recipe_texts import read_damage_text
-from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
+from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import held_apart
@@ -99,7 +99,7 @@ def refine(
             WorkOptions(
                 device=session.request.device,
                 batch_size=session.recipe.batch_size,
-                statistics=session.recipe.statistics or DEFAULT_STATISTICS,
+                statistics=session.request.statistics,
                 progress=session.progress,
                 announce=lambda tokens, seconds: session.announce(_cost_in_words(tokens, seconds)),
                 notes=notes_for(windows),

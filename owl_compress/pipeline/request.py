@@ -39,9 +39,6 @@ _OF_TRIALS = ("damage_samples", "damage_len", "damage_data", "positions", "max_c
 _CODES, _FORMATS = "packed", ("packed", "dense")
 """How quantized weights are stored: as integer codes, or dequantised like any other weight."""
 
-DEFAULT_STATISTICS: StatisticsSource = "sequential"
-"""Whose inputs a backend is told of where the recipe leaves it open."""
-
 
 @dataclass(frozen=True)
 class Request:
@@ -93,6 +90,19 @@ class Request:
     def unit(self) -> Unit:
         """What the budgets count."""
         return self.backend.unit
+
+    @property
+    def statistics(self) -> StatisticsSource:
+        """Whose inputs the backend is told of: as asked for, or as it is best off with budgets like these."""
+        from owl_compress.compression.statistics import usual_statistics  # noqa: PLC0415 - loads torch
+
+        if self.recipe.statistics is not None:
+            return self.recipe.statistics
+        if self.plan is not None:
+            return usual_statistics(self.backend, self.plan.target)
+        if self.target is None:
+            raise TypeError("a request without a plan has a target")
+        return usual_statistics(self.backend, self.target.value)
 
     @classmethod
     def of(cls, recipe: Recipe, where: str = "options", consent: Consent = NO_CONSENT) -> "Request":
@@ -245,7 +255,8 @@ def _check_gradient_samples(recipe: Recipe, backend: "AnyBackend") -> None:
 def _check_statistics(recipe: Recipe, backend: "AnyBackend") -> None:
     from owl_compress.compression.statistics import check_statistics  # noqa: PLC0415 - loads torch
 
-    check_statistics(backend, recipe.statistics or DEFAULT_STATISTICS)
+    if recipe.statistics is not None:
+        check_statistics(backend, recipe.statistics)
 
 
 def allocator_of(recipe: Recipe) -> Allocator:

@@ -27,7 +27,7 @@ from owl_compress.models.coverage import coverage_of
 from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.structure import ModelStructure, find_structure, found_again
 from owl_compress.pipeline.recipe_texts import calibration_options, evaluation_options, read_damage_text
-from owl_compress.pipeline.request import DEFAULT_STATISTICS, Request
+from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.scoring import tasks_of
 from owl_compress.pipeline.stages import (
     check_there,
@@ -165,7 +165,7 @@ class Session:
     @property
     def statistics(self) -> StatisticsSource | DenseStatistics:
         """Whose inputs the backend is told of: the dense model's, as far as they are known, or which."""
-        source = self.recipe.statistics or DEFAULT_STATISTICS
+        source = self.request.statistics
         return self.seen or source if self.asks_for_dense else source
 
     @property
@@ -176,8 +176,7 @@ class Session:
     @property
     def asks_for_dense(self) -> bool:
         """Whether the backend is to be told of the dense model's inputs, and asks for any."""
-        source = self.recipe.statistics or DEFAULT_STATISTICS
-        return source == "dense" and bool(asked_statistics(self.request.backend))
+        return self.request.statistics == "dense" and bool(asked_statistics(self.request.backend))
 
     @property
     def measure_samples(self) -> int:

@@ -16,6 +16,7 @@ from owl_compress.checkpoints.loading import LoadedModel, load_model, locate
 from owl_compress.checkpoints.verification import verify as verify_folder
 from owl_compress.compression.contract import AnyBackend, CheckpointBackend
 from owl_compress.compression.driver import WalkOptions, compress_with_
+from owl_compress.compression.statistics import usual_statistics
 from owl_compress.data.windows import (
     TokenWindows,
 )
@@ -39,7 +40,6 @@ from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import (
     parsed_levels,
 )
-from owl_compress.pipeline.request import DEFAULT_STATISTICS
 from owl_compress.pipeline.targets import split_target
 from owl_compress.pipeline.windows import hold_out
 from owl_compress.progress import SILENT, Progress
@@ -239,7 +239,7 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     batch_size: int = 1,
     keep_on: torch.device | str | None = None,
     partial: bool = False,
-    statistics: StatisticsSource | DenseStatistics = DEFAULT_STATISTICS,
+    statistics: StatisticsSource | DenseStatistics | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Result:
@@ -248,7 +248,8 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     `backend` is a registered name, with `options` for it such as `group_size=128`, or a backend that has its
     options already. With `partial` a model is taken of which less than half of the weights in the blocks can
     get a budget. With `statistics` "dense" a backend that needs only the norms of inputs is told those of the
-    dense model, which takes one pass over the blocks in the place of two or three.
+    dense model, which takes one pass over the blocks in the place of two or three; "sequential" are those
+    behind the compressed blocks; by default the backend has what serves it at the target of the plan.
     `keep_on` is the device that hidden states wait on between blocks, or "disk" for a temporary file.
 
     Raises:
@@ -266,4 +267,5 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
         keep_on="disk" if keep_on == "disk" else given_device(keep_on),
         progress=progress,
     )
-    return compress_with_(model, plan, method, calibration, walk, partial=partial, statistics=statistics)
+    source = statistics or usual_statistics(method, plan.target)
+    return compress_with_(model, plan, method, calibration, walk, partial=partial, statistics=source)

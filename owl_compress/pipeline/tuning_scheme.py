@@ -20,7 +20,6 @@ from owl_compress.pipeline.profile_settings import (
     ProfileSettings,
 )
 from owl_compress.pipeline.profiling import check_given, subject_of
-from owl_compress.pipeline.request import DEFAULT_STATISTICS
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.tuning_candidates import Candidate, thinned
 from owl_compress.pipeline.tuning_rounds import Means, judging_windows, rounds_of
@@ -91,7 +90,7 @@ class Pricing:
         return judging_windows(rounds) * self.judging_len + sum(map(self._of_round, rounds))
 
     def _of_round(self, one: TuningRound) -> float:
-        source = self.session.recipe.statistics or DEFAULT_STATISTICS
+        source = self.session.request.statistics
         passes = passes_of(self.backend, self.windows.first(one.statistics_windows), source)
         once = passes.n_tokens if source == "dense" else 0
         return once + one.plans * (passes.of_execution + one.judging_windows * self.judging_len)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from owl_compress.compression.statistics import asked_statistics
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.tuning import TuningRound
@@ -112,7 +111,7 @@ class Contest:
         """The session on the first windows of the statistics; norms of the dense model are taken once."""
         windows = self.statistics.first(n_windows)
         session = replace(self.session, calibration=windows, progress=SILENT)
-        if session.recipe.statistics == "dense" and asked_statistics(session.request.backend):
+        if session.asks_for_dense:
             walk = BlockWalk(
                 session.loaded.model,
                 session.structure,

@@ -1,18 +1,20 @@
 """What the linears of the dense model read, kept for all of its blocks: norms of inputs are small."""
 
-from collections.abc import Collection, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from owl_compress.documents.journal import SeenBlock, SeenInput, SeenModel
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.provenance import CalibrationRecord
 from owl_compress.errors import RequestError
 from owl_compress.models.structure import BlockSite, LinearSite
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.blocks import BlockWalk
+from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.gathering import LinearGroup, unreached
 from owl_compress.walk.input_statistics import SecondMoments
+from owl_compress.walk.noted import each_once
 
 _HOST = torch.device("cpu")
 
@@ -30,6 +32,18 @@ class KeptGroup:
         names = tuple(linear.name for linear in group.linears)
         return cls(names, SecondMoments.of(group.statistic, _HOST))
 
+    @classmethod
+    def noted(cls, seen: SeenInput) -> "KeptGroup":
+        """A group as it was noted, to the last bit."""
+        moments = SecondMoments(torch.tensor(seen.second_moments, dtype=torch.float64))
+        moments.n_tokens = seen.n_tokens
+        return cls(seen.linears, moments)
+
+    def to_note(self) -> SeenInput:
+        """The same as numbers."""
+        moments = tuple(self.moments.second_moments.tolist())
+        return SeenInput(linears=self.linears, n_tokens=self.moments.n_tokens, second_moments=moments)
+
 
 @dataclass(frozen=True)
 class DenseStatistics:
@@ -45,6 +59,16 @@ class DenseStatistics:
 
     blocks: Mapping[str, tuple[KeptGroup, ...]]
     windows: CalibrationRecord
+
+    @classmethod
+    def noted(cls, seen: SeenModel, windows: CalibrationRecord) -> "DenseStatistics":
+        """What was noted of these `windows`."""
+        blocks = {name: tuple(map(KeptGroup.noted, block.inputs)) for name, block in seen.blocks.items()}
+        return cls(blocks, windows)
+
+    def to_note(self) -> SeenModel:
+        """The same as numbers."""
+        return SeenModel(blocks={name: note_of(groups) for name, groups in self.blocks.items()})
 
     @property
     def linears(self) -> frozenset[str]:
@@ -76,23 +100,35 @@ class DenseStatistics:
         return tuple(groups)
 
 
+def note_of(groups: Iterable[KeptGroup]) -> SeenBlock:
+    """What is noted of the groups of one block."""
+    return SeenBlock(inputs=tuple(kept.to_note() for kept in groups))
+
+
 def gather_dense(
-    walk: BlockWalk, windows: CalibrationRecord, names: Collection[str], progress: Progress = SILENT
+    walk: BlockWalk,
+    windows: CalibrationRecord,
+    names: Collection[str],
+    progress: Progress = SILENT,
+    notes: Notes = NO_NOTES,
 ) -> DenseStatistics:
     """Second moments of what the linears `names` read, in one pass over the blocks of the dense model.
 
-    `windows` says which text is in the batches of `walk`.
+    `windows` says which text is in the batches of `walk`; `notes` are of this very pass, where it may have
+    been cut off.
 
     Raises:
-        RequestError: a linear that no token reached, or inputs with NaN or Inf.
+        RequestError: a linear that no token reached, or inputs with NaN or Inf; what is kept is broken.
     """
-    blocks = {}
-    with closing(walk.visits(progress, "gathering statistics")) as visits:
-        for visit in visits:
-            if any(linear.name in names for linear in visit.site.linears):
-                groups = visit.gather(SecondMoments, names, advance=True)
-                blocks[visit.site.name] = tuple(map(KeptGroup.of, groups))
-    return DenseStatistics(blocks, windows)
+
+    def is_asked(site: BlockSite) -> bool:
+        return any(linear.name in names for linear in site.linears)
+
+    def seen(visit: BlockVisit) -> SeenBlock:
+        return note_of(map(KeptGroup.of, visit.gather(SecondMoments, names, advance=True)))
+
+    blocks = each_once(walk, is_asked, SeenBlock, seen, notes, progress, "gathering statistics")
+    return DenseStatistics.noted(SeenModel(blocks=blocks), windows)
 
 
 def _check_size(linear: LinearSite, moments: SecondMoments) -> None:

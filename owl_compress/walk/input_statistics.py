@@ -52,7 +52,7 @@ class SecondMoments:
         return cls(torch.zeros(n_inputs, dtype=torch.float64, device=device))
 
     def add(self, inputs: Tensor) -> None:
-        """Add `inputs`, shape [tokens, in]; squared in float32, summed in float64, a few at first in float32."""
+        """Add `inputs`, shape [tokens, in]: squares and sums of a few in float32, their sum in float64."""
         squares = inputs.float().square()
         n_tokens, n_inputs = squares.shape
         n_few = n_tokens // _FEW * _FEW

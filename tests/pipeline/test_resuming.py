@@ -164,13 +164,21 @@ def test_what_a_backend_left_to_memory_is_compared(tmp_path: Path) -> None:
         journal.settle(MethodRecord(name="structured", parameters={"importance": "wanda", "round_to": 8}))
 
 
+PROFILED = {"allocator": "sensitivity", "damage_samples": 2, "damage_len": 16, "levels": "0.2,0.4,0.6"}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"allocator": "sensitivity", "damage_samples": 2, "damage_len": 16, "levels": "0.2,0.4,0.6"}],
-    ids=["report", "profile"],
+    ("options", "step_of"),
+    [
+        ({"statistics": "sequential"}, "measured"),
+        ({"statistics": "dense"}, "measured"),
+        ({"statistics": "dense", "allocator": "uniform", "data": None}, "seen"),
+        (PROFILED, "sensitivity"),
+    ],
+    ids=["report", "report and statistics", "statistics", "profile"],
 )
-def test_what_is_measured_on_the_way_to_a_plan_goes_on_too(
-    here: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+def test_what_is_measured_on_the_way_goes_on_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], step_of: str
 ) -> None:
     whole = ran("whole", **options)
     step, in_place = [0], notes.put_in_place
@@ -186,7 +194,6 @@ def test_what_is_measured_on_the_way_to_a_plan_goes_on_too(
         kept = f"what was measured so far is kept in {here / 'out.unfinished'}; --resume goes on with it"
         with pytest.raises(KeyboardInterrupt, match=re.escape(kept)):
             ran("out", resume=True, **options)
-    step_of = "sensitivity" if options else "report"
     assert len([*(here / "out.unfinished" / step_of).glob("*.json")]) == 2
     resumed = ran("out", resume=True, **options)
     assert (resumed.report, resumed.profile, resumed.plan) == (whole.report, whole.profile, whole.plan)
@@ -198,6 +205,7 @@ def test_what_was_measured_is_not_measured_again(
 ) -> None:
     cut_off(1)
     monkeypatch.delattr("owl_compress.pipeline.reports.measure_with_statistics")
+    monkeypatch.delattr("owl_compress.pipeline.reports.gather_dense")
     ran("out", resume=True)
     assert (here / "out/report.json").exists()
 

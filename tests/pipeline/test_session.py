@@ -93,8 +93,8 @@ def test_importance_is_measured_on_the_first_windows(
     here: Path, recipe: MakeRecipe, make_windows: Callable[..., TokenWindows]
 ) -> None:
     loaded, windows = load("model"), make_windows(sequences=20, seq_len=8)
-    by_default = Session.open(recipe("wanda", sparsity=0.5), loaded, windows)
-    asked = Session.open(recipe("wanda", sparsity=0.5, measure_samples=3), loaded, windows)
+    by_default = Session.open(recipe("wanda", sparsity=0.7), loaded, windows)
+    asked = Session.open(recipe("wanda", sparsity=0.7, measure_samples=3), loaded, windows)
     for session, n_windows in ((by_default, DEFAULT_MEASURE_SAMPLES), (asked, 3)):
         assert session.measuring is not None
         assert torch.equal(session.measuring.ids, windows.ids[:n_windows])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from owl_compress.data.windows import TokenWindows
+from owl_compress.documents.plan import Plan
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.result import Result
 from owl_compress.errors import RequestError
@@ -44,6 +45,31 @@ def test_one_pass_serves_importance_and_compression(
     with forwards_counted(loaded.model) as counts:
         run(recipe(backend, **options, allocator=allocator, statistics="dense"), None, loaded)
     assert passes(counts, 4) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "expected"),
+    [
+        ("wanda", {"sparsity": 0.6}, "dense"),
+        ("wanda", {"sparsity": 0.61}, "sequential"),
+        ("wanda", {"nm": "2:4"}, "dense"),
+        ("wanda", {"nm": "3:8"}, "sequential"),
+        ("wanda", {"sparsity": 0.5, "scope": "linear"}, "sequential"),
+        ("wanda", {"sparsity": 0.5, "scope": "model"}, "sequential"),
+        ("sparsegpt", {"sparsity": 0.5}, "sequential"),
+        (*WIDTH, "sequential"),
+    ],
+)
+def test_without_a_word_a_backend_has_what_serves_it(
+    here: Path, recipe: MakeRecipe, backend: str, options: dict[str, Any], expected: str
+) -> None:
+    of_backend = {name: options[name] for name in ("scope", "round_to") if name in options}
+    asked, by_plan = recipe(backend, **options), recipe(backend, plan="OUT/plan.json", **of_backend)
+    assert run(asked, "OUT").result.statistics == expected
+    assert run(by_plan, None).result.statistics == expected
+    session, plan = Session.open(asked), Plan.read("OUT/plan.json")
+    result = compress_(session.loaded.model, plan, backend, session.calibration, **of_backend)
+    assert result.statistics == expected
 
 
 def test_sequential_statistics_take_three(here: Path, recipe: MakeRecipe, forwards_counted: Count) -> None:
@@ -126,7 +152,7 @@ def test_the_recipe_that_is_written_makes_the_same_bytes(
 
 def test_result_card_and_recipe_say_whose_inputs_they_were(here: Path, recipe: MakeRecipe) -> None:
     for backend, options, expected in (
-        ("wanda", {"sparsity": 0.6}, "sequential"),
+        ("wanda", {"sparsity": 0.6, "statistics": "sequential"}, "sequential"),
         ("wanda", {"sparsity": 0.6, "statistics": "dense"}, "dense"),
         ("magnitude", {"sparsity": 0.6}, None),
     ):

@@ -89,7 +89,8 @@ def _version_of(package: str) -> str | None:
 def _compression(request: Request, texts: Texts) -> dict[str, Any]:
     recipe = request.recipe
     content: dict[str, Any] = {
-        "settings": recipe.model_dump(mode="json", exclude=_NAMED_BY_CONTENT),
+        "settings": recipe.model_dump(mode="json", exclude=_NAMED_BY_CONTENT)
+        | {"statistics": request.statistics},
         "backend": asdict(request.backend),
         "allocator": asdict(request.allocator) if request.allocator else None,
     }
