@@ -7,6 +7,7 @@ from statistics import mean
 from layout import number, section, several, table
 
 from owl_compress.documents.comparison import Row
+from owl_compress.documents.labels import label
 from owl_compress.pages.seeds import SEED, Figure, Method, figures_of, methods_of
 
 _DRAWS = (
@@ -21,6 +22,16 @@ _ACCURACY = (
     "Perplexity is of the same run, on the first calibration windows; where the tables above have another "
     "for the same cell, that is chance ([Unstructured sparsity](#unstructured-sparsity) has its range). "
     "Profiles are those of `sensitivity.py`. (`grids/accuracy.yaml`)"
+)
+
+
+_SOURCES = (
+    "Perplexity where the backend is told of the inputs of each block behind the compressed ones before it "
+    "(sequential), and of the dense model's (dense), which one pass over the blocks gathers together with "
+    "importance: mean and range over draws of the calibration windows, 12 of 512 tokens. *Ratio*: dense over "
+    "sequential, in pairs of equal draws; a star where its 95 % interval tells it from 1. Widths are pruned "
+    "without repair, which needs more than norms. (`grids/statistics.yaml`; the sequential rows of wanda are "
+    "those of `grids/readme.yaml`)"
 )
 
 
@@ -60,6 +71,39 @@ def _draws(method: Method | None, figure: Figure) -> str:
     values = [value for row in method.rows if (value := figure.read(row)) is not None]
     paired = method.against.get(figure.name)
     return several(values) + ("*" if paired and paired.is_told_apart else "")
+
+
+def sources_section(*studies: Sequence[Row]) -> str:
+    """Backend, budget and allocator down; whose inputs the backend was told of, across."""
+    rows = [row for study in studies for row in study if row.is_measured and not row.dense]
+    if not any(map(_is_of_dense, rows)):
+        return ""
+    figure = figures_of(rows)[0]
+    by_source: dict[str, dict[bool, dict[int, float]]] = {}
+    for row in rows:
+        value = figure.read(row)
+        if value is not None:
+            found = by_source.setdefault(_apart_from_source(row), {True: {}, False: {}})
+            found[_is_of_dense(row)][row.recipe.get(SEED, 0)] = value
+    cells = []
+    for name, found in sorted(by_source.items(), reverse=True):
+        paired = figure.compared(found[True], found[False])
+        if paired is not None:
+            ratio = f"{1 + paired.difference:.3f}" + "*" * bool(paired.is_told_apart)
+            cells.append((name, several([*found[False].values()]), several([*found[True].values()]), ratio))
+    heads = ("", "sequential", "dense", "ratio")
+    return section("Statistics of the dense model", _SOURCES, table(heads, cells))
+
+
+def _is_of_dense(row: Row) -> bool:
+    return row.recipe.get("statistics") == "dense"
+
+
+def _apart_from_source(row: Row) -> str:
+    """The cell in words, but for the seed and whose inputs the backend was told of."""
+    axes = {name: value for name, value in row.recipe.items() if name in {"sparsity", "nm", "prune-ratio"}}
+    repaired = " with repair" if row.recipe.get("repair") else ""
+    return f"{row.recipe['backend']} {label(axes)}{repaired}, {row.recipe['allocator']}"
 
 
 def accuracy_section(rows: Sequence[Row]) -> str:

@@ -16,7 +16,8 @@ start to end, memory is the most that was resident.
   `peer_llm_compressor.py`.
 
 Each is compared with ours as it is by default; *disk*: with `--offload disk`, the same to the last bit; and
-*dense*, of Wanda: with `--statistics dense`, which takes one pass over the blocks for all.
+of Wanda, *dense*: with `--statistics dense`, which takes one pass over the blocks for all, and is the default
+at 60 %, and *sequential*, which is the default at 70 %.
 """
 
 import argparse
@@ -46,6 +47,7 @@ _VARIANTS: Mapping[str, Sequence[str]] = {
     "default": [],
     "disk": ["--offload", "disk"],
     "dense": ["--statistics", "dense"],
+    "sequential": ["--statistics", "sequential"],
 }
 
 
@@ -59,8 +61,12 @@ class Case:
     amount: str = ""
 
     def variants(self, asked: Sequence[str]) -> list[str]:
-        """Those of `asked` that the method has: Hessians of all blocks at once would not fit into memory."""
-        return [name for name in asked if name != "dense" or "wanda" in self.ours]
+        """Those of `asked` that are not the default, or refused."""
+        if "wanda" not in self.ours:
+            usual = {"dense", "sequential"}
+        else:
+            usual = {"sequential" if self.peer == "owl" else "dense"}
+        return [name for name in asked if name not in usual]
 
 
 _CASES = {

@@ -186,13 +186,14 @@ def _try(
     found: SensitivityProfile | None,
 ) -> dict[str, Any]:
     is_profiled = method in _FROM_DAMAGE and found is not None
-    given = {"model": "builtin", "calib": "builtin", "backend": subject.backend, **subject.options}
+    given = {"model": "builtin", "calib": "builtin", "statistics": "sequential", "backend": subject.backend}
+    given |= subject.options
     recipe = Recipe.from_options({**given, **asked})
     copy = Session.open(recipe, loaded, texts.calibration).on_a_copy()
     plan = allocate(found, "sensitivity", copy.request.target) if is_profiled else make_plan(copy)[1]
     if method in _COSTS and found is not None:
         cost = _COSTS[method] * found.forward_tokens
-        plan = _refined(loaded, texts, {**given, **subject.options}, plan, method, cost)
+        plan = _refined(loaded, texts, given, plan, method, cost)
     result = compress_(copy, plan)
     damage = texts.dense.divergence_of(copy.loaded.model)
     return {

@@ -71,6 +71,7 @@ def main() -> None:
             "allocator": "uniform",
             "backend": "wanda",
             "sparsity": 0.6,
+            "statistics": "sequential",
             "calib": arguments.calib,
             "samples": arguments.samples,
             "seq_len": arguments.seq_len,

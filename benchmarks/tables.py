@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill
 
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
-from comparison_tables import accuracy_section, draws_section
+from comparison_tables import accuracy_section, draws_section, sources_section
 from cost_tables import comparison_section, latency_section, memory_section, speed_section
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
@@ -51,7 +51,7 @@ def main() -> None:
         latency_section(_rows("latency")),
         memory_section(_rows("memory"), _rows("structured_memory")),
         _stability(),
-        _dense_statistics(),
+        sources_section(_compared("readme"), _compared("statistics")),
         speed_section(_rows("speed")),
         peers_section(_rows("peers")),
         comparison_section(_rows("compare")),
@@ -229,53 +229,6 @@ def _stability() -> str:
         "1, 2, 4 … of 128 sequences of 512 tokens instead of all of them. (`plan_stability.py`)"
     )
     return section("How many sequences fix a plan", text, table(header, cells))
-
-
-_SEQUENTIAL = {
-    "wanda uniform 2:8": ("grids", "wanda 2:8 uniform"),
-    "structured 0.4 uniform, no repair": ("structured", "structured 0.4 uniform importance=wanda"),
-}
-"""Where the same protocol was run on sequential statistics before there were others: file, and name there."""
-
-
-def _dense_statistics() -> str:
-    rows = _rows("dense_statistics")
-    if not rows:
-        return ""
-    cells = []
-    for name in dict.fromkeys(row["name"] for row in rows):
-        draws = {
-            source: [row for row in rows if (row["name"], row["statistics"]) == (name, source)]
-            for source in ("sequential", "dense")
-        }
-        measured = {row["perturb"] for row in draws["sequential"]}
-        earlier, its_name = _SEQUENTIAL.get(name, ("perplexity", name))
-        draws["sequential"] += [
-            row for row in _rows(earlier) if row["name"] == its_name and row.get("perturb", 0) not in measured
-        ]
-        figures = (several([row["perplexity"] for row in drawn]) for drawn in draws.values())
-        cells.append((name, *figures, _ratios_of_time(rows, name)))
-    text = (
-        "Perplexity where the backend is told of the inputs of each block behind the compressed ones before "
-        "it (sequential), and of the dense model's (dense): mean and range over runs in which every weight "
-        "was first changed by a millionth of itself, or not at all; differences within the range say "
-        "nothing. *Time* is dense over sequential, CPU seconds from the dense model to the compressed one, "
-        "measuring included where the allocator wants it. (`dense_statistics.py`; most of the sequential "
-        "rows are those of the tables above)"
-    )
-    header = ("method", "sequential", "dense", "time")
-    return section("Statistics of the dense model", text, table(header, cells))
-
-
-def _ratios_of_time(rows: Iterable[Row], name: str) -> str:
-    """CPU seconds on dense statistics over those on sequential ones, of the same draw."""
-    seconds = {(row["statistics"], row["perturb"]): row["cpu_seconds"] for row in rows if row["name"] == name}
-    ratios = [
-        f"{spent / seconds['sequential', perturb]:.2f}"
-        for (source, perturb), spent in seconds.items()
-        if source == "dense" and ("sequential", perturb) in seconds
-    ]
-    return ", ".join(ratios)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def test_a_run_and_its_plan_carried_out_make_the_same_checkpoint(
     assert found["statistics"] == "dense"
     done("compress", "model", "--plan", "ONE/plan.json", *text_options, *dense, "-o", "TWO")
     done("run", "ONE/recipe.yaml", "-o", "THREE", "--quiet")
-    done(*run_options, "-o", "SEQUENTIAL", "--quiet")
+    done(*run_options, "--statistics", "sequential", "-o", "SEQUENTIAL", "--quiet")
     first, *others = (
         Path(out, "model.safetensors").read_bytes() for out in ("ONE", "TWO", "THREE", "SEQUENTIAL")
     )

@@ -32,7 +32,7 @@ def measured(here: Path, done: Command) -> Path:
 
 def test_the_plan_is_written_and_carried_out(here: Path, done: Command) -> None:
     outcome = done(*FEW, "-o", "plan.json")
-    assert "trying 6 then 2 plans: at most 2,112 tokens through the model" in outcome.err
+    assert "trying 6 then 2 plans: at most 1,024 tokens through the model" in outcome.err
     assert "wrote plan.json and plan.tuning.json" in outcome.err
     title, heading, *rows = outcome.out.splitlines()
     assert title == "Plans tried for model with wanda"

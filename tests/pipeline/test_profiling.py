@@ -173,7 +173,7 @@ class TestTheGate:
 
         monkeypatch.setattr(judging, "_chosen", spied)
         # As many windows of statistics as of calibration: the trial is then what is carried out.
-        asked = recipe("wanda", **SHORT, sparsity=0.6)
+        asked = recipe("wanda", **SHORT, sparsity=0.6, statistics="sequential")
         outcome = run(asked, None, loaded := load("model"))
         (apart,) = seen
         record = outcome.result.sensitivity
@@ -181,7 +181,7 @@ class TestTheGate:
         dense = load("model").model
         assert record.trial_damage == pytest.approx(divergence(dense, loaded.model, apart), rel=1e-3)
         equal = load("model")
-        run(recipe("wanda", allocator="uniform", sparsity=0.6), None, equal)
+        run(recipe("wanda", allocator="uniform", sparsity=0.6, statistics="sequential"), None, equal)
         assert record.uniform_damage == pytest.approx(divergence(dense, equal.model, apart), rel=1e-3)
         subject = subject_of(Session.open(asked))
         taken = [subject.statistics, subject.windows_apart(2, 32, (subject.statistics,))]

@@ -228,11 +228,15 @@ class TestCost:
         assert names.count("uniform") == 1
         assert "linear-depth" in names
 
-    def test_it_counts_what_goes_through_the_model(self, opened: Opened) -> None:
-        (only,) = (scheme := scheme_of(opened(max_cost="700", candidates="uniform"))).rounds
+    @pytest.mark.parametrize(("source", "once", "each"), [("sequential", 0, 2), ("dense", 1, 0)])
+    def test_it_counts_what_goes_through_the_model(
+        self, opened: Opened, source: str, once: int, each: int
+    ) -> None:
+        asked = opened(max_cost="700", candidates="uniform", statistics=source)
+        (only,) = (scheme := scheme_of(asked)).rounds
         # Statistics and their way on through compressed blocks, and judging; the dense model once.
-        each = 2 * 32 * only.statistics_windows + 16 * only.judging_windows
-        assert scheme.forward_tokens == only.plans * each + 16 * only.judging_windows
+        seen, judged = 32 * only.statistics_windows, 16 * only.judging_windows
+        assert scheme.forward_tokens == only.plans * (each * seen + judged) + once * seen + judged
 
     def test_a_profile_is_measured_where_cost_covers_it(self, opened: Opened) -> None:
         found = tune(opened(candidates=None, max_cost="12000", levels="0.2,0.4,0.8"))
