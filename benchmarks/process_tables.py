@@ -19,7 +19,7 @@ def peers_section(rows: Sequence[Row]) -> str:
     cells = [
         (
             f"{row['name']}, {row['variant']}",
-            f"{row['samples']} x {row['seq_len']}",
+            _tokens(row),
             row["peer"],
             _seconds(row["cpu_seconds"]),
             _seconds(row["cpu_seconds_of_peer"]),
@@ -37,18 +37,22 @@ def peers_section(rows: Sequence[Row]) -> str:
         "reads a dense folder of float32, compresses and writes; nobody evaluates. CPU seconds from start to "
         "end (other work ran on the machine, which makes all of them larger), and the most MiB that were "
         f"resident, the weights being {_mib(first['weights_bytes'])}. {peers}. *default* is what `run` does "
-        "unasked: it measures importance on 16 windows, and Wanda is told of the dense model's inputs at 60 % "
-        "and of sequential ones at 70 %; *dense* and *sequential* ask for the one or the other, *disk* is "
+        "unasked: it measures importance on 16 windows, and Wanda is told of the dense model's inputs at 60 "
+        "% and of sequential ones at 70 %; *dense* and *sequential* ask for the one or the other, *disk* is "
         "`--offload disk`. (`peers.py`)"
     )
     heads = ("", "tokens", "beside", "CPU s", "theirs", "ratio", "MiB", "theirs", "ratio")
     return section("Whole runs beside other programs", text, table(heads, cells)) + _agreement(rows)
 
 
+def _tokens(row: Row) -> str:
+    return f"{row['samples']} x {row['seq_len']}"
+
+
 def _agreement(rows: Sequence[Row]) -> str:
     lines = [
-        f"- {row['name']}, {row['variant']}, {row['samples']} x {row['seq_len']}: LOD apart by {row['lod_largest_difference_percent']:.1g} "
-        f"percent at most, densities by {row['density_largest_difference']:.1g}; of the positions in the "
+        f"- {row['name']}, {row['variant']}, {_tokens(row)}: LOD apart by "
+        f"{row['lod_largest_difference_percent']:.1g} percent at most, densities by {row['density_largest_difference']:.1g}; of the positions in the "
         f"masks {row['equal_mask_positions']:.2%} are equal, "
         f"{row['equal_mask_positions_by_block'][0]:.2%} in the first block and "
         f"{row['equal_mask_positions_by_block'][-1]:.2%} in the last."
