@@ -52,8 +52,9 @@ def _tokens(row: Row) -> str:
 def _agreement(rows: Sequence[Row]) -> str:
     lines = [
         f"- {row['name']}, {row['variant']}, {_tokens(row)}: LOD apart by "
-        f"{row['lod_largest_difference_percent']:.1g} percent at most, densities by {row['density_largest_difference']:.1g}; of the positions in the "
-        f"masks {row['equal_mask_positions']:.2%} are equal, "
+        f"{row['lod_largest_difference_percent']:.1g} percent at most, densities by "
+        f"{row['density_largest_difference']:.1g}; of the positions in the masks "
+        f"{row['equal_mask_positions']:.2%} are equal, "
         f"{row['equal_mask_positions_by_block'][0]:.2%} in the first block and "
         f"{row['equal_mask_positions_by_block'][-1]:.2%} in the last."
         for row in rows
