@@ -28,12 +28,12 @@ from owl_compress.documents.result import MethodRecord
 from owl_compress.documents.temporary import remove_dead, temporary_name
 from owl_compress.forms.codes import QuantizedWeight
 from owl_compress.forms.narrowing import narrow_again_
+from owl_compress.memory import page_out
 from owl_compress.models.residence import residence_of
 from owl_compress.models.structure import BlockSite
 
 _TEMPORARY = "owl-compress-blocks"
 _SETTLED = "backend"
-_CODES = ("codes", "scales", "zero_points")
 
 
 @dataclass
@@ -92,8 +92,7 @@ class Journal:
             f"{one.name}.{part}": tensor
             for one in outcomes
             if one.quantized is not None
-            for part in _CODES
-            if (tensor := getattr(one.quantized, part)) is not None
+            for part, tensor in one.quantized.parts.items()
         }
         if codes:
             _save(self._file(site, ".codes"), codes)
@@ -106,7 +105,7 @@ class Journal:
         if residence is None:
             return tuple(outcomes)
         residence.moved_to(weights)
-        return tuple(self._as_outcome(site, linear) for linear in linears)
+        return self._as_outcomes(site, linears)
 
     def restored_(self, site: BlockSite) -> tuple[LinearOutcome, ...] | None:
         """Put a block back that was finished before, and say what was done to it; None if it was not.
@@ -133,26 +132,40 @@ class Journal:
         if residence is not None:
             residence.moved_to(weights)
         self._restored += 1
-        return tuple(self._as_outcome(site, linear) for linear in finished.linears)
+        return self._as_outcomes(site, finished.linears)
 
-    def _as_outcome(self, site: BlockSite, linear: FinishedLinear) -> LinearOutcome:
-        codes = None
-        if linear.bits is not None:
-            kept = self._codes(site, linear.name)
-            codes = QuantizedWeight(
-                kept["codes"], kept["scales"], kept.get("zero_points"), linear.bits, linear.group_size
-            )
-        return LinearOutcome(
-            linear.name, linear.achieved, linear.relative_error, linear.seconds, linear.fallbacks, codes
+    def _as_outcomes(self, site: BlockSite, linears: Sequence[FinishedLinear]) -> tuple[LinearOutcome, ...]:
+        path = self._file(site, ".codes")
+        parts = self._parts(site, path) if any(one.bits is not None for one in linears) else {}
+        shapes = {one.name: one.shape for one in site.linears}
+
+        def codes(one: FinishedLinear) -> QuantizedWeight | None:
+            if one.bits is None:
+                return None
+            own = {
+                name.removeprefix(f"{one.name}."): part
+                for name, part in parts.items()
+                if name.startswith(f"{one.name}.")
+            }
+            try:
+                return QuantizedWeight.of_parts(own, shapes[one.name], one.bits, one.group_size)
+            except KeyError as error:
+                raise KeptError(f"{path} lacks {one.name}.{error.args[0]}: {_BROKEN}") from error
+
+        return tuple(
+            LinearOutcome(one.name, one.achieved, one.relative_error, one.seconds, one.fallbacks, codes(one))
+            for one in linears
         )
 
-    def _codes(self, site: BlockSite, linear: str) -> dict[str, Tensor]:
-        """Codes, scales and zero points; of a streamed block as the system pages them in from the file."""
-        stays = residence_of(site.module) is not None
-        with _opened(self._file(site, ".codes")) as tensors:
-            names = {part: f"{linear}.{part}" for part in _CODES if f"{linear}.{part}" in tensors.keys()}  # noqa: SIM118
-            found = {part: tensors.get_tensor(name) for part, name in names.items()}
-        return found if stays else {part: tensor.clone() for part, tensor in found.items()}
+    def _parts(self, site: BlockSite, path: Path) -> dict[str, Tensor]:
+        """What codes of the block are made of; of a streamed one as the system pages it in from the file."""
+        with _opened(path) as tensors:
+            found = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        if residence_of(site.module) is None:
+            return {name: part.clone() for name, part in found.items()}
+        for part in found.values():
+            page_out(part.data_ptr(), part.numel() * part.element_size())
+        return found
 
     def _file(self, site: BlockSite, ending: str) -> Path:
         return self.folder / f"{site.name}{ending}"

@@ -1,6 +1,6 @@
 """Quantized weights: the integer codes of a linear, kept beside the weight that they stand for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass
 from math import ceil
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 _CODES = "owl_compress_codes"
 """Attribute of a module that holds its `QuantizedWeight`."""
+
+_FIELD = "codes."
+"""What the name of a part begins with that holds a field of the packed codes; its number follows."""
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -108,6 +111,29 @@ class QuantizedWeight:
         self._packed = PackedCodes.of(codes, bits)
         self.scales, self.zero_points = scales, zero_points
         self.bits, self.group_size = bits, group_size
+
+    @classmethod
+    def of_parts(
+        cls, parts: Mapping[str, Tensor], shape: tuple[int, int], bits: int, group_size: int | None
+    ) -> "QuantizedWeight":
+        """One that was taken apart, of a weight of `shape` (out, in); nothing is copied, nor looked at.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        fields = tuple(parts[f"{_FIELD}{number}"] for number in range(len(_fields(bits))))
+        same = cls.__new__(cls)
+        same._packed = PackedCodes(fields, torch.Size(shape), bits)  # noqa: SLF001 - its own
+        same.scales, same.zero_points = parts["scales"], parts.get("zero_points")
+        same.bits, same.group_size = bits, group_size
+        return same
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Its tensors by name, as they lie in memory: codes stay packed."""
+        found = {f"{_FIELD}{number}": field for number, field in enumerate(self._packed.fields)}
+        found["scales"] = self.scales
+        return found if self.zero_points is None else found | {"zero_points": self.zero_points}
 
     @property
     def codes(self) -> Tensor:

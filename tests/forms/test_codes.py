@@ -1,5 +1,7 @@
 """Codes come out of their packing as they went in, and take no more memory than their bits."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor
@@ -50,6 +52,26 @@ def test_a_quantized_weight_is_the_product_of_its_codes_and_scales() -> None:
         assert torch.equal(one.codes, codes)
         assert one.shape == (4, 8)
         assert one.n_bits == 4 * 8 * 3 + 4 * 2 * (32 + 3)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("zero_points", [None, any_codes((5, 3), 2)], ids=["symmetric", "zero points"])
+def test_one_put_together_of_its_parts_is_the_same_and_shares_them(
+    bits: int, zero_points: Tensor | None
+) -> None:
+    weight = QuantizedWeight(any_codes((5, 129), bits), torch.rand(5, 3), zero_points, bits, 43)
+    parts = weight.parts
+    again = QuantizedWeight.of_parts(parts, weight.shape, bits, 43)
+    assert torch.equal(again.codes, weight.codes)
+    assert torch.equal(again.dequantised(), weight.dequantised())
+    assert {name: part.data_ptr() for name, part in again.parts.items()} == {
+        name: part.data_ptr() for name, part in parts.items()
+    }
+    for name in parts.keys() - {"zero_points"}:
+        with pytest.raises(KeyError, match=re.escape(name)):
+            QuantizedWeight.of_parts(
+                {one: part for one, part in parts.items() if one != name}, weight.shape, bits, 43
+            )
 
 
 @pytest.mark.parametrize("code", [-5, 4])

@@ -225,6 +225,28 @@ def test_host_memory_stays_at_a_few_blocks(here: Path, tokenizer: Any) -> None:
     assert 0 < growth < n_bytes / 4, f"{growth:,} of {n_bytes:,} bytes"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+def test_codes_stay_in_their_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("compressed_tensors")
+    mapped: list[str] = []
+
+    def noted(_module: Any, codes: Any) -> None:
+        for part in codes.parts.values():
+            (region,) = (
+                line
+                for line in Path("/proc/self/maps").read_text().splitlines()
+                if part.data_ptr() in range(*(int(end, 16) for end in line.split()[0].split("-")))
+            )
+            mapped.append(region.split(maxsplit=5)[-1])
+
+    with monkeypatch.context() as patched:
+        patched.setattr("owl_compress.compression.driver.keep_codes_", noted)
+        options = {"allocator": "uniform", "backend": "rtn", "bits": 3, "bit_choices": "3", "group_size": 8}
+        ran("out", **options, format="dense", offload="disk")
+    assert len(mapped) == 3 * 7 * 3  # blocks, linears; two fields of three bits and the scales
+    assert all(path.endswith(".codes") for path in mapped)
+
+
 def test_blocks_without_an_output_are_kept_for_as_long_as_the_model(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
