@@ -1,7 +1,7 @@
 """What unfinished work says of itself on disk: of what it is, and what is done."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
@@ -66,7 +66,7 @@ class SeenInput(Frozen):
 
     linears: tuple[Name, ...]
     n_tokens: Count
-    second_moments: tuple[float, ...]
+    second_moments: tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
 
 
 class SeenBlock(Frozen):

@@ -93,10 +93,7 @@ def measure(  # noqa: PLR0913 - each is an option of the command line, too
 
 @dataclass(frozen=True)
 class Measured:
-    """The report, and the statistics that it was made from: a backend may want the same ones.
-
-    Of blocks that were measured before, there are no statistics.
-    """
+    """The report, and the statistics that it was made from: a backend may want the same ones."""
 
     report: ImportanceReport
     statistics: DenseStatistics

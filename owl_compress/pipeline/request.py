@@ -99,7 +99,7 @@ class Request:
         if self.recipe.statistics is not None:
             return self.recipe.statistics
         if self.plan is not None:
-            return usual_statistics(self.backend, self.plan.target)
+            return usual_statistics(self.backend, self.plan.asked)
         if self.target is None:
             raise TypeError("a request without a plan has a target")
         return usual_statistics(self.backend, self.target.value)

@@ -156,6 +156,7 @@ def depends_on(session: Session) -> dict[str, str]:
     """What the outcome of a session depends on, in the words of whoever asked for it, but for the plan."""
     texts = {"calibration": session.calibration, "evaluation": session.held_out}
     found = facts(session.loaded, session.recipe.settings, session.request.device, texts)
+    found["statistics"] = session.request.statistics
     if session.request.measures_damage:
         written = session.text_of_damage.written_for(session.loaded.tokenizer)
         found["text of the damage"] = sha256(written.joined.encode()).hexdigest()[:16]

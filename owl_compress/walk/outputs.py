@@ -76,8 +76,8 @@ def divergence_from(own: Tensor) -> Callable[[Tensor], Tensor]:
     take for divergence, 1e-7 of it in float32.
     """
     share = own.exp()
-    ruled_out = own == -torch.inf
-    # A token that is ruled out for both has two logarithms of zero, and no share in the sum.
+    ruled_out = share == 0
+    # A token without a share has none in the sum, though logarithms of zero may meet there.
     is_any_out = bool(ruled_out.any())
 
     def of(other: Tensor) -> Tensor:

@@ -210,6 +210,17 @@ def test_what_was_measured_is_not_measured_again(
     assert (here / "out/report.json").exists()
 
 
+def test_blocks_on_other_inputs_are_not_gone_on_with(
+    here: Path, cut_off: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(2)
+    monkeypatch.setattr("owl_compress.backends.wanda._DENSE_FROM", 0.5)  # as another version might have it
+    with pytest.raises(
+        RequestError, match=r"statistics differs: dense in the unfinished run .* sequential now"
+    ):
+        ran("out", resume=True)
+
+
 def test_the_interruption_says_what_is_kept(here: Path, cut_off: Callable[..., str]) -> None:
     kept = f"2 of 3 blocks are done and kept in {here / 'out.unfinished'}; --resume goes on with them"
     assert cut_off(2) == f"interrupted: {kept}"

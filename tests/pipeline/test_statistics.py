@@ -72,6 +72,15 @@ def test_without_a_word_a_backend_has_what_serves_it(
     assert result.statistics == expected
 
 
+def test_a_law_that_drifts_off_its_budget_changes_nothing_of_it(here: Path, recipe: MakeRecipe) -> None:
+    drifting = {"nm": "3:8", "owl_law": "published-special", "lam": 2.0, "metric": "lod@1.2"}
+    outcome = run(recipe("wanda", **drifting), "OUT")
+    assert outcome.plan.asked == 0.375
+    assert outcome.plan.target > 0.4
+    again = run(recipe("wanda", plan="OUT/plan.json"), None)
+    assert outcome.result.statistics == again.result.statistics == "sequential"
+
+
 def test_sequential_statistics_take_three(here: Path, recipe: MakeRecipe, forwards_counted: Count) -> None:
     loaded = load("model")
     with forwards_counted(loaded.model) as counts:
