@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from owl_compress.checkpoints.tensors import (
     tensor_headers,
 )
 from owl_compress.errors import RequestError
+from owl_compress.models.tensor_file import opened_tensors
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _is_within(parent: str, modules: Collection[str]) -> bool:
 
 
 def _read(file: Path, name: str) -> Tensor:
-    with safe_open(file, framework="pt") as tensors:
+    with opened_tensors(file) as tensors:
         tensor: Tensor = tensors.get_tensor(name)
         return tensor
 

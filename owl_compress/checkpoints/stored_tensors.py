@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from owl_compress.checkpoints.files import check_is_file
 from owl_compress.errors import RequestError
 from owl_compress.models.residence import Bring
+from owl_compress.models.tensor_file import opened_tensors
 
 HOST = torch.device("cpu")
 
@@ -38,7 +39,7 @@ class StoredTensor:
         """See the protocol."""
         check_is_file(self.file)
         try:
-            with safe_open(self.file, framework="pt") as tensors:
+            with opened_tensors(self.file) as tensors:
                 stored: Tensor = tensors.get_tensor(self.name)
                 if stored.shape != like.shape:
                     raise RequestError(

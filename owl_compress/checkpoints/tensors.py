@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from owl_compress.checkpoints.files import check_is_file, read_json
 from owl_compress.errors import RequestError
+from owl_compress.models.tensor_file import opened_tensors
 
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -132,7 +133,7 @@ def _read(file: Path, name: str) -> torch.Tensor:
 def _opened(file: Path) -> Iterator[Any]:
     check_is_file(file)
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with opened_tensors(file) as tensors:
             yield tensors
     except SafetensorError as error:
         raise RequestError(f"{file} is corrupt or truncated ({error}): fetch it again") from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,6 +31,7 @@ from owl_compress.forms.narrowing import narrow_again_
 from owl_compress.memory import page_out
 from owl_compress.models.residence import residence_of
 from owl_compress.models.structure import BlockSite
+from owl_compress.models.tensor_file import opened_tensors
 
 _TEMPORARY = "owl-compress-blocks"
 _SETTLED = "backend"
@@ -213,7 +214,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with disk_errors(path), safe_open(path, framework="pt") as tensors:
+        with disk_errors(path), opened_tensors(path) as tensors:
             yield tensors
     except SafetensorError as error:
         raise KeptError(f"{path} is not whole ({error}): {_BROKEN}") from error

@@ -1,7 +1,8 @@
 """A training that can go on: what was learned so far and the optimizer's moments, in one file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -9,12 +10,13 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.notes import KeptError
+from owl_compress.models.tensor_file import opened_tensors
 
 _REMEDY = "start over with --overwrite"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -151,9 +153,11 @@ def _check_there(path: Path, name: str, there: set[str]) -> None:
         raise KeptError(f"{path} lacks {name!r}: {_REMEDY}")
 
 
-def _opened(path: Path) -> Any:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        return safe_open(path, framework="pt")
+        with opened_tensors(path) as tensors:
+            yield tensors
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise KeptError(f"{path} cannot be read ({reason}): {_REMEDY}") from error

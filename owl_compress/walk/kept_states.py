@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from owl_compress.documents.disk import disk_errors, put_in_place
 from owl_compress.documents.notes import KeptError
+from owl_compress.models.tensor_file import opened_tensors
 from owl_compress.walk.blocks import BlockWalk
 
 SHARE_OF_TIME = 0.1
@@ -48,7 +49,7 @@ class KeptStates:
         if path is None or not path.exists():
             return 0
         try:
-            with disk_errors(path), safe_open(path, framework="pt") as kept:
+            with disk_errors(path), opened_tensors(path) as kept:
                 for batch, hidden in enumerate(walk.hidden):
                     states = kept.get_tensor(str(batch))
                     if states.shape != hidden.shape:
