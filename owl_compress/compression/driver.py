@@ -19,9 +19,11 @@ from owl_compress.compression.statistics import asked_statistics, check_statisti
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.coverage import check_covered
+from owl_compress.documents.journal import SeenModel
 from owl_compress.documents.measurements import Footprint, FootprintChange
+from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
-from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
+from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, StatisticsSource
 from owl_compress.documents.result import Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
@@ -46,7 +48,8 @@ class WalkOptions:
 
     `after_survey` is called with what is going to be carried out, and `before_change` before each block that
     is compressed: the first time, no weight is changed yet. `journal` keeps each block that is done, and has
-    those that were done before. A survey need not look again at what was `seen` of the dense model.
+    those that were done before; `notes` are of what is seen of the dense model on the way. A survey need not
+    look again at what was `seen` of it before.
     """
 
     device: torch.device | None = None
@@ -56,6 +59,7 @@ class WalkOptions:
     before_change: Callable[[], None] = lambda: None
     after_survey: Callable[[Surveyed], None] = lambda _: None
     journal: Journal | None = None
+    notes: Notes = NO_NOTES
     seen: DenseStatistics | None = None
 
 
@@ -182,12 +186,16 @@ class _Driver:
             raise TypeError("statistics of the dense model are of some text")
         record = self.calibration.record
         if known == "dense":
-            walk = self._walk(self.calibration)
-            return replace(self, dense=gather_dense(walk, record, names, self.options.progress))
+            seen = self.options.notes.step("seen", SeenModel, lambda notes: self._seen(record, names, notes))
+            return replace(self, dense=DenseStatistics.noted(seen, record))
         check_windows(known, record)
         for site in self.structure.blocks:  # what is missing is told before anything is changed
             known.of_block(site, names, self.device)
         return replace(self, dense=known)
+
+    def _seen(self, record: CalibrationRecord, names: Collection[str], notes: Notes) -> SeenModel:
+        walk = self._walk(self.calibration)
+        return gather_dense(walk, record, names, self.options.progress, notes).to_note()
 
     def for_survey(self, names: Collection[str]) -> "_Driver":
         """The same on what was seen of the dense model already, where that is all that a survey looks at."""

@@ -9,10 +9,9 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.checkpoints.packed_package import require_package
 from owl_compress.compression.contract import CheckpointBackend, FinishChecker, ModelFinisher, Surveyed
 from owl_compress.compression.driver import WalkOptions, compress_with_
-from owl_compress.compression.journal import Journal
 from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.documents.accuracy import AccuracyChange, TaskAccuracy, by_task
-from owl_compress.documents.journal import MeasuredModel, SeenModel
+from owl_compress.documents.journal import MeasuredModel
 from owl_compress.documents.output_folders import check_output_folder, output_folder
 from owl_compress.documents.paths import given_path
 from owl_compress.documents.plan import Plan
@@ -33,7 +32,7 @@ from owl_compress.pipeline.judging import judge
 from owl_compress.pipeline.needs import check_room, in_words, needs_of_session
 from owl_compress.pipeline.profiling import profile_of
 from owl_compress.pipeline.quality import evaluate_dense, evaluation_beside
-from owl_compress.pipeline.reports import measured_and_seen, outlined, seen_of
+from owl_compress.pipeline.reports import measured_and_seen, outlined
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept, check_unfinished, kept_until_done
 from owl_compress.pipeline.session import Session
@@ -158,9 +157,8 @@ def _carried_out(session: Session, out: Path | None, kept: Kept, *, overwrite: b
     kept.settle_plan(plan)
     dense = evaluate_dense(session, kept) if held_out else None
     scores = score(session)
-    _see_dense(session, plan, kept)
     with _own_folder(session, out, overwrite=overwrite) as folder:
-        result = judged.told(compress_(session, plan, folder, kept.journal), session)
+        result = judged.told(compress_(session, plan, folder, kept), session)
         if tuned:
             result = result.model_copy(update={"notes": (*result.notes, tuned.in_words)})
         if dense:
@@ -234,19 +232,6 @@ def _report(session: Session, kept: Kept) -> ImportanceReport | None:
     return found.report
 
 
-def _see_dense(session: Session, plan: Plan, kept: Kept) -> None:
-    """Have the session know what the linears of the dense model read, where its backend asks for that.
-
-    Raises:
-        RequestError: see `owl_compress.walk.dense_statistics.gather_dense`.
-    """
-    names = frozenset(budget.name for budget in plan.budgets)
-    is_known = session.seen is not None and session.seen.linears >= names
-    if session.asks_for_dense and not is_known and session.calibration is not None:
-        seen = kept.notes.step("seen", SeenModel, lambda notes: seen_of(session, names, notes))
-        session.keep(DenseStatistics.noted(seen, session.calibration.record))
-
-
 def score(session: Session) -> dict[str, TaskAccuracy]:
     """Accuracy of the model as it is now, on the request's tasks; empty where it names none.
 
@@ -266,17 +251,15 @@ def score(session: Session) -> dict[str, TaskAccuracy]:
     )
 
 
-def compress_(
-    session: Session, plan: Plan, folder: Path | None = None, journal: Journal | None = None
-) -> Result:
+def compress_(session: Session, plan: Plan, folder: Path | None = None, kept: Kept = NOTHING_KEPT) -> Result:
     """Compress the model in place with the request's backend; one with its own format writes `folder`.
 
-    The `journal` keeps each block that is done, and has those that were done before.
+    What is done is `kept`, or was before.
 
     Raises:
         RequestError: what the backend refuses; with `strict` also any fallback.
     """
-    backend, recipe = session.request.backend, session.recipe
+    backend, recipe, journal = session.request.backend, session.recipe, kept.journal
     session.check_fresh()
     if isinstance(backend, CheckpointBackend):
         if folder is None:
@@ -297,11 +280,12 @@ def compress_(
                 after_survey=partial(_check_finish, session, plan),
                 seen=session.seen,
                 journal=journal,
+                notes=kept.notes,
             ),
             structure=session.structure,
             identity=session.identity,
             partial=recipe.partial,
-            statistics=session.statistics,
+            statistics=session.statistics_for(plan),
         )
         if isinstance(backend, ModelFinisher):
             backend.finish_(session.loaded.model)

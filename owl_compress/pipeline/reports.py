@@ -6,14 +6,14 @@ from dataclasses import replace
 from owl_compress.allocators import Target
 from owl_compress.allocators.groups import partition
 from owl_compress.data.windows import TokenWindows
-from owl_compress.documents.journal import MeasuredModel, SeenModel
+from owl_compress.documents.journal import MeasuredModel
 from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.importance.estimator import Measured, measure_with_statistics, outline
 from owl_compress.models.state import parameter_device
 from owl_compress.pipeline.session import Session
 from owl_compress.walk.blocks import BlockWalk
-from owl_compress.walk.dense_statistics import gather_dense
+from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
 
 
 def measured_report(session: Session) -> ImportanceReport | None:
@@ -58,25 +58,24 @@ def _measured(session: Session, windows: TokenWindows, target: Target, notes: No
     )
 
 
-def seen_of(session: Session, names: Collection[str], notes: Notes) -> SeenModel:
-    """What the linears `names` of the dense model read of the calibration windows. Blocks are noted.
+def dense_statistics(session: Session, names: Collection[str]) -> DenseStatistics:
+    """What the linears `names` of the dense model read of the calibration windows, by this process alone.
 
     Raises:
         TypeError: there are no windows.
         RequestError: see `owl_compress.walk.dense_statistics.gather_dense`.
     """
-    if session.calibration is None:
-        raise TypeError("statistics of the dense model are of some text")
     model, calibration = session.loaded.model, session.calibration
-    walk = BlockWalk.together(
+    if calibration is None:
+        raise TypeError("statistics of the dense model are of some text")
+    walk = BlockWalk(
         model,
         session.structure,
         calibration.batches(session.recipe.batch_size),
         device=session.request.device or parameter_device(model),
-        keep_on=session.recipe.activations,
         may_widen=True,
     )
-    return gather_dense(walk, calibration.record, names, session.progress, notes).to_note()
+    return gather_dense(walk, calibration.record, names, session.progress)
 
 
 def outlined(session: Session) -> ImportanceReport:

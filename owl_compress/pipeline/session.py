@@ -17,6 +17,7 @@ from owl_compress.consent import NO_CONSENT, Consent
 from owl_compress.data.text import Chats, Text
 from owl_compress.data.windows import TokenWindows, read_texts
 from owl_compress.documents.coverage import check_covered
+from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import ModelIdentity, StatisticsSource
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
@@ -162,11 +163,11 @@ class Session:
         if statistics.windows == asked_for:
             self._gathered[:] = [statistics]
 
-    @property
-    def statistics(self) -> StatisticsSource | DenseStatistics:
-        """Whose inputs the backend is told of: the dense model's, as far as they are known, or which."""
-        source = self.request.statistics
-        return self.seen or source if self.asks_for_dense else source
+    def statistics_for(self, plan: Plan) -> StatisticsSource | DenseStatistics:
+        """Whose inputs the backend is told of: the dense model's, if they are known, or which."""
+        if self.asks_for_dense and self.seen and self.seen.linears >= {one.name for one in plan.budgets}:
+            return self.seen
+        return self.request.statistics
 
     @property
     def seen(self) -> DenseStatistics | None:

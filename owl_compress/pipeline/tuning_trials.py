@@ -9,11 +9,10 @@ from owl_compress.documents.tuning import TuningRound
 from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DenseReference
 from owl_compress.pipeline.judging import CarryOut
+from owl_compress.pipeline.reports import dense_statistics
 from owl_compress.pipeline.session import Session
 from owl_compress.pipeline.tuning_choice import Damages
 from owl_compress.progress import SILENT
-from owl_compress.walk.blocks import BlockWalk
-from owl_compress.walk.dense_statistics import gather_dense
 
 
 @dataclass
@@ -112,12 +111,5 @@ class Contest:
         windows = self.statistics.first(n_windows)
         session = replace(self.session, calibration=windows, progress=SILENT)
         if session.asks_for_dense:
-            walk = BlockWalk(
-                session.loaded.model,
-                session.structure,
-                windows.batches(session.recipe.batch_size),
-                device=session.request.device,
-                may_widen=True,
-            )
-            session.keep(gather_dense(walk, windows.record, names))
+            session.keep(dense_statistics(session, names))
         return session

@@ -205,7 +205,7 @@ def test_what_was_measured_is_not_measured_again(
 ) -> None:
     cut_off(1)
     monkeypatch.delattr("owl_compress.pipeline.reports.measure_with_statistics")
-    monkeypatch.delattr("owl_compress.pipeline.reports.gather_dense")
+    monkeypatch.delattr("owl_compress.compression.driver.gather_dense")
     ran("out", resume=True)
     assert (here / "out/report.json").exists()
 

@@ -16,17 +16,15 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import measure_with_statistics
-from owl_compress.models.state import parameter_device
 from owl_compress.pipeline.comparison.bench import Bench
 from owl_compress.pipeline.comparison.claims import Claims
 from owl_compress.pipeline.dividing import divide
 from owl_compress.pipeline.execution import make_plan
 from owl_compress.pipeline.feasibility import check_request
 from owl_compress.pipeline.profiling import check_given, profile_of
-from owl_compress.pipeline.reports import skipped_linears
+from owl_compress.pipeline.reports import dense_statistics, skipped_linears
 from owl_compress.pipeline.session import Session
-from owl_compress.walk.blocks import BlockWalk
-from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
+from owl_compress.walk.dense_statistics import DenseStatistics
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +80,7 @@ class Shared:
         record, names = calibration.record, {budget.name for budget in plan.budgets}
         known = self._statistics.get(record.token_ids_sha256)
         if session.asks_for_dense and (known is None or not names <= known.linears):
-            walk = BlockWalk(
-                session.loaded.model,
-                session.structure,
-                calibration.batches(session.recipe.batch_size),
-                device=session.request.device or parameter_device(session.loaded.model),
-                may_widen=True,
-            )
-            known = gather_dense(walk, record, names, session.progress)
-            self._statistics[record.token_ids_sha256] = known
+            known = self._statistics[record.token_ids_sha256] = dense_statistics(session, names)
         if known is not None:
             session.keep(known)
 

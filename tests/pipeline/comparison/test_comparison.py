@@ -99,15 +99,16 @@ def test_statistics_of_the_dense_model_are_gathered_once(
     compare: Callable[..., tuple[Row, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[str] = []
-    for name in ("measure_with_statistics", "gather_dense"):
+    for name in ("measure_with_statistics", "dense_statistics"):
         real = getattr(owl_compress.pipeline.comparison.shared, name)
         monkeypatch.setattr(
             f"owl_compress.pipeline.comparison.shared.{name}",
             lambda *a, real=real, name=name, **k: passes.append(name) or real(*a, **k),
         )
+    monkeypatch.delattr("owl_compress.compression.driver.gather_dense")
     grid = ONE | {"statistics": "dense", "sparsity": [0.5, 0.6], "measure-samples": 4}
     shared = compare(grid)
-    assert passes == ["gather_dense", "measure_with_statistics"]
+    assert passes == ["dense_statistics", "measure_with_statistics"]
     assert {row.status for row in shared} == {Status.DONE}
 
 
