@@ -9,6 +9,7 @@ from owl_compress.compression.tasks import BlockTask, LinearTask
 from owl_compress.documents.units import BIT_WIDTHS_SHOWN, is_bit_width
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
+from owl_compress.models.state import is_finite
 
 SHRINK_FACTORS = tuple(1 - step / 40 for step in range(1, 29))
 """What the mse search multiplies the range by, besides 1: 0.975 down to 0.3, in steps of 0.025."""
@@ -147,5 +148,5 @@ def check_block(task: BlockTask, code_format: CodeFormat) -> None:
                 f"{name} has {n_inputs} inputs, which groups of {size} do not divide: "
                 f"choose another --group-size, or none for one scale per row, or --skip {name}"
             )
-        if not bool(torch.isfinite(linear.site.weight).all()):
+        if not is_finite(linear.site.weight):
             raise RequestError(f"{name} holds NaN or Inf: check the checkpoint")

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from owl_compress.documents.result import Fallback
 from owl_compress.errors import RequestError
+from owl_compress.models.state import is_finite
 from owl_compress.walk.input_statistics import Gram, Statistic
 
 SOLVER_BLOCK = 128
 """Columns between two updates of all later columns; changes speed, and what SparseGPT compares at a time."""
 
+_SMALL_TRIANGLE = 128  # rows of a triangular matrix that is inverted as a whole
 _DAMPING_STEPS = 8
 _DAMPING_FACTOR = 10.0
 _LEAST_RAISED = 1e-6  # where a damping of zero starts to climb from
@@ -68,6 +70,10 @@ def factorise(gram: Tensor, damping: float, name: str) -> Factor:
 
     Inputs that were always zero get a one on the diagonal: nothing depends on them.
 
+    With the inputs in reverse, gram = L L^T with L lower; seen from the front again L is upper, and its
+    inverse is the factor: one factorisation and the inverse of a triangle, where the published codes
+    factorise, invert all of it and factorise again.
+
     Args:
         gram: X^T X, shape [in, in], float32; unchanged.
         damping: share of the mean diagonal that is added to the diagonal.
@@ -81,19 +87,33 @@ def factorise(gram: Tensor, damping: float, name: str) -> Factor:
     mean = diagonal.mean()
     share = damping
     for raised in range(_DAMPING_STEPS):
-        damped = gram.clone()
+        damped = gram.flip(0, 1)
         damped.diagonal().add_(share * mean)
-        damped.diagonal()[dead] = 1.0
+        damped.diagonal()[dead.flip(0)] = 1.0
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed and bool(torch.isfinite(upper).all()):
-            return Factor(upper, dead, share, raised)
+            upper = inverse_of_lower(lower).flip(0, 1)
+            if is_finite(upper):
+                return Factor(upper, dead, share, raised)
         share = max(share, _LEAST_RAISED) * _DAMPING_FACTOR
     raise RequestError(
         f"the Hessian of {name} is not positive definite even with damping {share / _DAMPING_FACTOR:g}: "
         "use more calibration text, or --dtype float32"
     )
+
+
+def inverse_of_lower(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix [n, n], itself lower: by halves, so that most is products."""
+    n = len(lower)
+    if n <= _SMALL_TRIANGLE:
+        identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
+        return torch.linalg.solve_triangular(lower, identity, upper=False)
+    half = n // 2
+    first, last = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
+    inverse = torch.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = -(last @ (lower[half:, :half] @ first))
+    return inverse
 
 
 def sweep_(weight_t: Tensor, factor: Factor, rule: ColumnRule) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from owl_compress.compression.tasks import LinearTask
 from owl_compress.errors import RequestError
 from owl_compress.models.anatomy import Slot
+from owl_compress.models.state import is_finite
 from owl_compress.walk.input_statistics import Statistic
 
 
@@ -83,7 +84,7 @@ class UnitScore:
         for slot in slots:
             rows, columns = rules[self.importance](linears[slot.linear])
             sums = (rows if slot.axis == "out" else columns).cpu()
-            if not bool(torch.isfinite(sums).all()):
+            if not is_finite(sums):
                 raise RequestError(
                     f"{slot.linear} holds NaN or Inf, or overflows: check the checkpoint, or try "
                     "--dtype float32"

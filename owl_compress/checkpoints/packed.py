@@ -79,9 +79,10 @@ def packed_checkpoint(model: nn.Module) -> PackedCheckpoint:
         raise RequestError("no linear of this model is quantized: nothing to pack, use --format dense")
     formats = {codes.code_format for _, codes in coded.values()}
     fits = [check_packable(model, list(coded), code_format) for code_format in formats]
-    for name, (module, codes) in coded.items():
+    packed = {name: coded[name][1] for name in fits[0].packed}  # these are looked at when codes replace them
+    for name in coded.keys() - packed.keys():
+        module, codes = coded[name]
         _check_unchanged(name, module.get_parameter("weight").data, codes)
-    packed = {name: coded[name][1] for name in fits[0].packed}
     widths = {name: (codes.bits, codes.group_size) for name, codes in packed.items()}
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_meta}
     return PackedCheckpoint(

@@ -56,11 +56,18 @@ def check_weight(name: str, weight: Tensor) -> None:
         RequestError: it holds NaN or Inf.
     """
     # torch has no extremes of 8-bit numbers.
-    if weight.element_size() == 1 or not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+    if weight.element_size() == 1 or not weight.is_floating_point() or weight.is_meta:
         return
-    extremes = torch.aminmax(weight.detach())  # they are NaN if any element is
-    if not bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max)):
+    if not is_finite(weight):
         raise RequestError(f"{name} holds NaN or Inf: the checkpoint is broken, fetch it again")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element of a tensor of floats is NaN or Inf: read once, and nothing of its size is made."""
+    if not tensor.numel():
+        return True
+    extremes = torch.aminmax(tensor.detach())  # they are NaN if any element is
+    return bool(torch.isfinite(extremes.min) & torch.isfinite(extremes.max))
 
 
 def parameter_device(module: nn.Module) -> torch.device:

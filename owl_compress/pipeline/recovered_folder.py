@@ -19,6 +19,7 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.errors import RequestError
+from owl_compress.models.state import is_finite
 from owl_compress.pipeline.folder import write_documents
 from owl_compress.pipeline.stages import load
 from owl_compress.recovery.contract import Trainee
@@ -54,7 +55,7 @@ def write_learned_weights(
     parameters = dict(source.model.named_parameters())
     with torch.no_grad():
         for name, value in learned.items():
-            if not bool(torch.isfinite(value).all()):
+            if not is_finite(value):
                 raise RequestError(f"{name} holds NaN or Inf after the training: lower --learning-rate")
             parameters[name].copy_(value.to(parameters[name].dtype))
     notes = save_checkpoint(source.model, source.tokenizer, folder, form)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from owl_compress.errors import RequestError
 from owl_compress.interrupts import undisturbed
+from owl_compress.models.state import is_finite
 from owl_compress.progress import SILENT, Progress
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.losses import Loss
@@ -203,7 +204,7 @@ class _Saver:
         """Save after so many steps; False where there is nothing worth it, a value being no number."""
         if course.step % self.every and course.step < self.n_steps:
             return True
-        if not all(bool(torch.isfinite(one).all()) for one in self.trainee.parameters.values()):
+        if not all(is_finite(one) for one in self.trainee.parameters.values()):
             return False
         self._save(course)
         return True

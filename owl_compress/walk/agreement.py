@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.models.state import evaluation_mode, on_device, parameter_device
+from owl_compress.models.state import evaluation_mode, is_finite, on_device, parameter_device
 from owl_compress.models.structure import BlockSite, ModelStructure, check_compressible, without_linears
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.capture import UNSUITED, hidden_states_of, map_tensors
@@ -254,7 +254,7 @@ def _looked_at(hidden: Tensor) -> Tensor:
 def _relative_difference(found: Tensor, expected: Tensor) -> float:
     """Euclidean, as a share of `expected`; 0 where that holds NaN or Inf, which is told later, by name."""
     wanted = expected.double()
-    if not bool(torch.isfinite(wanted).all()):
+    if not is_finite(wanted):
         return 0.0
     if found.shape != wanted.shape:
         return float("inf")

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from owl_compress.errors import RequestError
+from owl_compress.models.state import is_finite
 from owl_compress.models.structure import LinearSite
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
@@ -129,7 +129,7 @@ class Gathering:
         result = []
         for names, statistic in zip(self._members(), self._statistics, strict=True):
             members = tuple(linear for linear in self._linears if linear.name in names)
-            if not bool(torch.isfinite(statistic.second_moments).all()):
+            if not is_finite(statistic.second_moments):
                 raise RequestError(
                     f"the inputs of {members[0].name} hold NaN or Inf: the model or its data type overflows; "
                     "try --dtype float32 or bfloat16"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.models.state import parameter_device
+from owl_compress.models.state import is_finite, parameter_device
 from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure, in_rows
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.blocks import BlockWalk
@@ -112,14 +112,14 @@ def run_forward(walk: BlockWalk, progress: Progress) -> list[list[Tensor]]:
         inputs.append(list(walk.hidden))
         with walk.visit(index) as visit:
             visit.advance()
-        if not all(bool(torch.isfinite(hidden).all()) for hidden in walk.hidden):
+        if not all(is_finite(hidden) for hidden in walk.hidden):
             raise RequestError(_broken(walk.structure.blocks[index]))
     return inputs
 
 
 def _broken(site: BlockSite) -> str:
     for linear in site.linears:
-        if not bool(torch.isfinite(linear.weight).all()):
+        if not is_finite(linear.weight):
             return f"the weights of {linear.name} hold NaN or Inf: check the checkpoint"
     return (
         f"the outputs of {site.name} hold NaN or Inf: the model or its data type overflows; "
@@ -226,7 +226,7 @@ class _Backward:
         products.abs_()
         elements = [rows.sum(dim) for dim in (1, 0)]
         sums = [column.to(_HOST) for column in (*elements, *vectors)]
-        if not all(bool(torch.isfinite(column).all()) for column in sums):
+        if not all(is_finite(column) for column in sums):
             raise RequestError(
                 f"the gradient of {linear.name} holds NaN or Inf: the model or its data type overflows; "
                 "try --dtype float32 or bfloat16"

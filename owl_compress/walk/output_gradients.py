@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from owl_compress.data.windows import TokenWindows
 from owl_compress.errors import RequestError
 from owl_compress.memory import memory_errors
-from owl_compress.models.state import parameter_device
+from owl_compress.models.state import is_finite, parameter_device
 from owl_compress.models.structure import ModelStructure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.blocks import BlockWalk
@@ -83,7 +83,7 @@ def _through_block(
             with torch.enable_grad():
                 outputs = walk.run_block(index, batch, leaf)
                 (gradient,) = torch.autograd.grad(outputs, leaf, upstream.to(outputs.device))
-            if not bool(torch.isfinite(gradient).all()):
+            if not is_finite(gradient):
                 raise RequestError(
                     f"the gradient in front of {site.name} holds NaN or Inf: the model or its data type "
                     "overflows; try --dtype float32 or bfloat16"
