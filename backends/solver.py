@@ -107,7 +107,8 @@ def inverse_of_lower(lower: Tensor) -> Tensor:
     n = len(lower)
     if n <= _SMALL_TRIANGLE:
         identity = torch.eye(n, dtype=lower.dtype, device=lower.device)
-        return torch.linalg.solve_triangular(lower, identity, upper=False)
+        inverse: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return inverse
     half = n // 2
     first, last = inverse_of_lower(lower[:half, :half]), inverse_of_lower(lower[half:, half:])
     inverse = torch.zeros_like(lower)

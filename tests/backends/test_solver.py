@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from owl_compress.backends import solver
-from owl_compress.backends.solver import damping_fallbacks, factorise, gram_of, sweep_
+from owl_compress.backends.solver import damping_fallbacks, factorise, gram_of, inverse_of_lower, sweep_
 from owl_compress.errors import RequestError
 from owl_compress.walk.input_statistics import Gram, SecondMoments
 
@@ -114,6 +114,23 @@ def test_columns_decided_together_are_up_to_date(monkeypatch: pytest.MonkeyPatch
 
         expected = surgeon(weight, hessian, change)[:, first : first + 7]
         torch.testing.assert_close(columns.t().double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [0, 1, 128, 129, 300, 577])
+def test_a_triangle_is_inverted_whatever_its_size(n: int) -> None:
+    lower = torch.randn(n, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64).tril(-1) / 30
+    lower.diagonal().fill_(1.5)
+    inverse = inverse_of_lower(lower)
+    torch.testing.assert_close(inverse, torch.linalg.inv(lower))
+    assert torch.equal(inverse, inverse.tril())
+
+
+@pytest.mark.parametrize("n_inputs", [23, 200, 400])
+def test_the_factor_is_the_cholesky_factor_of_the_inverse(n_inputs: int) -> None:
+    x = torch.randn(2 * n_inputs, n_inputs, generator=torch.Generator().manual_seed(1))
+    factor = factorise(x.t() @ x, 0.01, "a")
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped(x, 0.01)), upper=True)
+    torch.testing.assert_close(factor.upper.double(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:
