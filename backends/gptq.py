@@ -81,10 +81,11 @@ class Gptq:
 
     def _quantize_group_(self, group: GroupTask) -> list[LinearOutcome]:
         start = perf_counter()
-        gram = gram_of(group.statistic)
+        statistic = gram_of(group.statistic)
+        gram = statistic.matrix
         # All linears of the group side by side: [in, out of the first + out of the second + ...].
         weight_t = torch.cat([linear.site.weight.float().t() for linear in group.linears], dim=1)
-        energy = (weight_t * (gram @ weight_t)).sum(dim=0, dtype=torch.float64)  # [out]: ‖w_i X‖^2
+        energy = statistic.output_energy(weight_t)
         order = self._order(gram)
         columns = _QuantizeColumns(group.linears, self, order)
         if self.activation_order or self.group_size is None:

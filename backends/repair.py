@@ -58,8 +58,7 @@ def output_energy(weight: Tensor, statistic: Statistic | None) -> float:
     without either it is the sum of the squared weights.
     """
     if isinstance(statistic, Gram):
-        weight = weight.float()
-        return max(0.0, float((weight @ statistic.matrix).mul_(weight).sum(dtype=torch.float64)))
+        return max(0.0, float(statistic.output_energy(weight.float().t()).sum()))
     squares = weight.float().square()
     if statistic is None:
         return float(squares.sum(dtype=torch.float64))

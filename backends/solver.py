@@ -151,11 +151,11 @@ def sweep_(weight_t: Tensor, factor: Factor, rule: ColumnRule) -> Tensor:
     return squared_error
 
 
-def gram_of(statistic: Statistic | None) -> Tensor:
-    """The Gram matrix a second-order backend declared it needs, shape [in, in]."""
+def gram_of(statistic: Statistic | None) -> Gram:
+    """The Gram matrix a second-order backend declared it needs."""
     if not isinstance(statistic, Gram):
         raise TypeError("a second-order backend needs the Gram matrix of its inputs")
-    return statistic.matrix
+    return statistic
 
 
 def damping_fallbacks(factor: Factor, name: str) -> tuple[Fallback, ...]:

@@ -56,7 +56,7 @@ class SparseGPT:
     def column_scale(self, group: GroupTask) -> Tensor:
         """1 / U_jj of every input, shape [in]: the root of the saliency of a weight of one."""
         gram, name = gram_of(group.statistic), group.linears[0].site.name
-        factor = group.once("factor", lambda: factorise(gram, self.damping, name))
+        factor = group.once("factor", lambda: factorise(gram.matrix, self.damping, name))
         return factor.upper.diagonal().reciprocal().masked_fill(factor.dead, 0.0)
 
     def compress_block_(self, task: BlockTask) -> Sequence[LinearOutcome]:
@@ -67,11 +67,13 @@ class SparseGPT:
         start = perf_counter()
         gram = gram_of(group.statistic)
         rule = _rule(group.linears, grid, self.scope)
-        factor = group.once("factor", lambda: factorise(gram, self.damping, group.linears[0].site.name))
+        factor = group.once(
+            "factor", lambda: factorise(gram.matrix, self.damping, group.linears[0].site.name)
+        )
         rule.dead = factor.dead
         # All linears of the group side by side: [in, out of the first + out of the second + ...].
         weight_t = torch.cat([linear.site.weight.float().t() for linear in group.linears], dim=1)
-        energy = (weight_t * (gram @ weight_t)).sum(dim=0, dtype=torch.float64)  # [out]: ‖w_i X‖^2
+        energy = gram.output_energy(weight_t)
         squared_error = sweep_(weight_t, factor, rule)
         widths = [linear.site.shape[0] for linear in group.linears]
         parts = zip(

@@ -268,7 +268,7 @@ class Structured:
         lost = output_energy(difference, statistic)
         fallbacks: tuple[Fallback, ...] = ()
         if self.repair and len(kept):
-            repaired = repair_columns(weight, gram_of(statistic), kept, self.damping, output)
+            repaired = repair_columns(weight, gram_of(statistic).matrix, kept, self.damping, output)
             columns = repaired.columns.to(weight.dtype)
             difference[:, kept] = weight[:, kept].float() - columns.float()
             lost_still = output_energy(difference, statistic)

@@ -7,7 +7,7 @@ from torch import Tensor
 from owl_compress.walk.input_statistics import Gram, MomentsAndGram, SecondMoments
 
 CPU = torch.device("cpu")
-WIDTHS = (1, 24, 250, 256, 272, 320, 576, 770, 1536)
+WIDTHS = (1, 24, 128, 144, 250, 256, 272, 576, 770, 1024, 1040, 1536)
 """Narrower than a strip, a strip, several, with and without a rest, and one that is not cut into strips."""
 
 
@@ -25,6 +25,15 @@ def test_a_gram_matrix_has_the_bits_of_the_whole_product(width: int, n_tokens: i
         whole.addmm_(inputs.t(), inputs)
     assert gram.n_tokens == 3 * n_tokens
     assert torch.equal(gram.matrix, whole)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_energy_of_outputs_is_that_of_all_tokens(width: int) -> None:
+    gram, inputs, weight_t = Gram.empty(width, CPU), tokens(30, width, 1), tokens(width, 5, 2)
+    gram.add(inputs)
+    exact = (inputs.double() @ weight_t.double()).square().sum(dim=0)
+    torch.testing.assert_close(gram.output_energy(weight_t), exact, rtol=1e-4, atol=1e-6)
+    assert gram.output_energy(weight_t[:, :0]).shape == (0,)
 
 
 def test_reading_a_gram_matrix_on_the_way_changes_nothing() -> None:
