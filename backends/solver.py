@@ -18,6 +18,7 @@ from owl_compress.walk.input_statistics import Gram, Statistic
 SOLVER_BLOCK = 128
 """Columns between two updates of all later columns; changes speed, and what SparseGPT compares at a time."""
 
+_FEW_COLUMNS = 16  # that are swept one after the other
 _SMALL_TRIANGLE = 128  # rows of a triangular matrix that is inverted as a whole
 _DAMPING_STEPS = 8
 _DAMPING_FACTOR = 10.0
@@ -136,19 +137,39 @@ def sweep_(weight_t: Tensor, factor: Factor, rule: ColumnRule) -> Tensor:
     for start in range(0, n_inputs, length):
         stop = min(start + length, n_inputs)
         errors = torch.empty(stop - start, n_outputs, device=weight_t.device)  # [columns, out]
-        for column in range(start, stop):
-            if column % rule.columns == 0:
-                decided = slice(column, min(column + rule.columns, n_inputs))
-                rule.decide(column, weight_t[decided], upper.diagonal()[decided])
-            new = rule.apply(column, weight_t[column])
-            error = torch.sub(weight_t[column], new, out=errors[column - start]).div_(upper[column, column])
-            weight_t[column] = new
-            # The outer product of the errors with the factor's row, on the rest of this solver block.
-            weight_t[column + 1 : stop].addr_(upper[column, column + 1 : stop], error, alpha=-1.0)
+        _sweep_some_(weight_t, upper, rule, start, errors)
         weight_t[stop:].addmm_(upper[start:stop, stop:].t(), errors, alpha=-1.0)
         errors[factor.dead[start:stop]] = 0.0  # a weight that only ever met zeros makes no error
         squared_error += errors.square_().sum(dim=0, dtype=torch.float64)
     return squared_error
+
+
+def _sweep_some_(weight_t: Tensor, upper: Tensor, rule: ColumnRule, first: int, errors: Tensor) -> None:
+    """The columns from `first` on, up to date by then, that `errors` [columns, out] has room for; by halves.
+
+    The second half takes up the errors of the first in one product, so that outer products, which run through
+    memory for every column, only reach to the end of a few columns.
+    """
+    n_columns = len(errors)
+    last = first + n_columns
+    if n_columns > _FEW_COLUMNS:
+        half = n_columns // 2
+        if n_columns > rule.columns:  # the second half begins with a decision
+            half = max(half // rule.columns, 1) * rule.columns
+        _sweep_some_(weight_t, upper, rule, first, errors[:half])
+        middle = first + half
+        weight_t[middle:last].addmm_(upper[first:middle, middle:last].t(), errors[:half], alpha=-1.0)
+        _sweep_some_(weight_t, upper, rule, middle, errors[half:])
+        return
+    for column, error in enumerate(errors, start=first):
+        if column % rule.columns == 0:
+            decided = slice(column, min(column + rule.columns, len(weight_t)))
+            rule.decide(column, weight_t[decided], upper.diagonal()[decided])
+        values = weight_t[column]
+        new = rule.apply(column, values)
+        torch.sub(values, new, out=error).div_(upper[column, column])
+        values.copy_(new)
+        weight_t[column + 1 : last].addr_(upper[column, column + 1 : last], error, alpha=-1.0)
 
 
 def gram_of(statistic: Statistic | None) -> Gram:

@@ -65,11 +65,9 @@ class SparseGPT:
 
     def _compress_group_(self, group: GroupTask, grid: Grid | None) -> list[LinearOutcome]:
         start = perf_counter()
-        gram = gram_of(group.statistic)
+        gram, name = gram_of(group.statistic), group.linears[0].site.name
         rule = _rule(group.linears, grid, self.scope)
-        factor = group.once(
-            "factor", lambda: factorise(gram.matrix, self.damping, group.linears[0].site.name)
-        )
+        factor = group.once("factor", lambda: factorise(gram.matrix, self.damping, name))
         rule.dead = factor.dead
         # All linears of the group side by side: [in, out of the first + out of the second + ...].
         weight_t = torch.cat([linear.site.weight.float().t() for linear in group.linears], dim=1)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 _STRIP, _NARROW_STRIP, _WIDE = 256, 128, 1024
-"""Rows of a Gram matrix that are computed together on the host, the second number below so many inputs: fewer,
-and the product itself gets slower."""
+"""Rows of a Gram matrix that are computed together on the host, the second number if it has fewer than the
+third: in strips of fewer rows the product itself gets slower."""
 _FEW = 32
 """Squares that are summed in float32, a third of the time of float64: exact to 6e-8 of the sum."""
 _ALIGNED = 16

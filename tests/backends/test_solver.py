@@ -93,10 +93,15 @@ def test_without_damping_the_error_is_that_of_the_outputs() -> None:
     torch.testing.assert_close(squared_error, lost.double().square().sum(dim=0), rtol=1e-3, atol=0.0)
 
 
-def test_columns_decided_together_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("solver_block", "together", "n_columns"), [(16, 7, 21), (128, 4, 140), (128, 24, 150), (128, 64, 150)]
+)
+def test_columns_decided_together_are_up_to_date(
+    monkeypatch: pytest.MonkeyPatch, solver_block: int, together: int, n_columns: int
+) -> None:
     # 7 does not divide 16: a decision over columns 14..20 must not see 16..20 before the errors of 14, 15.
-    monkeypatch.setattr(solver, "SOLVER_BLOCK", 16)
-    weight, x = problem(columns=21)
+    monkeypatch.setattr(solver, "SOLVER_BLOCK", solver_block)
+    weight, x = problem(columns=n_columns)
     seen: dict[int, Tensor] = {}
 
     @dataclass
@@ -104,15 +109,15 @@ def test_columns_decided_together_are_up_to_date(monkeypatch: pytest.MonkeyPatch
         def decide(self, first: int, weight_t: Tensor, diagonal: Tensor) -> None:
             seen[first] = weight_t.clone()
 
-    sweep_(weight.t().contiguous(), factorise(x.t() @ x, 0.01, "a"), Look(CHANGES["round"], columns=7))
-    assert list(seen) == [0, 7, 14]
+    sweep_(weight.t().contiguous(), factorise(x.t() @ x, 0.01, "a"), Look(CHANGES["round"], columns=together))
+    assert list(seen) == [*range(0, n_columns, together)]
     hessian = damped(x, 0.01)
     for first, columns in seen.items():
 
         def change(column: int, values: Tensor, first: int = first) -> Tensor:
             return values.round() if column < first else values.clone()
 
-        expected = surgeon(weight, hessian, change)[:, first : first + 7]
+        expected = surgeon(weight, hessian, change)[:, first : first + together]
         torch.testing.assert_close(columns.t().double(), expected, rtol=1e-3, atol=1e-3)
 
 
