@@ -52,7 +52,12 @@ def zero_outside_(values: Tensor, mask: Tensor) -> None:
     By their bits: on a CPU `masked_fill_` takes three times as long where what goes lies scattered.
     """
     bits = values.view(_INTEGERS[values.element_size()])
-    bits &= mask.to(bits.dtype).neg_()  # -1 is all ones
+    bits &= bits_of_mask(mask, values.element_size())
+
+
+def bits_of_mask(mask: Tensor, n_bytes: int) -> Tensor:
+    """Integers of `n_bytes` in the shape of a bool mask: all ones where it is set, and no bit elsewhere."""
+    return mask.to(_INTEGERS[n_bytes]).neg_()  # -1 is all ones
 
 
 def kept_per_group(task: LinearTask, grid: KeptOfGrid) -> int:

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from owl_compress.backends.model_wide import ModelWideSurvey
-from owl_compress.backends.selection import Scope, keep_mask, keep_mask_of_groups, kept_per_group
+from owl_compress.backends.selection import (
+    Scope,
+    bits_of_mask,
+    keep_mask,
+    keep_mask_of_groups,
+    kept_per_group,
+)
 from owl_compress.backends.solver import (
     SOLVER_BLOCK,
     check_damping,
@@ -119,7 +125,7 @@ class _PruneColumns:
     scope: Scope
     dead: Tensor = field(init=False)
     _first: int = field(init=False)
-    _gone: Tensor = field(init=False)
+    _kept_bits: Tensor = field(init=False)
 
     def decide(self, first: int, weight_t: Tensor, diagonal: Tensor) -> None:
         """Choose the mask of these columns, shape [columns, out], from their saliencies."""
@@ -131,7 +137,7 @@ class _PruneColumns:
             for index, scores in enumerate(scores_t.split_with_sizes(widths, dim=1))
         ]
         self._first = first
-        self._gone = torch.cat(masks, dim=1).logical_not_()
+        self._kept_bits = bits_of_mask(torch.cat(masks, dim=1), weight_t.element_size())
 
     def _mask(self, index: int, scores: Tensor, first: int) -> Tensor:
         if self.kept_of_group is not None:
@@ -144,5 +150,6 @@ class _PruneColumns:
         return keep_mask(scores, n_kept, self.scope)
 
     def apply(self, column: int, values: Tensor) -> Tensor:
-        """The column with the chosen weights set to zero."""
-        return values.masked_fill(self._gone[column - self._first], 0.0)
+        """The column with the chosen weights set to zero: by their bits, as `zero_outside_` does it."""
+        kept = self._kept_bits[column - self._first]
+        return (values.view(kept.dtype) & kept).view(values.dtype)
