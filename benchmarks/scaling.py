@@ -31,7 +31,7 @@ from owl_compress.backends import BACKENDS
 from owl_compress.documents.plan import Plan
 from owl_compress.importance.estimator import outline
 
-_BASE = {"blocks": 2, "hidden": 128, "tokens": 512}
+_BASE = {"blocks": 2, "hidden": 256, "tokens": 4096}
 _SEQ_LEN = 128
 _DOUBLINGS = 3
 _OPTIONS: Mapping[str, Mapping[str, int]] = {"gptq": {"group_size": 32}}  # divides all of these sizes
