@@ -14,6 +14,8 @@ from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_tables import comparison_table, rows_as_csv, summary_as_csv
 
 _SECONDS_TO_BEGIN = 60.0
+_WITHOUT_ROWS = frozenset({SHARED, GRID, SHEET, SUMMARY, TABLE, PAGE})
+"""What a comparison may leave that was interrupted before its first row."""
 
 
 def prepare_folder(out: Path, inputs: Iterable[str]) -> None:
@@ -48,7 +50,7 @@ def begin_folder(out: Path, grid: str) -> None:
 def _is_ours(out: Path) -> bool:
     """Whether a folder has rows, or is one that compare began and did not get to a row in."""
     begun = {entry.name for entry in out.iterdir() if not is_temporary(entry.name)}
-    return ROWS in begun or (begun <= {SHARED, GRID} and (out / SHARED).is_dir())
+    return ROWS in begun or (begun <= _WITHOUT_ROWS and (out / SHARED).is_dir())
 
 
 def note_cells(out: Path, keys: Sequence[str]) -> None:
