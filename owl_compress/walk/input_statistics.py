@@ -142,7 +142,8 @@ class Gram:
 
     @property
     def sums(self) -> tuple[Tensor, ...]:
-        """The matrix, of which the part below the diagonal may be left out."""
+        """The matrix, of which the part below the diagonal may be left out; it is mirrored after this."""
+        self._is_mirrored = False  # what is added to it from elsewhere may lie above the diagonal alone
         return (self._matrix,)
 
 

@@ -61,3 +61,10 @@ def test_second_moments_are_the_diagonal() -> None:
     torch.testing.assert_close(both.gram.second_moments, exact, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(both.second_moments, exact, rtol=1e-6, atol=0.0)
     assert torch.equal(SecondMoments.of(both, CPU).second_moments, both.second_moments)
+
+
+def test_sums_of_another_process_are_mirrored_where_none_were_taken_here() -> None:
+    here, elsewhere = Gram.empty(256, CPU), Gram.empty(256, CPU)
+    elsewhere.add(tokens(30, 256, 1))
+    here.sums[0].add_(elsewhere.sums[0])
+    assert torch.equal(here.matrix, elsewhere.matrix)
