@@ -81,18 +81,17 @@ class Gptq:
 
     def _quantize_group_(self, group: GroupTask) -> list[LinearOutcome]:
         start = perf_counter()
-        statistic = gram_of(group.statistic)
-        gram = statistic.matrix
+        gram = gram_of(group.statistic)
         # All linears of the group side by side: [in, out of the first + out of the second + ...].
         weight_t = torch.cat([linear.site.weight.float().t() for linear in group.linears], dim=1)
-        energy = statistic.output_energy(weight_t)
-        order = self._order(gram)
+        energy = gram.output_energy(weight_t)
+        order = self._order(gram.matrix)
         columns = _QuantizeColumns(group.linears, self, order)
         if self.activation_order or self.group_size is None:
             columns.fix_grids(weight_t)
         if self.activation_order or self.group_order:
             weight_t = weight_t[order]
-        factor = group.once("factor", lambda: self._factor(gram, order, group.linears[0].site.name))
+        factor = group.once("factor", lambda: self._factor(gram.matrix, order, group.linears[0].site.name))
         squared_error = sweep_(weight_t.contiguous(), factor, columns)
         results = zip(
             group.linears, columns.results(), columns.split(squared_error), columns.split(energy), strict=True

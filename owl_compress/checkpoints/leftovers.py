@@ -22,9 +22,9 @@ from owl_compress.checkpoints.tensors import (
     TensorHeader,
     tensor_files,
     tensor_headers,
+    tensor_in,
 )
 from owl_compress.errors import RequestError
-from owl_compress.models.tensor_file import opened_tensors
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def carry_over(leftovers: Leftovers | None, out: Path) -> tuple[str, ...]:
     held = set(tensor_files(out))
     copied = [name for name in leftovers.apart if name in files and name not in held]
     if copied:
-        _add(out, {name: _read(files[name], name) for name in copied})
+        _add(out, {name: tensor_in(files[name], name) for name in copied})
     lost = [name for name in leftovers.apart if name not in files and name not in held]
     return (*_note(copied, "copied along"), *_note([*lost, *leftovers.within], "left out"))
 
@@ -114,12 +114,6 @@ def _note(names: Collection[str], done: str) -> tuple[str, ...]:
 def _is_within(parent: str, modules: Collection[str]) -> bool:
     """Whether the model has the module `parent`, which old files name without the first parts of its path."""
     return bool(parent) and any(name == parent or name.endswith(f".{parent}") for name in modules)
-
-
-def _read(file: Path, name: str) -> Tensor:
-    with opened_tensors(file) as tensors:
-        tensor: Tensor = tensors.get_tensor(name)
-        return tensor
 
 
 def _add(out: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from owl_compress.checkpoints.files import check_is_file, read_json
+from owl_compress.checkpoints.files import check_is_file, read_json, unreadable
 from owl_compress.errors import RequestError
 from owl_compress.models.tensor_file import opened_tensors
 
@@ -63,7 +63,7 @@ def tensor_from_checkpoint(folder: Path | str, name: str) -> torch.Tensor:
         RequestError: the checkpoint is corrupt or has no such tensor.
     """
     files = tensor_files(folder)
-    return _read(*_find(files, name, folder))
+    return tensor_in(*_find(files, name, folder))
 
 
 def tensor_headers(folder: Path | str) -> dict[str, TensorHeader]:
@@ -123,7 +123,12 @@ def _names_in(file: Path) -> set[str]:
         return set(tensors.keys())
 
 
-def _read(file: Path, name: str) -> torch.Tensor:
+def tensor_in(file: Path, name: str) -> torch.Tensor:
+    """The tensor that a file has by that very name, on the host in its saved dtype and shape.
+
+    Raises:
+        RequestError: the file is missing, or corrupt.
+    """
     with _opened(file) as tensors:
         tensor: torch.Tensor = tensors.get_tensor(name)
         return tensor
@@ -137,3 +142,5 @@ def _opened(file: Path) -> Iterator[Any]:
             yield tensors
     except SafetensorError as error:
         raise RequestError(f"{file} is corrupt or truncated ({error}): fetch it again") from error
+    except OSError as error:
+        raise unreadable(file, error) from error

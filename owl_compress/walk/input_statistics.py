@@ -89,7 +89,7 @@ class Gram:
 
     def __init__(self, matrix: Tensor) -> None:
         self._matrix = matrix
-        self._is_mirrored = True
+        self._is_mirrored = False
         self.n_tokens = 0
 
     @classmethod
@@ -100,9 +100,9 @@ class Gram:
     def add(self, inputs: Tensor) -> None:
         """Add `inputs`, shape [tokens, in], in float32."""
         inputs = inputs.float()
-        for rows in (strips := self._strips()):
+        for rows in self._strips():
             self._matrix[rows, rows.start :].addmm_(inputs[:, rows].t(), inputs[:, rows.start :])
-        self._is_mirrored = len(strips) == 1
+        self._is_mirrored = False
         self.n_tokens += inputs.shape[0]
 
     @property
@@ -142,8 +142,7 @@ class Gram:
 
     @property
     def sums(self) -> tuple[Tensor, ...]:
-        """The matrix, of which the part below the diagonal may be left out; it is mirrored after this."""
-        self._is_mirrored = False  # what is added to it from elsewhere may lie above the diagonal alone
+        """The matrix, of which the part below the diagonal may be left out: nobody has read it yet."""
         return (self._matrix,)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from owl_compress.walk.input_statistics import Gram, MomentsAndGram, SecondMoments
 
 CPU = torch.device("cpu")
-WIDTHS = (1, 24, 128, 144, 250, 256, 272, 576, 770, 1024, 1040, 1536)
+WIDTHS = (1, 24, 128, 144, 250, 256, 272, 320, 576, 770, 1024, 1040, 1536)
 """Narrower than a strip, a strip, several, with and without a rest, and one that is not cut into strips."""
 
 
