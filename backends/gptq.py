@@ -16,6 +16,7 @@ from owl_compress.backends.solver import (
     damping_fallbacks,
     factorise,
     gram_of,
+    relative_error,
     sweep_,
 )
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
@@ -98,12 +99,13 @@ class Gptq:
         )
         outcomes = []
         for linear, quantized, errors, energies in results:
+            error = relative_error(errors, energies, linear.site.name)
             linear.site.weight.copy_(quantized.dequantised())
             outcomes.append(
                 LinearOutcome(
                     linear.site.name,
                     achieved=float(quantized.bits),
-                    relative_error=float(errors.sum() / energies.sum().clamp_min(1e-30)),
+                    relative_error=error,
                     seconds=(perf_counter() - start) * linear.site.n_weights / weight_t.numel(),
                     fallbacks=damping_fallbacks(factor, linear.site.name),
                     quantized=quantized,

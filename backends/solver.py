@@ -5,6 +5,7 @@ Source: Optimal Brain Surgeon in the order-fixed form of SparseGPT (arXiv 2301.0
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -177,6 +178,20 @@ def gram_of(statistic: Statistic | None) -> Gram:
     if not isinstance(statistic, Gram):
         raise TypeError("a second-order backend needs the Gram matrix of its inputs")
     return statistic
+
+
+def relative_error(squared_error: Tensor, energy: Tensor, name: str) -> float:
+    """The error of a linear over its output energy, both by output, float64 [out]; zero where there is none.
+
+    Raises:
+        RequestError: they are not finite; naming the linear.
+    """
+    lost, whole = float(squared_error.sum()), float(energy.sum())
+    if not isfinite(lost) or not isfinite(whole):
+        raise RequestError(
+            f"{name} holds NaN or Inf, or overflows: check the checkpoint, or try --dtype float32"
+        )
+    return lost / whole if whole > 0 else 0.0
 
 
 def damping_fallbacks(factor: Factor, name: str) -> tuple[Fallback, ...]:

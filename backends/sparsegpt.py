@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from time import perf_counter
 from typing import ClassVar
 
@@ -23,11 +22,11 @@ from owl_compress.backends.solver import (
     damping_fallbacks,
     factorise,
     gram_of,
+    relative_error,
     sweep_,
 )
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask, density
 from owl_compress.documents.units import Grid, KeptOfGrid, Unit
-from owl_compress.errors import RequestError
 from owl_compress.options import option
 from owl_compress.walk.input_statistics import Gram, Statistic
 
@@ -89,18 +88,13 @@ class SparseGPT:
         )
         outcomes = []
         for linear, part, errors, energies in parts:
-            relative_error = float(errors.sum() / energies.sum().clamp_min(1e-30))
-            if not isfinite(relative_error):
-                raise RequestError(
-                    f"{linear.site.name} holds NaN or Inf, or overflows: check the checkpoint, or try "
-                    "--dtype float32"
-                )
+            error = relative_error(errors, energies, linear.site.name)
             linear.site.weight.copy_(part.t())
             outcomes.append(
                 LinearOutcome(
                     linear.site.name,
                     achieved=density(linear.site.weight),
-                    relative_error=relative_error,
+                    relative_error=error,
                     seconds=(perf_counter() - start) * linear.site.n_weights / weight_t.numel(),
                     fallbacks=damping_fallbacks(factor, linear.site.name),
                 )

@@ -1,6 +1,7 @@
 """The files of a checkpoint as files: there, readable, and whole, before anything is made of them."""
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -8,22 +9,22 @@ from typing import Any
 from owl_compress.errors import RequestError
 
 
-def check_is_file(path: Path) -> None:
-    """Refuse a part of a checkpoint that is no ordinary file or may not be read; links are followed.
+def check_is_file(path: Path) -> os.stat_result:
+    """What a part of a checkpoint is as a file; it has to be an ordinary one, links are followed.
 
     Raises:
         RequestError: it is missing, a folder, a pipe or a device, or belongs to somebody else.
     """
     try:
-        mode = path.stat().st_mode
-        if stat.S_ISREG(mode):
+        found = path.stat()
+        if stat.S_ISREG(found.st_mode):
             path.open("rb").close()
-            return
+            return found
     except FileNotFoundError as error:
         raise RequestError(f"{path} is missing: the checkpoint is incomplete, fetch it again") from error
     except OSError as error:
         raise unreadable(path, error) from error
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+    kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
     raise RequestError(f"{path} is {kind}, and a file is expected there: fetch the checkpoint again")
 
 

@@ -1,6 +1,7 @@
 """Tensors where they lie in files, each read by itself when it is wanted."""
 
 from dataclasses import dataclass
+from os import stat_result
 from pathlib import Path
 from typing import Protocol
 
@@ -23,21 +24,40 @@ class Stored(Protocol):
         """What `bring` makes of it in the shape and data type of `like`; nothing of a file stays mapped.
 
         Raises:
-            RequestError: a file is gone or broken, or what it holds is of another shape; naming `called`.
+            RequestError: a file is gone, broken or changed, or what it holds is of another shape; naming
+                `called`.
         """
         ...
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A safetensors file, and the name that the tensor has there."""
+    """A safetensors file as it was found, and the name that the tensor has there.
+
+    A file that is written again under way is refused: half of the model would be another one.
+    """
 
     file: Path
     name: str
+    found: stat_result
+
+    @classmethod
+    def at(cls, file: Path, name: str) -> "StoredTensor":
+        """In `file` as it is now.
+
+        Raises:
+            RequestError: it is no ordinary file, or may not be read.
+        """
+        return cls(file, name, check_is_file(file))
 
     def read(self, like: Tensor, called: str, bring: Bring) -> Tensor:
-        """See the protocol."""
-        check_is_file(self.file)
+        """See the protocol; it is refused, too, where the file has changed since it was found."""
+        now = check_is_file(self.file)
+        if (now.st_size, now.st_mtime_ns) != (self.found.st_size, self.found.st_mtime_ns):
+            raise RequestError(
+                f"{self.file} was written again while it was being read: what was made so far is of another "
+                "model, start anew"
+            )
         try:
             with opened_tensors(self.file) as tensors:
                 stored: Tensor = tensors.get_tensor(self.name)

@@ -110,7 +110,7 @@ class StreamedBlock:
     def moved_to(self, file: Path) -> None:
         """Read the weights from `file` next time; taken as they are, in the shapes that they have now."""
         first = {id(self._empty[name.removeprefix(f"{self.name}.")]): name for name in self.names}
-        self.stored = {key: StoredTensor(file, first[id(self._empty[key])]) for key in self.stored}
+        self.stored = {key: StoredTensor.at(file, first[id(self._empty[key])]) for key in self.stored}
         self.own_file, self._is_checked = file, True
         if self._depth:
             self._take_shapes_()
@@ -223,7 +223,7 @@ def _located(model: Any, source: CheckpointSource) -> dict[str, Stored]:
                 f"with others, which reading block by block does not do: {REMEDY}"
             )
         if name in tensors:
-            located.setdefault(id(tensors[name]), StoredTensor(files[key], key))
+            located.setdefault(id(tensors[name]), StoredTensor.at(files[key], key))
     for name, parameter in model.named_parameters():
         if id(parameter) not in located:
             raise RequestError(f"model {source.named!r}: {name} is not in its files by that name: {REMEDY}")

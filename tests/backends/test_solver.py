@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from owl_compress.backends import solver
-from owl_compress.backends.solver import damping_fallbacks, factorise, gram_of, inverse_of_lower, sweep_
+from owl_compress.backends.solver import (
+    damping_fallbacks,
+    factorise,
+    gram_of,
+    inverse_of_lower,
+    relative_error,
+    sweep_,
+)
 from owl_compress.errors import RequestError
 from owl_compress.walk.input_statistics import Gram, SecondMoments
 
@@ -212,3 +219,15 @@ def test_only_a_gram_matrix_will_do() -> None:
         gram_of(SecondMoments.empty(4, torch.device("cpu")))
     statistic = Gram.empty(4, torch.device("cpu"))
     assert gram_of(statistic) is statistic
+
+
+@pytest.mark.parametrize(("lost", "whole"), [(float("nan"), 1.0), (1.0, float("inf")), (float("inf"), 1.0)])
+def test_an_error_or_an_energy_that_overflows_is_refused_by_name(lost: float, whole: float) -> None:
+    with pytest.raises(RequestError, match=r"blocks\.0\.q holds NaN or Inf, or overflows"):
+        relative_error(torch.tensor([lost, 0.0]), torch.tensor([whole, 0.0]), "blocks.0.q")
+
+
+def test_an_error_is_a_share_of_the_energy_however_small_that_is() -> None:
+    squared, energy = torch.tensor([1e-40], dtype=torch.float64), torch.tensor([4e-40], dtype=torch.float64)
+    assert relative_error(squared, energy, "q") == pytest.approx(0.25)
+    assert relative_error(squared, torch.zeros(1), "q") == 0.0

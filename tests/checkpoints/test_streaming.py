@@ -119,6 +119,14 @@ def test_a_shard_that_goes_while_it_is_needed_is_named(sharded: Path) -> None:
         logits_of(model)
 
 
+def test_a_shard_that_is_written_again_under_way_is_refused(sharded: Path) -> None:
+    model = load_model(str(sharded), offload="disk").model
+    logits_of(model)
+    rewritten(sharded, "model.layers.2.mlp.up_proj.weight", lambda weight: weight + 1)
+    with pytest.raises(RequestError, match="written again while it was being read"):
+        logits_of(model)
+
+
 @pytest.mark.parametrize(
     ("shard", "message"),
     [("../else.safetensors", "does not lie in that folder"), (None, "lacks tensor 'model.layers.9.ghost'")],

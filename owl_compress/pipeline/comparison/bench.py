@@ -11,6 +11,7 @@ from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.evaluation.agreement import DensePredictions, dense_predictions
 from owl_compress.models.coverage import coverage_of
+from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.snapshot import ModelSnapshot
 from owl_compress.models.structure import ModelStructure
 from owl_compress.pipeline.comparison.texts import Texts
@@ -65,11 +66,13 @@ class Bench:
         """Load the model of a request and take its snapshot.
 
         Raises:
-            RequestError: see `owl_compress.load`, or an architecture that is unknown.
+            RequestError: see `owl_compress.load`, a model that is read block by block, or an
+                architecture that is unknown.
         """
         recipe = request.recipe
         check_there(recipe.model, dtype=recipe.dtype, allow_pickle=request.consent.allow_pickle)
         loaded = loaded_for(recipe, request.device, request.consent, progress)
+        refuse_streamed(loaded.model, "comparing what is made of one model")
         structure = noted_structure(loaded)
         identity = identity_of(loaded, structure)
         snapshot = ModelSnapshot.of(loaded.model)

@@ -244,6 +244,14 @@ def test_what_no_cell_can_do_without_is_told_before_anything_is_written(
     assert not (here / "RESULTS").exists()
 
 
+def test_a_model_that_is_read_block_by_block_is_compared_in_no_cell(
+    compare: Callable[..., tuple[Row, ...]],
+) -> None:
+    rows = compare(ONE | {"offload": "disk"})
+    assert {row.status for row in rows} == {Status.REFUSED}
+    assert "takes the whole model in memory: use --offload host" in str(rows[0].reason)
+
+
 def test_a_results_folder_in_a_model_that_is_read_is_refused(compare: Callable[..., Any], here: Path) -> None:
     (here / "grid.yaml").write_text(yaml.safe_dump(ONE))
     with pytest.raises(RequestError, match="lies in model, which is read"):
