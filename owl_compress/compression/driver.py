@@ -3,6 +3,8 @@
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from time import perf_counter
 from typing import Literal
 
@@ -37,6 +39,7 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.dense_statistics import DenseStatistics, gather_dense
+from owl_compress.walk.gathering import LinearGroup
 from owl_compress.walk.gradients import Salience
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 from owl_compress.walk.states import KeepOn
@@ -87,7 +90,8 @@ def compress_with_(
         identity: what the result says about the model; by default read from its config.
         partial: go on where less than half of the weights in the blocks is in linears.
         statistics: whose inputs the backend is told of: each block's as it reads the outputs of the
-            compressed blocks before it ("sequential"), or the dense model's, which takes a single pass
+            compressed blocks before it ("sequential"), or each linear's behind the compressed ones before it
+            in its own block, too ("true-sequential"), or the dense model's, which takes a single pass
             ("dense"), or none where they are there already.
 
     Raises:
@@ -128,8 +132,8 @@ def compress_with_(
     )
     driver = _Driver(model, structure, backend, calibration, options, device, salience)
     asks_for_statistics = bool(asked_statistics(backend))
-    if asks_for_statistics and statistics != "sequential":
-        driver = driver.on_dense_statistics(statistics, names)
+    if asks_for_statistics:
+        driver = driver.told_of(statistics, names)
     surveyed = driver.for_survey(names).survey(plan)
     options.after_survey(surveyed)
     asked = surveyed.plan if backend.survey and backend.survey.restates else plan
@@ -137,7 +141,7 @@ def compress_with_(
     n_params_after = n_parameters(model)
     stored = Stored(stored_bits(model) / n_params_after, None, n_params_before, n_params_after)
     result = account.result(method_record(backend), backend.error_measure, asked, outcomes, stored)
-    source = ("dense" if driver.dense else "sequential") if asks_for_statistics else None
+    source = driver.source if asks_for_statistics else None
     footprint_change = _change(before, _footprint(model, structure, plan))
     return result.model_copy(update={"footprint": footprint_change, "statistics": source})
 
@@ -167,7 +171,10 @@ def _settled(
 
 @dataclass(frozen=True)
 class _Driver:
-    """One backend on one model; on what is known of the `dense` one, if it is given."""
+    """One backend on one model; on what is known of the `dense` one, if it is given.
+
+    With `in_turns` linears of a block are compressed one after the other, see `BlockVisit.gather_in_turns`.
+    """
 
     model: nn.Module
     structure: ModelStructure
@@ -177,8 +184,24 @@ class _Driver:
     device: torch.device
     salience: Mapping[str, Salience]
     dense: DenseStatistics | None = None
+    in_turns: bool = False
 
-    def on_dense_statistics(
+    @property
+    def source(self) -> StatisticsSource:
+        """Whose inputs the backend is told of."""
+        if self.in_turns:
+            return "true-sequential"
+        return "dense" if self.dense else "sequential"
+
+    def told_of(self, statistics: StatisticsSource | DenseStatistics, names: Collection[str]) -> "_Driver":
+        """The same on the inputs of linears that are asked for; those of `names` in the dense model."""
+        if statistics == "sequential":
+            return self
+        if statistics == "true-sequential":
+            return replace(self, in_turns=True)
+        return self._on_dense_statistics(statistics, names)
+
+    def _on_dense_statistics(
         self, known: DenseStatistics | Literal["dense"], names: Collection[str]
     ) -> "_Driver":
         """The same on what the linears `names` read in the dense model; `known`, or gathered here."""
@@ -226,20 +249,31 @@ class _Driver:
                 self.options.before_change()
                 done: Sequence[LinearOutcome] | None = journal.restored_(visit.site) if journal else None
                 if done is None:
-                    decision = surveyed.decisions.get(visit.site.name)
-                    # No name holds the task: its statistics must be gone before the next are gathered.
-                    done = solve_together_(
-                        self.backend,
-                        replace(
-                            self._task(visit, budgets, plan, statistic, advance=False), decision=decision
-                        ),
-                    )
+                    done = self._solve_(visit, budgets, surveyed)
                     done = journal.note(visit.site, done) if journal else done
                 outcomes |= {outcome.name: outcome for outcome in done}
                 for site in visit.site.linears:
                     if site.name in budgets:
                         keep_codes_(site.module, outcomes[site.name].quantized)
         return [outcomes[budget.name] for budget in plan.budgets]
+
+    def _solve_(
+        self, visit: BlockVisit, budgets: dict[str, float], surveyed: Surveyed
+    ) -> Sequence[LinearOutcome]:
+        """Compress one block, as a whole or linears in turn."""
+        plan, statistic = surveyed.plan, self.backend.statistic
+        decision = surveyed.decisions.get(visit.site.name)
+        # No name holds a task: its statistics must be gone before the next are gathered.
+        if not self.in_turns or statistic is None:
+            task = partial(self._task, visit, budgets, plan, statistic, advance=False)
+            return solve_together_(self.backend, replace(task(), decision=decision))
+
+        def solve_(group: LinearGroup) -> Sequence[LinearOutcome]:
+            alone = self._group(group.linears, group.statistic, budgets)
+            return solve_together_(self.backend, BlockTask(visit.site, (alone,), plan.grid, decision))
+
+        with closing(visit.gather_in_turns(statistic, budgets)) as groups:
+            return list(chain.from_iterable(map(solve_, groups)))
 
     def _visits(
         self, plan: Plan, statistic: type[Statistic] | None, what: str
@@ -273,16 +307,21 @@ class _Driver:
         *,
         advance: bool,
     ) -> BlockTask:
-        def task(site: LinearSite) -> LinearTask:
-            return LinearTask(site, budgets[site.name], self.salience.get(site.name))
-
         if statistic is None:
-            groups = [GroupTask((task(site),), None) for site in visit.site.linears if site.name in budgets]
+            alone = [site for site in visit.site.linears if site.name in budgets]
+            groups = [self._group((site,), None, budgets) for site in alone]
         else:
             gathered = (
                 self.dense.of_block(visit.site, budgets, self.device)
                 if self.dense
                 else visit.gather(statistic, budgets, advance=advance)
             )
-            groups = [GroupTask(tuple(map(task, group.linears)), group.statistic) for group in gathered]
+            groups = [self._group(group.linears, group.statistic, budgets) for group in gathered]
         return BlockTask(visit.site, tuple(groups), plan.grid)
+
+    def _group(
+        self, linears: Sequence[LinearSite], statistic: Statistic | None, budgets: Mapping[str, float]
+    ) -> GroupTask:
+        """Linears that read the same input, with what the backend is told of each."""
+        tasks = (LinearTask(site, budgets[site.name], self.salience.get(site.name)) for site in linears)
+        return GroupTask(tuple(tasks), statistic)

@@ -2,7 +2,13 @@
 
 from typing import get_args
 
-from owl_compress.compression.contract import AnyBackend, Backend, CheckpointBackend, StatisticsChooser
+from owl_compress.compression.contract import (
+    AnyBackend,
+    ApartSolver,
+    Backend,
+    CheckpointBackend,
+    StatisticsChooser,
+)
 from owl_compress.documents.provenance import CalibrationRecord, StatisticsSource
 from owl_compress.errors import RequestError, nearest
 from owl_compress.walk.dense_statistics import DenseStatistics
@@ -25,10 +31,11 @@ def usual_statistics(backend: AnyBackend, target: float) -> StatisticsSource:
 
 
 def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatistics) -> None:
-    """Refuse statistics of the dense model for a backend that cannot work on them.
+    """Refuse statistics that a backend cannot work on.
 
     Raises:
-        RequestError: it walks the model by itself, or needs more than the norms of inputs; an unknown source.
+        RequestError: it walks the model by itself, decides on a block as a whole where linears take turns, or
+            needs more than the norms of inputs where they are the dense model's; an unknown source.
     """
     known = get_args(StatisticsSource)
     if isinstance(source, str) and source not in known:
@@ -36,9 +43,17 @@ def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatis
     if source == "sequential":
         return
     if isinstance(backend, CheckpointBackend):
+        told = source if isinstance(source, str) else "dense"
         raise RequestError(
-            f"statistics dense: backend {backend.name!r} gathers its own on the checkpoint: use sequential"
+            f"statistics {told}: backend {backend.name!r} gathers its own on the checkpoint: use sequential"
         )
+    if source == "true-sequential":
+        if not isinstance(backend, ApartSolver) or not backend.solves_groups_apart:
+            raise RequestError(
+                f"statistics true-sequential: backend {backend.name!r} decides on a block as a whole: use "
+                "sequential"
+            )
+        return
     for kind in asked_statistics(backend) - {SecondMoments}:
         raise RequestError(
             f"statistics dense: backend {backend.name!r} with these options needs more than the norms of "

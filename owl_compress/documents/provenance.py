@@ -7,7 +7,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.units import Name, PositiveCount
 
-StatisticsSource = Literal["dense", "sequential"]
+StatisticsSource = Literal["dense", "sequential", "true-sequential"]
 """Whose inputs a backend is told of: the dense model's, or each block's behind those compressed before it."""
 
 

@@ -138,8 +138,9 @@ class RecipeFields(Frozen):
     statistics: StatisticsSource | None = _on(
         Topic.BACKEND,
         None,
-        "Inputs seen by the backend: 'sequential' (behind compressed blocks) or 'dense' (the dense model's, "
-        "faster); by default 'dense' where the backend is known to lose nothing by it.",
+        "Inputs seen by the backend: 'sequential' (behind compressed blocks), 'true-sequential' (behind "
+        "compressed linears of the same block, too; for gptq) or 'dense' (the dense model's, faster); by "
+        "default 'dense' where the backend is known to lose nothing by it, else 'sequential'.",
     )
     options: dict[str, JsonValue] = Field(default={}, description="of allocator and backend")
     format_: Name | None = _on(

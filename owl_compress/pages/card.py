@@ -28,6 +28,7 @@ _SOURCES = {
     None: "",
     "dense": ", on which the backend saw the inputs of the dense model",
     "sequential": ", on which the backend saw the inputs of each block behind the compressed ones before it",
+    "true-sequential": ", on which the backend saw the inputs of each linear behind the compressed ones",
 }
 """Whose inputs the backend was told of, in words."""
 

@@ -26,6 +26,7 @@ from owl_compress.pages.words import size_in_words
 from owl_compress.pipeline.session import Session
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 from owl_compress.walk.states import place_of, room_on_device, room_on_host
+from owl_compress.walk.turns import bytes_held
 from owl_compress.walk.widening import wider_dtype
 
 Waiting = Literal["device", "host", "disk"]
@@ -90,6 +91,7 @@ class Course:
         room_for_states: bytes that they may take on the device, where it is for `auto` to find a place.
         room_on_host: the same of the host; None where the system does not tell.
         widens: whether a block is computed in float32 beside its own weights, see `walk.widening`.
+        in_turns: whether linears of a block are compressed in turn, see `walk.turns`.
     """
 
     backend: AnyBackend
@@ -105,6 +107,12 @@ class Course:
     room_for_states: int | None = None
     room_on_host: int | None = None
     widens: bool = False
+    in_turns: bool = False
+
+    def place_of_states(self, n_bytes: int) -> Waiting:
+        """Where so many bytes of hidden states wait."""
+        room = self.room_for_states if self.has_device else 0
+        return place_of(n_bytes, self.activations, room, self.room_on_host)
 
 
 def needs_of(model: Any, structure: ModelStructure, course: Course) -> tuple[StageNeeds, ...]:
@@ -141,8 +149,24 @@ def _of_walk(
     if course.widens and windows is not None:  # bfloat16 as float32 beside itself, before matrices are made
         largest = max(structure.blocks, key=lambda block: block.n_weights)
         working += max(0, 2 * weights.block - matrix_bytes(largest))
+    if compresses and course.in_turns and windows is not None:
+        working += _held_in_turns(model, structure, course, windows, activations)
     done = weights.total - weights.outside if compresses else _STATES_WHILE_REPLACED * activations
     return _placed(stage, weights, course, working, activations, done if course.keeps_blocks else 0)
+
+
+def _held_in_turns(
+    model: Any, structure: ModelStructure, course: Course, windows: TokenWindows, activations: int
+) -> int:
+    """What all batches hold in the middle of a block; none where they are run anew for every turn."""
+    hidden = hidden_size(model)
+    element = _FLOAT32 if course.widens else next(model.parameters()).element_size()
+    linears = [linear for block in structure.blocks for linear in block.linears]
+    held = bytes_held(linears, hidden, windows.ids.numel(), element)
+    elsewhere = ("host", "disk") if course.has_device else ("disk",)
+    room = course.room_for_states if course.has_device else course.room_on_host
+    is_held = course.place_of_states(activations) not in elsewhere and (room is None or held <= room)
+    return held if is_held else 0
 
 
 def _of_evaluation(model: Any, weights: Weights, course: Course, windows: TokenWindows) -> StageNeeds:
@@ -166,8 +190,7 @@ def _placed(
 ) -> StageNeeds:
     """`working` bytes where blocks run, `between` them hidden states, beside the weights that wait."""
     host, device = weights.waiting(course.waiting)
-    room = course.room_for_states if course.has_device else 0
-    place = place_of(between, course.activations, room, course.room_on_host)
+    place = course.place_of_states(between)
     if place == "disk":
         disk, between = disk + between, 0
     if course.has_device:
@@ -208,6 +231,7 @@ def course_of(session: Session, checkpoint_bytes: int = 0, *, resume: bool = Fal
         room_for_states=room_on_device(device) if has_device else None,
         room_on_host=room_on_host(),
         widens=wider_dtype(session.structure.blocks[0].module, device) is not None,
+        in_turns=session.request.statistics == "true-sequential",
     )
 
 

@@ -249,7 +249,8 @@ def compress_(  # noqa: PLR0913 - each is an option of the command line, too
     options already. With `partial` a model is taken of which less than half of the weights in the blocks can
     get a budget. With `statistics` "dense" a backend that needs only the norms of inputs is told those of the
     dense model, which takes one pass over the blocks in the place of two or three; "sequential" are those
-    behind the compressed blocks; by default the backend has what serves it at what the plan was asked for.
+    behind the compressed blocks, "true-sequential" those behind the compressed linears of the block, too; by
+    default the backend has what serves it at what the plan was asked for.
     `keep_on` is the device that hidden states wait on between blocks, or "disk" for a temporary file.
 
     Raises:

@@ -6,22 +6,24 @@ here.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from owl_compress.models.state import evaluation_mode, on_device
-from owl_compress.models.structure import BlockSite, ModelStructure
+from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.ahead import reading_ahead
 from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
 from owl_compress.walk.gathering import AllRead, Gathering, LinearGroup
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
-from owl_compress.walk.states import InMemory, Keeper, KeepOn, keeper_of
+from owl_compress.walk.states import InMemory, Keeper, KeepOn, keeper_of, room_beside
+from owl_compress.walk.turns import Run, Turn, TurnTaking, bytes_held, turns_of
 from owl_compress.walk.widening import widened, wider_dtype
 
 S = TypeVar("S", bound=Statistic)
@@ -65,25 +67,68 @@ class BlockVisit:
         gathering.add_up_(self._walk.ranks)
         return gathering.groups(spared)
 
+    def gather_in_turns(
+        self, statistic: type[Statistic], names: Collection[str]
+    ) -> Generator[LinearGroup, None, None]:
+        """Yield linears of `names` that read the same input, with its `statistic`, as they are called.
+
+        What was yielded may be changed before the next is asked for, whose inputs are those behind the
+        changed ones. Where memory holds all batches in the middle of the block, a single pass serves all, and
+        its outputs become the next block's inputs; else each turn takes a pass up to it, with the same
+        numbers. Close it where it may be left early.
+
+        Raises:
+            RequestError: a linear that is not called once for every text, or inputs with NaN or Inf.
+        """
+        walk, linears = self._walk, [linear for linear in self.site.linears if linear.name in names]
+        with self._widened():
+            turns = walk.turns(self.site, linears, partial(self._run_batch, 0))
+        if not walk.holds_passes(linears, self._dtype):
+            for turn in turns:
+                yield from self.gather(statistic, [linear.name for linear in turn])
+            return
+        runs = [partial(self._run_batch, batch) for batch in range(len(walk.hidden))]
+        is_last = self._index + 1 == len(walk.structure.blocks)
+        taking = TurnTaking(turns, runs, walk.ranks, self._widened)
+        with closing(taking.groups(statistic, None if is_last else self._keep)) as groups:
+            yield from groups
+        self._advanced = not is_last
+
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""
         self._run(before_each=lambda: None, keep=True)
 
     def _run(self, before_each: Callable[[], None], *, keep: bool) -> None:
-        walk, module = self._walk, self.site.module
-        dtype = wider_dtype(module, walk.device) if walk.may_widen else None
-        with widened(module, dtype):
+        walk = self._walk
+        with self._widened():
             for batch, hidden in enumerate(walk.hidden):
                 before_each()
                 try:
-                    outputs = walk.run_block(self._index, batch, module=module, dtype=dtype)
+                    outputs = self._run_batch(batch)
                 except AllRead:
                     walk.keeper.let_go(hidden)
                     continue
                 if keep:
-                    walk.hidden[batch] = walk.keeper.replace(hidden, outputs)
+                    self._keep(batch, outputs)
                 walk.keeper.let_go(walk.hidden[batch])
         self._advanced = self._advanced or keep
+
+    def _run_batch(self, batch: int) -> Tensor:
+        """What the block makes of a batch; inside `_widened`."""
+        return self._walk.run_block(self._index, batch, module=self.site.module, dtype=self._dtype)
+
+    def _keep(self, batch: int, outputs: Tensor) -> None:
+        """Have the outputs of a batch be the next block's inputs."""
+        hidden = self._walk.hidden
+        hidden[batch] = self._walk.keeper.replace(hidden[batch], outputs)
+
+    def _widened(self) -> AbstractContextManager[None]:
+        return widened(self.site.module, self._dtype)
+
+    @cached_property
+    def _dtype(self) -> torch.dtype | None:
+        """The type that the block is computed in, where its own is slow."""
+        return wider_dtype(self.site.module, self._walk.device) if self._walk.may_widen else None
 
     @property
     def number(self) -> int:
@@ -133,6 +178,7 @@ class BlockWalk:
         self.device = device
         self._arguments: list[tuple[Arguments, ...]] = []  # by batch, then by block
         self._copies = _Copies(device)
+        self._turns: dict[tuple[object, ...], list[list[str]]] = {}
 
     @classmethod
     def together(
@@ -223,6 +269,27 @@ class BlockWalk:
             hidden = self.hidden[batch].to(self.device, dtype, non_blocking=True)
         block = module or self.structure.blocks[index].module
         return hidden_states_of(block(hidden, *arguments.positional, **arguments.named))
+
+    def turns(self, site: BlockSite, linears: Sequence[LinearSite], run: Run) -> tuple[Turn, ...]:
+        """See `turns_of`; found out once for all blocks of a kind, whose passes tell if one is different."""
+        named = {linear.name.removeprefix(site.name): linear for linear in linears}
+        kind = type(site.module), *named
+        if kind not in self._turns:
+            turns = turns_of(linears, run)
+            self._turns[kind] = [[linear.name.removeprefix(site.name) for linear in turn] for turn in turns]
+        return tuple(tuple(named[name] for name in turn) for turn in self._turns[kind])
+
+    def holds_passes(self, linears: Sequence[LinearSite], dtype: torch.dtype | None) -> bool:
+        """Whether there is room for all batches in the middle of a block, at each of the `linears`.
+
+        Of several processes, whether there is in each.
+        """
+        element = (dtype or self.hidden[0].dtype).itemsize
+        n_tokens = sum(states.shape[:-1].numel() for states in self.hidden)
+        held = bytes_held(linears, self.hidden[0].shape[-1], n_tokens, element)
+        room = room_beside(self.device)
+        fits = self.keeper.is_on(self.device) and (room is None or held <= room)
+        return fits if self.ranks.of == 1 else all(self.ranks.gathered(fits))
 
     def _capture(self) -> None:
         for captured in capture(self._model, self.structure.blocks, self._batches):

@@ -129,13 +129,22 @@ class Gathering:
         result = []
         for names, statistic in zip(self._members(), self._statistics, strict=True):
             members = tuple(linear for linear in self._linears if linear.name in names)
-            if not is_finite(statistic.second_moments):
-                raise RequestError(
-                    f"the inputs of {members[0].name} hold NaN or Inf: the model or its data type overflows; "
-                    "try --dtype float32 or bfloat16"
-                )
-            result.append(LinearGroup(members, statistic))
+            result.append(checked_group(members, statistic))
         return tuple(result)
+
+
+def checked_group(linears: tuple[LinearSite, ...], statistic: Statistic) -> LinearGroup:
+    """Linears with the statistic of their input.
+
+    Raises:
+        RequestError: the input held NaN or Inf.
+    """
+    if not is_finite(statistic.second_moments):
+        raise RequestError(
+            f"the inputs of {linears[0].name} hold NaN or Inf: the model or its data type overflows; "
+            "try --dtype float32 or bfloat16"
+        )
+    return LinearGroup(linears, statistic)
 
 
 def unreached(linear: LinearSite) -> str:

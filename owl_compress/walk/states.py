@@ -50,6 +50,10 @@ class Keeper(Protocol):
         """These are not wanted for a while."""
         ...
 
+    def is_on(self, device: torch.device) -> bool:
+        """Whether they wait in the memory of this very device."""
+        ...
+
 
 class InMemory:
     """Keeps them as tensors of a device."""
@@ -67,6 +71,10 @@ class InMemory:
 
     def let_go(self, kept: Tensor) -> None:
         """They stay."""
+
+    def is_on(self, device: torch.device) -> bool:
+        """Whether it is that device."""
+        return self._device == device
 
 
 class InFile:
@@ -93,6 +101,10 @@ class InFile:
         """They leave memory for the file."""
         page_out(kept.data_ptr(), kept.numel() * kept.element_size())
 
+    def is_on(self, device: torch.device) -> bool:  # noqa: ARG002
+        """They are in no memory."""
+        return False
+
 
 def place_of(
     n_bytes: int, asked: ActivationsName, on_device: int | None, on_host: int | None
@@ -117,6 +129,11 @@ def room_on_host() -> int | None:
     """Bytes that they may take on the host; None where the system does not tell."""
     free = free_host_bytes()
     return int(STATES_ON_HOST * free) if free else None
+
+
+def room_beside(device: torch.device) -> int | None:
+    """The same of whichever of the two blocks run on; None where the system does not tell."""
+    return room_on_host() if device.type == "cpu" else room_on_device(device)
 
 
 def keeper_of(keep_on: KeepOn, batches: Sequence[Tensor], of_first: Tensor, device: torch.device) -> Keeper:

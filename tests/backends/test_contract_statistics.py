@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.backends import BACKENDS
-from owl_compress.compression.contract import Backend
+from owl_compress.backends.wanda import Wanda
+from owl_compress.compression.contract import ApartSolver, Backend
 from owl_compress.compression.driver import compress_with_
 from owl_compress.compression.statistics import asked_statistics, check_statistics
 from owl_compress.data.windows import TokenWindows
@@ -175,3 +176,39 @@ def test_an_unknown_source_is_refused_with_the_nearest(
         compress_with_(
             model, plan_for(model, 0.5), BACKENDS.create("wanda", {}), make_windows(1), statistics=wrong
         )
+
+
+def test_every_backend_that_solves_groups_apart_is_told_of_linears_in_turn(
+    make_model: MakeModel, backend: Backend, planned: Planned, make_windows: Make,
+    forwards_counted: Callable[..., Any],
+) -> None:  # fmt: skip
+    model, windows = make_model("llama"), make_windows(3)
+    plan, before = planned(model), states(model)
+    if not isinstance(backend, ApartSolver):
+        with pytest.raises(RequestError, match=r"decides on a block as a whole: use sequential$"):
+            compress_with_(model, plan, backend, windows, statistics="true-sequential")
+        assert same(states(model), before)
+        return
+    with forwards_counted(model) as counts:
+        result = compress_with_(model, plan, backend, windows, statistics="true-sequential")
+    assert [row.name for row in result.budgets] == [budget.name for budget in plan.budgets]
+    if not asked_statistics(backend):
+        assert result.statistics is None
+        return
+    assert result.statistics == "true-sequential"
+    assert len(counts[-1]) <= len(LOOK[-1]) + 2 * 3, "a pass for each turn"
+
+
+def test_the_last_linears_of_a_block_read_what_the_compressed_first_ones_give(
+    make_model: MakeModel, make_windows: Make, plan_for: PlanFor
+) -> None:
+    windows, rows = make_windows(3), {}
+    for source in ("sequential", "true-sequential"):
+        model = make_model("llama")
+        result = compress_with_(model, plan_for(model, 0.5), Wanda(), windows, statistics=source)
+        rows[source] = {row.name: row.relative_error for row in result.budgets}
+    first, *others = rows["sequential"]
+    assert first.endswith("layers.0.self_attn.q_proj")
+    assert rows["sequential"][first] == rows["true-sequential"][first]
+    later = [name for name in others if "layers.0" in name and not name.endswith(("k_proj", "v_proj"))]
+    assert all(rows["sequential"][name] != rows["true-sequential"][name] for name in later)

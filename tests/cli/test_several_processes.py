@@ -72,6 +72,7 @@ def run_alone_and_together(
     [
         (2, ("--backend", "wanda", "--sparsity", "0.6")),
         (3, ("--backend", "sparsegpt", "--nm", "4:8")),
+        (2, ("--backend", "sparsegpt", "--sparsity", "0.5", "--statistics", "true-sequential")),
         (2, ("--backend", "structured", "--prune-ratio", "0.3", "--round-to", "8", "--repair")),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else str(value),

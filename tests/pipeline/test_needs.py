@@ -34,6 +34,7 @@ def needs(
     keeps_blocks: bool = False,
     activations: Any = "auto",
     widens: bool = False,
+    in_turns: bool = False,
 ) -> dict[str, StageNeeds]:
     config = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=n_blocks,
@@ -52,6 +53,7 @@ def needs(
         checkpoint_bytes=1000,
         activations=activations,
         widens=widens,
+        in_turns=in_turns,
     )
     return {one.stage: one for one in needs_of(model, find_structure(model), course)}
 
@@ -124,3 +126,16 @@ def test_a_stage_without_room_is_refused_with_what_makes_it_fit(
     with pytest.raises(RequestError, match=rf"measuring takes about .* 2\.0 KiB are free: {remedy}"):
         run(Recipe.from_options({**OPTIONS, "offload": offload}), "out")
     assert sorted(path.name for path in here.iterdir()) == ["model", "other.txt", "text.txt"]
+
+
+def test_linears_in_turn_take_all_batches_in_the_middle_of_a_block(make_windows: Callable[..., Any]) -> None:
+    windows = make_windows()
+    plain = needs(4, "host", windows)
+    turns = needs(4, "host", windows, in_turns=True)
+    held = windows.ids.numel() * (64 + 128) * 4
+    assert turns["compressing"].host_bytes - plain["compressing"].host_bytes == held
+    assert turns["measuring"] == plain["measuring"]
+    # Where hidden states wait on disk, the passes are run anew for every turn.
+    assert needs(4, "host", windows, in_turns=True, activations="disk") == needs(
+        4, "host", windows, activations="disk"
+    )
