@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.cli.watching import duration
 from owl_compress.documents.comparison import Row
-from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of
+from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of, speeds_of
 from owl_compress.pages.words import figure_in_words
 
 if TYPE_CHECKING:
     from owl_compress.pipeline.comparison.cost import CellCost
+
+_AS_SEEDS, _ONE_SEED = "as seeds", "one seed"
+"""What a difference is that seeds do not tell from none, or cannot."""
 
 
 def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
@@ -37,7 +40,11 @@ def rows_sheet(rows: Sequence[Row], baseline: str) -> Sheet:
     columns.append(
         Column("bits/weight", tuple(figure_in_words(row.bits_per_weight) for row in first), is_optional=True)
     )
-    notes = [
+    columns += [
+        Column(heading, tuple(map(figure_in_words, speeds)), is_optional=True)
+        for heading, speeds in speeds_of([[row] for row in dense] + [one.rows for one in methods])
+    ]
+    notes = _legend(columns) + [
         f"{row.status}: {row.name} ({row.group}): {row.reason}" for row in rows if row.reason is not None
     ]
     return Sheet(f"Comparison, {len(rows)} cells", tuple(columns), tuple(notes))
@@ -77,7 +84,17 @@ def _paired(paired: Paired | None, figure: Figure) -> str:
     if paired is None:
         return ""
     shown = f"{paired.difference:+.1%}" if figure.is_ratio else f"{paired.difference:+.3g}"
-    return shown if paired.is_told_apart is not False else f"{shown} (as seeds)"
+    return shown + {True: "", False: f" ({_AS_SEEDS})", None: f" ({_ONE_SEED})"}[paired.is_told_apart]
+
+
+def _legend(columns: Sequence[Column]) -> list[str]:
+    """What the words behind differences mean, as far as there are any."""
+    words = {
+        _AS_SEEDS: "the 95 % interval over seeds holds zero: no more than seeds do",
+        _ONE_SEED: "it has no interval and may be chance; give several under `seed`",
+    }
+    cells = [cell for column in columns for cell in column.cells]
+    return [f"{word}: {text}" for word, text in words.items() if any(f"({word})" in cell for cell in cells)]
 
 
 def _megabytes(row: Row) -> str:

@@ -103,11 +103,14 @@ def _of_plans(one: Plan, other: Plan) -> Difference:
     if one.unit is not other.unit:
         told = f"budgets in {one.unit} and in {other.unit}"
         return Difference("plan", fields, (), not_comparable=(told,))
+    sizes = _sizes(one.budgets), _sizes(other.budgets)
+    notes = _of_linears(*sizes)
+    if _are_of_two_models(*sizes):  # blocks of equal names are others: figures side by side would mislead
+        return Difference("plan", fields, (), not_comparable=tuple(notes))
     rows = _paired(
         {block.name: block.value for block in one.per_block},
         {block.name: block.value for block in other.per_block},
     )
-    notes = _of_linears(_sizes(one.budgets), _sizes(other.budgets))
     return Difference(
         "plan", fields, _there(Quantity(str(one.unit), "block", rows)), _moved(one, other), tuple(notes)
     )
@@ -132,11 +135,12 @@ def _of_reports(one: ImportanceReport, other: ImportanceReport) -> Difference:
     ]
     only = sorted(set(one.blocks[0].metrics) ^ set(other.blocks[0].metrics))
     notes = [f"only one of the reports has {', '.join(only)}"] if only else []
-    sizes = (
+    sizes = [
         {linear.name: linear.n_weights for block in report.blocks for linear in block.linears}
         for report in (one, other)
-    )
+    ]
     notes += _of_linears(*sizes)
+    quantities = [] if _are_of_two_models(*sizes) else quantities
     return Difference("report", fields, _there(*quantities), not_comparable=tuple(notes))
 
 
@@ -147,7 +151,10 @@ def _metrics(report: ImportanceReport, name: str) -> dict[str, float]:
 def _of_results(one: Result, other: Result) -> Difference:
     fields = _fields(one, other, leaving_out={"budgets", "schema", "coverage"})
     unit, theirs = one.budgets[0].unit, other.budgets[0].unit
-    notes = _of_linears(_sizes(one.budgets), _sizes(other.budgets))
+    sizes = _sizes(one.budgets), _sizes(other.budgets)
+    notes = _of_linears(*sizes)
+    if _are_of_two_models(*sizes):
+        return Difference("result", fields, (), not_comparable=tuple(notes))
     quantities = [Quantity("relative error", "block", _by_block(one, other, lambda row: row.relative_error))]
     if unit is theirs:
         quantities.insert(0, Quantity(str(unit), "block", _by_block(one, other, lambda row: row.achieved)))
@@ -214,6 +221,12 @@ def _of_linears(one: Mapping[str, int], other: Mapping[str, int]) -> list[str]:
     ]
     off = sorted(name for name in common if one[name] != other[name])
     return [*notes, *([f"{len(off)} linears of other sizes, such as {off[0]}"] if off else [])]
+
+
+def _are_of_two_models(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether linears have no name in common, or a size of their own by a name that both have."""
+    common = one.keys() & other.keys()
+    return not common or any(one[name] != other[name] for name in common)
 
 
 def _fields(

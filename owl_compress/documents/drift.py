@@ -37,6 +37,9 @@ def _judged(rows: Sequence[Row]) -> Iterable[Row]:
         tolerance = TOLERANCE.get(row.unit, 0.0) if row.unit else 0.0
         if not is_limited and abs(achieved - reference) > tolerance:
             word = "more" if achieved > reference else "less"
-            reason = f"keeps {achieved:.4f} {row.unit}, {word} than the {reference:.4f} of its group"
+            reason = (
+                f"keeps {achieved:.4f} {row.unit}, {word} than the {reference:.4f} of its group: ask for a "
+                "budget that both meet, or bounds and a rounding that let them"
+            )
         status = Status.DONE if reason is None else Status.DRIFTED
         yield row.model_copy(update={"status": status, "reason": reason})

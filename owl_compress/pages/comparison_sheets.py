@@ -8,7 +8,7 @@ from owl_compress.documents.comparison import Row
 from owl_compress.documents.labels import shown_value
 from owl_compress.documents.units import Unit
 from owl_compress.pages.page import MISSING, Cell, Column, Table
-from owl_compress.pages.seeds import Figure, Method, figures_of, methods_of
+from owl_compress.pages.seeds import Figure, Method, figures_of, methods_of, speeds_of
 from owl_compress.pages.words import as_asked, number_format, seconds_in_words, size_in_words
 
 
@@ -56,8 +56,8 @@ def _difference(method: Method, figure: Figure) -> Cell:
     text = shown(paired.difference)
     if paired.low is not None and paired.high is not None:
         text += f" [{shown(paired.low)}, {shown(paired.high)}]"
-    if paired.is_told_apart is False:
-        text += " as seeds"
+    if paired.is_told_apart is not True:
+        text += " one seed" if paired.is_told_apart is None else " as seeds"
     return Cell(text, paired.difference)
 
 
@@ -100,19 +100,13 @@ def _costs(rows: Sequence[Row]) -> list[Column]:
     def in_bytes(value: float) -> str:
         return size_in_words(int(value))
 
-    latency = [row.latency for row in rows]
     candidates = [
         Column.told("on disk", [row.bytes_on_disk for row in rows], in_bytes),
         _numbers("bits per weight", [row.bits_per_weight for row in rows], ".3f"),
         _numbers("parameters", [row.n_params for row in rows], ",.0f"),
         Column.told("time", [row.seconds.get("total") for row in rows], seconds_in_words),
         Column.told("peak memory", [row.peak_memory_bytes for row in rows], in_bytes),
-        _numbers(
-            "prefill, tokens/s", [one.prefill_tokens_per_second if one else None for one in latency], ",.1f"
-        ),
-        _numbers(
-            "decode, tokens/s", [one.decode_tokens_per_second if one else None for one in latency], ",.1f"
-        ),
+        *(_numbers(name, values, ",.1f") for name, values in speeds_of([[row] for row in rows])),
     ]
     return [column for column in candidates if any(cell.order is not None for cell in column.cells)]
 

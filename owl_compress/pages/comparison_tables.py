@@ -7,7 +7,7 @@ from typing import Any
 
 from owl_compress.documents.comparison import Row, Status
 from owl_compress.pages.markdown import table
-from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of
+from owl_compress.pages.seeds import Figure, Method, Paired, Spread, figures_of, methods_of, speeds_of
 from owl_compress.pages.words import figure_in_words
 from owl_compress.plain_text import plain
 
@@ -17,17 +17,19 @@ def comparison_table(rows: Sequence[Row], baseline: str = "uniform") -> str:
     figures = figures_of(rows)
     parts = ["# Comparison"]
     dense = [row for row in rows if row.dense and row.is_measured]
-    if dense:
-        parts.append(table(_dense_columns(figures), (_dense_cells(row, figures) for row in dense)))
     methods = methods_of([row for row in rows if not row.dense], baseline)
+    speeds = [name for name, _ in speeds_of([[row] for row in dense] + [one.rows for one in methods])]
+    if dense:
+        heads = ["model", *(figure.name for figure in figures), *_SIZES, *speeds]
+        parts.append(table(heads, (_dense_cells(row, figures, speeds) for row in dense)))
     for group in dict.fromkeys(method.group for method in methods):
         members = [method for method in methods if method.group == group]
         has_base = any(method.is_baseline for method in members)
         parts.append(f"## {plain(group)}")
         parts.append(
             table(
-                _columns(figures, has_base=has_base),
-                (_cells(one, figures, has_base=has_base) for one in members),
+                [*_columns(figures, has_base=has_base), *speeds],
+                ([*_cells(one, figures, has_base=has_base), *_speeds(one.rows, speeds)] for one in members),
             )
         )
     parts += _of_seeds(methods, baseline)
@@ -35,13 +37,15 @@ def comparison_table(rows: Sequence[Row], baseline: str = "uniform") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _dense_columns(figures: Sequence[Figure]) -> list[str]:
-    return ["model", *(figure.name for figure in figures), *_SIZES]
-
-
-def _dense_cells(row: Row, figures: Sequence[Figure]) -> list[str]:
+def _dense_cells(row: Row, figures: Sequence[Figure], speeds: Sequence[str]) -> list[str]:
     values = [figure_in_words(figure.read(row)) for figure in figures]
-    return [row.name, *values, *_sizes([row])]
+    return [row.name, *values, *_sizes([row]), *_speeds([row], speeds)]
+
+
+def _speeds(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """The figures of these names, empty where nothing was timed."""
+    found = dict(speeds_of([rows]))
+    return [figure_in_words(found[name][0]) if name in found else "" for name in names]
 
 
 _SIZES = ["bytes on disk", "bits per weight", "parameters", "seconds"]
@@ -113,6 +117,8 @@ def _of_seeds(methods: Iterable[Method], baseline: str) -> list[str]:
             "seeds that both have, of logarithms for perplexity, with Student's 95 % interval in brackets. "
             "Where the interval holds zero, the difference is no more than seeds do."
         )
+    if any(paired.low is None for method in methods for paired in method.against.values()):
+        text += " A difference of one seed has no interval and may be chance."
     return [text]
 
 
@@ -131,11 +137,13 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
     figures = figures_of(rows)
     errors = dict.fromkeys(name for row in rows for name in row.tasks)
     stages = dict.fromkeys(name for row in rows for name in row.seconds)
+    speeds = dict(speeds_of([[row] for row in rows]))
     lines: list[list[Any]] = [
         [
             "cell", "name", "group", "dense", "status", "reason", *axes, "unit", "asked", "achieved",
             *(figure.name for figure in figures), *(f"{name} stderr" for name in errors), "bytes_on_disk",
             "bits_per_weight", "n_params", *(f"seconds {name}" for name in stages), "peak_memory_bytes",
+            *(_in_csv(name) for name in speeds),
         ]
     ]  # fmt: skip
     lines += [
@@ -146,10 +154,16 @@ def rows_as_csv(rows: Sequence[Row]) -> str:
             *(row.tasks[name].stderr if name in row.tasks else None for name in errors),
             row.bytes_on_disk, row.bits_per_weight, row.n_params,
             *(row.seconds.get(name) for name in stages), row.peak_memory_bytes,
+            *(values[number] for values in speeds.values()),
         ]
-        for row in rows
+        for number, row in enumerate(rows)
     ]  # fmt: skip
     return _csv(lines)
+
+
+def _in_csv(heading: str) -> str:
+    """A heading as one word: "prefill, tokens/s" is prefill_tokens_per_second."""
+    return heading.replace(", ", "_").replace("/s", "_per_second")
 
 
 def summary_as_csv(rows: Sequence[Row], baseline: str = "uniform") -> str:

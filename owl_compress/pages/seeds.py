@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from math import expm1, fsum, inf, log, sqrt
+from operator import attrgetter
 
 from owl_compress.documents.comparison import Row, by_group
 from owl_compress.documents.grid import varying
 from owl_compress.documents.labels import label
+from owl_compress.documents.measurements import LatencyRecord
 
 _CONFIDENCE = 0.95
 _SQUARED_SAFELY = 1e150
@@ -115,6 +117,20 @@ def figures_of(rows: Iterable[Row]) -> tuple[Figure, ...]:
             Figure("top-1", lambda row: row.agreement.top1 if row.agreement else None, is_larger_better=True)
         )
     return tuple(found)
+
+
+def speeds_of(groups: Sequence[Sequence[Row]]) -> list[tuple[str, list[float | None]]]:
+    """Headings of what was timed of any row, and for each of the groups its mean over those that were."""
+
+    def mean_of(read: Callable[[LatencyRecord], float], rows: Sequence[Row]) -> float | None:
+        timed = [read(row.latency) for row in rows if row.latency is not None]
+        return _mean(timed) if timed else None
+
+    found = [
+        (f"{what}, tokens/s", [mean_of(attrgetter(f"{what}_tokens_per_second"), rows) for rows in groups])
+        for what in ("prefill", "decode")
+    ]
+    return [(name, values) for name, values in found if any(value is not None for value in values)]
 
 
 def _of_text(name: str) -> Figure:

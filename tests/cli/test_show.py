@@ -102,7 +102,23 @@ def test_what_cannot_be_compared_is_said(
 
     (here / "other.json").write_text(plan.read_text())
     edit_json(here / "other.json", rename)
-    assert "no name in common: they are of two models" in done("show", "plan.json", "other.json").out
+    shown = done("show", "plan.json", "other.json").out
+    assert "no name in common: they are of two models" in shown
+    assert "rank correlation" not in shown
+
+
+def test_plans_of_models_of_other_sizes_are_not_held_against_each_other(
+    done: Callable[..., Any], here: Path, plan: Path, edit_json: Callable[..., None]
+) -> None:
+    def widen(content: Any) -> None:
+        for budget in content["budgets"]:
+            budget["n_weights"] *= 2
+
+    (here / "other.json").write_text(plan.read_text())
+    edit_json(here / "other.json", widen)
+    found = done("show", "plan.json", "other.json", "--json").json["differences"][0]
+    assert "linears of other sizes" in found["not_comparable"][0]
+    assert (found["quantities"], found["moved"]) == ([], None)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,21 @@ from typing import Any
 
 import pytest
 
+from owl_compress.cli.comparison_sheets import rows_sheet
 from owl_compress.documents.accuracy import TaskAccuracy
 from owl_compress.documents.comparison import Row, RowProvenance, Status
-from owl_compress.documents.measurements import AgreementRecord, PerplexityRecord
+from owl_compress.documents.measurements import (
+    AgreementRecord,
+    LatencyRecord,
+    LatencyShape,
+    PartLatency,
+    PerplexityRecord,
+)
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.pages.comparison_page import comparison_page
 from owl_compress.pages.comparison_pictures import quality_picture
-from owl_compress.pages.comparison_tables import comparison_table
+from owl_compress.pages.comparison_tables import comparison_table, rows_as_csv
 from owl_compress.pages.drawing import short_number
 from owl_compress.pages.families import families_of
 from owl_compress.pages.quality_chart import looks_of
@@ -359,3 +366,36 @@ def test_the_page_says_what_perplexity_was_measured_over() -> None:
     assert "4 windows of 32 tokens, 128 of them predicted, BOS first, float32" in comparison_page(
         [row_of("owl", 0.5, 0, 20.0)]
     )
+
+
+def timed(prefill: float, decode: float) -> LatencyRecord:
+    part = PartLatency(prefill_seconds=0.1, decode_seconds_per_token=0.1)
+    return LatencyRecord(
+        name="owl", kernel="dense", device="cpu", threads=1, dtype="float32", shape=LatencyShape(), runs=3,
+        n_params=1, prefill_seconds=1.0, decode_seconds_per_token=1.0, prefill_tokens_per_second=prefill,
+        decode_tokens_per_second=decode, blocks=part, head=None, weight_bytes=1, peak_device_bytes=0,
+        peak_host_bytes=1,
+    )  # fmt: skip
+
+
+def test_what_was_timed_is_in_every_table_and_in_no_other() -> None:
+    rows = [row_of("owl", 0.5, seed, 20.0, latency=timed(100.0 + seed, 10.0)) for seed in (0, 1)] + [
+        row_of("uniform", 0.5, 0, 21.0)
+    ]
+    table = comparison_table(rows)
+    assert "| prefill, tokens/s | decode, tokens/s |" in table
+    assert "| 100.5 | 10 |" in table
+    head, first, second, untimed = rows_as_csv(rows).splitlines()
+    assert head.endswith(",prefill_tokens_per_second,decode_tokens_per_second")
+    assert (first[-11:], second[-11:], untimed[-2:]) == (",100.0,10.0", ",101.0,10.0", ",,")
+    assert "prefill, tokens/s" in [column.heading for column in rows_sheet(rows, "uniform").columns]
+    assert "tokens/s" not in comparison_table(rows[2:]) + rows_as_csv(rows[2:])
+
+
+def test_a_difference_of_one_seed_is_marked_as_one() -> None:
+    rows = [row_of("uniform", 0.5, 0, 21.0), row_of("owl", 0.5, 0, 20.0)]
+    sheet = rows_sheet(rows, "uniform")
+    assert "(one seed)" in sheet.columns[4].cells[1]
+    assert [note.partition(":")[0] for note in sheet.notes] == ["one seed"]
+    assert "A difference of one seed has no interval" in comparison_table(rows)
+    assert "one seed" in comparison_page(rows)
