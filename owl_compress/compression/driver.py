@@ -26,7 +26,7 @@ from owl_compress.documents.measurements import Footprint, FootprintChange
 from owl_compress.documents.notes import NO_NOTES, Notes
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.provenance import CalibrationRecord, ModelIdentity, StatisticsSource
-from owl_compress.documents.result import Result
+from owl_compress.documents.result import Fallback, Result
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import keep_codes_, stored_bits
@@ -169,6 +169,16 @@ def _settled(
     return settled
 
 
+def _told_together(outcomes: Sequence[LinearOutcome]) -> list[LinearOutcome]:
+    """The outcomes of linears that should have been told of their inputs in turn, and have none."""
+    return [
+        replace(
+            one, fallbacks=(*one.fallbacks, Fallback(what="no turn of its own in its block", where=one.name))
+        )
+        for one in outcomes
+    ]
+
+
 @dataclass(frozen=True)
 class _Driver:
     """One backend on one model; on what is known of the `dense` one, if it is given.
@@ -263,10 +273,12 @@ class _Driver:
         """Compress one block, as a whole or linears in turn."""
         plan, statistic = surveyed.plan, self.backend.statistic
         decision = surveyed.decisions.get(visit.site.name)
+        takes_turns = self.in_turns and statistic is not None and visit.takes_turns(budgets)
         # No name holds a task: its statistics must be gone before the next are gathered.
-        if not self.in_turns or statistic is None:
+        if not takes_turns or statistic is None:
             task = partial(self._task, visit, budgets, plan, statistic, advance=False)
-            return solve_together_(self.backend, replace(task(), decision=decision))
+            outcomes = solve_together_(self.backend, replace(task(), decision=decision))
+            return _told_together(outcomes) if self.in_turns else outcomes
 
         def solve_(group: LinearGroup) -> Sequence[LinearOutcome]:
             alone = self._group(group.linears, group.statistic, budgets)

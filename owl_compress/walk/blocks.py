@@ -23,7 +23,7 @@ from owl_compress.walk.gathering import AllRead, Gathering, LinearGroup
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.states import InMemory, Keeper, KeepOn, keeper_of, room_beside
-from owl_compress.walk.turns import Run, Turn, TurnTaking, bytes_held, turns_of
+from owl_compress.walk.turns import Run, Turn, TurnTaking, bytes_held, irregular, turns_of
 from owl_compress.walk.widening import widened, wider_dtype
 
 S = TypeVar("S", bound=Statistic)
@@ -78,11 +78,12 @@ class BlockVisit:
         numbers. Close it where it may be left early.
 
         Raises:
-            RequestError: a linear that is not called once for every text, or inputs with NaN or Inf.
+            RequestError: linears that do not take turns, or not in every batch; inputs with NaN or Inf.
         """
         walk, linears = self._walk, [linear for linear in self.site.linears if linear.name in names]
-        with self._widened():
-            turns = walk.turns(self.site, linears, partial(self._run_batch, 0))
+        turns = self._turns(linears)
+        if not turns:
+            raise irregular(linears)
         if not walk.holds_passes(linears, self._dtype):
             for turn in turns:
                 yield from self.gather(statistic, [linear.name for linear in turn])
@@ -93,6 +94,14 @@ class BlockVisit:
         with closing(taking.groups(statistic, None if is_last else self._keep)) as groups:
             yield from groups
         self._advanced = not is_last
+
+    def takes_turns(self, names: Collection[str]) -> bool:
+        """Whether a pass calls each of the linears `names` once, so that each has a turn."""
+        return bool(self._turns([linear for linear in self.site.linears if linear.name in names]))
+
+    def _turns(self, linears: Sequence[LinearSite]) -> tuple[Turn, ...]:
+        with self._widened():
+            return self._walk.turns(self.site, linears, partial(self._run_batch, 0))
 
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""

@@ -33,8 +33,7 @@ Run = Callable[[], Tensor]
 def turns_of(linears: Sequence[LinearSite], run: Run) -> tuple[Turn, ...]:
     """The turns of the `linears` of a block, in the order in which the pass `run` calls them.
 
-    Raises:
-        RequestError: it calls one of them not at all, or more than once.
+    There are none where it calls one of them not at all, or more than once, as experts of a mixture are.
     """
     called: list[tuple[LinearSite, Tensor]] = []
 
@@ -44,7 +43,7 @@ def turns_of(linears: Sequence[LinearSite], run: Run) -> tuple[Turn, ...]:
     with _hooked({linear: noted(linear) for linear in linears}):
         run()
     if sorted(linear.name for linear, _ in called) != sorted(linear.name for linear in linears):
-        raise _irregular(linears)
+        return ()
     turns: dict[int, list[LinearSite]] = {}
     for linear, inputs in called:
         turns.setdefault(id(inputs), []).append(linear)
@@ -120,7 +119,7 @@ class TurnTaking:
             for one in self._passes:
                 one.switch()
                 if len(one.read) != number + 1:
-                    raise _irregular(turn)
+                    raise irregular(turn)
         self._statistic = None  # that of the next turn is made when this one is gone
         if self._ranks.of > 1:
             self._ranks.add_up_(statistic.sums)
@@ -136,10 +135,10 @@ class TurnTaking:
             raise TypeError("the block runs outside of the passes that take turns in it")
         if number < len(one.read):
             if one.read[number]() is not read:
-                raise _irregular([linear])
+                raise irregular([linear])
             return
         if number > len(one.read) or self._statistic is None:
-            raise _irregular([linear])
+            raise irregular([linear])
         one.read.append(weakref.ref(read))
         self._statistic.add(read.reshape(-1, read.shape[-1]))  # [..., in] -> [tokens, in]
         one.stand_still()
@@ -168,7 +167,7 @@ def _hooked(hooks: Mapping[LinearSite, Callable[[nn.Module, tuple[Any, ...]], No
         yield
 
 
-def _irregular(linears: Sequence[LinearSite]) -> RequestError:
+def irregular(linears: Sequence[LinearSite]) -> RequestError:
     """Why linears cannot take turns, and what can be done."""
     return RequestError(
         f"{linears[0].name} is not called once for every text and always in the same order, so that it has "

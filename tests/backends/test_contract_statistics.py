@@ -212,3 +212,24 @@ def test_the_last_linears_of_a_block_read_what_the_compressed_first_ones_give(
     assert rows["sequential"][first] == rows["true-sequential"][first]
     later = [name for name in others if "layers.0" in name and not name.endswith(("k_proj", "v_proj"))]
     assert all(rows["sequential"][name] != rows["true-sequential"][name] for name in later)
+
+
+def test_linears_that_are_called_twice_are_told_together_and_it_is_said(
+    make_model: MakeModel, make_windows: Make, plan_for: PlanFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(self: Any, hidden: Tensor) -> Tensor:
+        down: Tensor = self.down_proj(
+            self.gate_proj(hidden) * self.up_proj(hidden + self.up_proj(hidden).mean())
+        )
+        return down
+
+    found = []
+    for source in ("sequential", "true-sequential"):
+        model = make_model("llama")
+        monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", twice)
+        result = compress_with_(model, plan_for(model, 0.5), Wanda(), make_windows(3), statistics=source)
+        found.append((result, states(model)))
+    (plain, before), (turns, after) = found
+    assert not plain.fallbacks
+    assert [one.where for one in turns.fallbacks] == [row.name for row in turns.budgets]
+    assert same(before, after)
