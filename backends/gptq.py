@@ -20,6 +20,7 @@ from owl_compress.backends.solver import (
     sweep_,
 )
 from owl_compress.compression.tasks import BlockTask, GroupTask, LinearOutcome, LinearTask
+from owl_compress.documents.provenance import StatisticsSource
 from owl_compress.documents.units import Unit
 from owl_compress.forms.codes import CodeFormat, QuantizedWeight, code_range
 from owl_compress.options import option
@@ -69,6 +70,10 @@ class Gptq:
         """Refuse options that cannot be meant."""
         check_group_size(self.group_size)
         check_damping(self.damping)
+
+    def usual_statistics(self, target: float) -> StatisticsSource:  # noqa: ARG002
+        """Linears in turn, as the published code's `--true-sequential`: never worse where it was measured."""
+        return "true-sequential"
 
     @property
     def code_format(self) -> CodeFormat:

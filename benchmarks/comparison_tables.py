@@ -25,14 +25,27 @@ _ACCURACY = (
 )
 
 
-_SOURCES = (
-    "Perplexity where the backend is told of the inputs of each block behind the compressed ones before it "
-    "(sequential), and of the dense model's (dense), which one pass over the blocks gathers together with "
-    "importance: mean and range over draws of the calibration windows, 12 of 512 tokens. *Ratio*: dense over "
-    "sequential, in pairs of equal draws; a star where its 95 % interval tells it from 1. Widths are pruned "
-    "without repair, which needs more than norms. (`grids/statistics.yaml`; the sequential rows of wanda are "
-    "those of `grids/readme.yaml`)"
+_PAIRS = (
+    "Mean and range over draws of the calibration windows, 12 of 512 tokens. *Ratio*: over sequential, in "
+    "pairs of equal draws; a star where its 95 % interval tells it from 1."
 )
+_SOURCES = {
+    "dense": (
+        "Statistics of the dense model",
+        "Perplexity where the backend is told of the inputs of each block behind the compressed ones before "
+        "it (sequential), and of the dense model's (dense), which one pass over the blocks gathers together "
+        f"with importance. {_PAIRS} Widths are pruned without repair, which needs more than norms. "
+        "(`grids/statistics.yaml`; the sequential rows of wanda are those of `grids/readme.yaml`)",
+    ),
+    "true-sequential": (
+        "Linears in turn",
+        "Perplexity where the backend is told of the inputs of each block behind the compressed ones before "
+        "it (sequential), and where linears of a block are compressed in turn, each on inputs behind the "
+        f"compressed ones before it (true-sequential). {_PAIRS} (`grids/turns.yaml`; sequential rows are "
+        "those of `grids/readme.yaml`, but for 4 bits)",
+    ),
+}
+"""Whose inputs a backend may be told of besides those behind compressed blocks: heading and text."""
 
 
 def draws_section(rows: Sequence[Row]) -> str:
@@ -73,35 +86,39 @@ def _draws(method: Method | None, figure: Figure) -> str:
     return several(values) + ("*" if paired and paired.is_told_apart else "")
 
 
-def sources_section(*studies: Sequence[Row]) -> str:
-    """Backend, budget and allocator down; whose inputs the backend was told of, across."""
+def source_section(source: str, *studies: Sequence[Row]) -> str:
+    """Backend, budget and allocator down; sequential statistics, and those of the `source`, across."""
     rows = [row for study in studies for row in study if row.is_measured and not row.dense]
-    if not any(map(_is_of_dense, rows)):
+    if not any(_source(row) == source for row in rows):
         return ""
     figure = figures_of(rows)[0]
     by_source: dict[str, dict[bool, dict[int, float]]] = {}
     for row in rows:
         value = figure.read(row)
-        if value is not None:
+        if value is not None and _source(row) in ("sequential", source):
             found = by_source.setdefault(_apart_from_source(row), {True: {}, False: {}})
-            found[_is_of_dense(row)][row.recipe.get(SEED, 0)] = value
+            found[_source(row) == source][row.recipe.get(SEED, 0)] = value
     cells = []
     for name, found in sorted(by_source.items(), reverse=True):
         paired = figure.compared(found[True], found[False])
         if paired is not None:
             ratio = f"{1 + paired.difference:.3f}" + "*" * bool(paired.is_told_apart)
             cells.append((name, several([*found[False].values()]), several([*found[True].values()]), ratio))
-    heads = ("", "sequential", "dense", "ratio")
-    return section("Statistics of the dense model", _SOURCES, table(heads, cells))
+    title, text = _SOURCES[source]
+    return section(title, text, table(("", "sequential", source, "ratio"), cells))
 
 
-def _is_of_dense(row: Row) -> bool:
-    return row.recipe.get("statistics") == "dense"
+def _source(row: Row) -> str:
+    """Whose inputs the backend was told of; the grids' protocol has sequential where a row does not say."""
+    return str(row.recipe.get("statistics") or "sequential")
+
+
+_BUDGETS = {"sparsity", "nm", "prune-ratio", "bits", "bit-choices"}
 
 
 def _apart_from_source(row: Row) -> str:
     """The cell in words, but for the seed and whose inputs the backend was told of."""
-    axes = {name: value for name, value in row.recipe.items() if name in {"sparsity", "nm", "prune-ratio"}}
+    axes = {name: value for name, value in row.recipe.items() if name in _BUDGETS}
     repaired = " with repair" if row.recipe.get("repair") else ""
     return f"{row.recipe['backend']} {label(axes)}{repaired}, {row.recipe['allocator']}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill
 
 from comparison_rows import as_benchmark_row, is_measured, is_of_comparison
-from comparison_tables import accuracy_section, draws_section, sources_section
+from comparison_tables import accuracy_section, draws_section, source_section
 from cost_tables import comparison_section, latency_section, memory_section, speed_section
 from damage_table import damage_section
 from layout import WIDTH, Row, number, section, several, table
@@ -52,7 +52,8 @@ def main() -> None:
         latency_section(_rows("latency")),
         memory_section(_rows("memory"), _rows("structured_memory")),
         _stability(),
-        sources_section(_compared("readme"), _compared("statistics")),
+        source_section("dense", _compared("readme"), _compared("statistics")),
+        source_section("true-sequential", _compared("readme"), _compared("turns")),
         speed_section(_rows("speed")),
         peers_section(_rows("peers")),
         comparison_section(_rows("compare")),

@@ -137,7 +137,7 @@ class GradientChooser(GradientReader, Protocol):
 
 @runtime_checkable
 class StatisticsChooser(Protocol):
-    """A backend that may do as well on the dense model's inputs, which take fewer passes to gather."""
+    """A backend that is better told of other inputs than those behind the compressed blocks, or as well."""
 
     def usual_statistics(self, target: float) -> StatisticsSource:
         """Whose inputs it is told of where nobody says, for a plan of this target."""

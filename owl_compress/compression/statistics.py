@@ -25,7 +25,7 @@ def asked_statistics(backend: AnyBackend) -> frozenset[type[Statistic]]:
 def usual_statistics(backend: AnyBackend, target: float) -> StatisticsSource:
     """Whose inputs `backend` is told of where nobody says, for a plan of this target.
 
-    Those behind the compressed blocks, unless the backend knows that the dense model's serve as well there.
+    Those behind the compressed blocks, unless the backend knows of others that serve it better, or as well.
     """
     return backend.usual_statistics(target) if isinstance(backend, StatisticsChooser) else "sequential"
 

@@ -57,13 +57,14 @@ def test_one_pass_serves_importance_and_compression(
         ("wanda", {"sparsity": 0.5, "scope": "linear"}, "sequential"),
         ("wanda", {"sparsity": 0.5, "scope": "model"}, "sequential"),
         ("sparsegpt", {"sparsity": 0.5}, "sequential"),
+        ("gptq", {"bits": 3, "bit_choices": "3", "group_size": 8}, "true-sequential"),
         (*WIDTH, "sequential"),
     ],
 )
 def test_without_a_word_a_backend_has_what_serves_it(
     here: Path, recipe: MakeRecipe, backend: str, options: dict[str, Any], expected: str
 ) -> None:
-    of_backend = {name: options[name] for name in ("scope", "round_to") if name in options}
+    of_backend = {name: options[name] for name in ("scope", "round_to", "group_size") if name in options}
     asked, by_plan = recipe(backend, **options), recipe(backend, plan="OUT/plan.json", **of_backend)
     assert run(asked, "OUT").result.statistics == expected
     assert run(by_plan, None).result.statistics == expected
