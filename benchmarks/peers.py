@@ -16,8 +16,9 @@ start to end, memory is the most that was resident.
   `peer_llm_compressor.py`.
 
 Each is compared with ours as it is by default; *disk*: with `--offload disk`, the same to the last bit; and
-of Wanda, *dense*: with `--statistics dense`, which takes one pass over the blocks for all, and is the default
-at 60 %, and *sequential*, which is the default at 70 %.
+with `--statistics` other than by default: *sequential* (the default of SparseGPT, and of Wanda at 70 %),
+*true-sequential* (of gptq; one pass for each block), and of Wanda *dense* (the default at 60 %; one pass over
+the blocks for all).
 """
 
 import argparse
@@ -48,6 +49,7 @@ _VARIANTS: Mapping[str, Sequence[str]] = {
     "disk": ["--offload", "disk"],
     "dense": ["--statistics", "dense"],
     "sequential": ["--statistics", "sequential"],
+    "true-sequential": ["--statistics", "true-sequential"],
 }
 
 
@@ -62,11 +64,13 @@ class Case:
 
     def variants(self, asked: Sequence[str]) -> list[str]:
         """Those of `asked` that are not the default, or refused."""
-        if "wanda" not in self.ours:
-            usual = {"dense", "sequential"}
+        if "gptq" in self.ours:
+            left_out = {"dense", "true-sequential"}
+        elif "wanda" in self.ours:
+            left_out = {"sequential" if self.peer == "owl" else "dense"}
         else:
-            usual = {"sequential" if self.peer == "owl" else "dense"}
-        return [name for name in asked if name not in usual]
+            left_out = {"dense", "sequential"}
+        return [name for name in asked if name not in left_out]
 
 
 _CASES = {
