@@ -11,12 +11,16 @@ from owl_compress.compression.contract import Backend
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.measurements import StageNeeds
 from owl_compress.pages.words import seconds_in_words
+from owl_compress.pipeline.needs import course_of, held_in_turns
 from owl_compress.pipeline.session import Session
 from owl_compress.walk.pace import Pace, pace_of
 from owl_compress.walk.ranks import Ranks
 
 _WORTH_A_PROBE = 10**12
 """Operations of matrix products: with fewer ahead, a run is over before its time would matter."""
+
+_PASSES_UP_TO_TURNS = 3
+"""What passes up to each turn of a block, and one through it, come to."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,19 @@ def passes_of(session: Session) -> dict[str, Passes]:
 def _passes_to_compress(session: Session, backend: Backend) -> int:
     """One to gather what the linears of a block read and one for what it hands on, and one for a survey.
 
-    Of the dense model it is one for all, or none where importance is measured on as much.
+    Of the dense model it is one for all, or none where importance is measured on as much. Where linears take
+    turns it is one for all of them, or else one up to each, most of which end early in the block.
     """
     measured = session.measuring is not None and session.calibration is not None
     is_seen = measured and session.measure_samples >= len(session.calibration or ())
     if session.asks_for_dense:
         return 0 if is_seen else 1
     surveys = backend.survey is not None and backend.survey.statistic is not None
-    return 2 + (surveys and not is_seen)
+    gathering = 2
+    if session.request.statistics == "true-sequential":
+        is_held = held_in_turns(session.loaded.model, session.structure, course_of(session))
+        gathering = 1 if is_held else _PASSES_UP_TO_TURNS
+    return gathering + (surveys and not is_seen)
 
 
 def with_seconds(session: Session, needs: Sequence[StageNeeds], *, always: bool = False) -> list[StageNeeds]:

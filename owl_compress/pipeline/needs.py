@@ -149,20 +149,21 @@ def _of_walk(
     if course.widens and windows is not None:  # bfloat16 as float32 beside itself, before matrices are made
         largest = max(structure.blocks, key=lambda block: block.n_weights)
         working += max(0, 2 * weights.block - matrix_bytes(largest))
-    if compresses and course.in_turns and windows is not None:
-        working += _held_in_turns(model, structure, course, windows, activations)
+    if compresses and course.in_turns:
+        working += held_in_turns(model, structure, course)
     done = weights.total - weights.outside if compresses else _STATES_WHILE_REPLACED * activations
     return _placed(stage, weights, course, working, activations, done if course.keeps_blocks else 0)
 
 
-def _held_in_turns(
-    model: Any, structure: ModelStructure, course: Course, windows: TokenWindows, activations: int
-) -> int:
+def held_in_turns(model: Any, structure: ModelStructure, course: Course) -> int:
     """What all batches hold in the middle of a block; none where they are run anew for every turn."""
-    hidden = hidden_size(model)
-    element = _FLOAT32 if course.widens else next(model.parameters()).element_size()
+    if course.calibration is None:
+        return 0
+    hidden, n_tokens = hidden_size(model), course.calibration.ids.numel()
+    element = next(model.parameters()).element_size()
+    activations = n_tokens * hidden * element
     linears = [linear for block in structure.blocks for linear in block.linears]
-    held = bytes_held(linears, hidden, windows.ids.numel(), element)
+    held = bytes_held(linears, hidden, n_tokens, _FLOAT32 if course.widens else element)
     elsewhere = ("host", "disk") if course.has_device else ("disk",)
     room = course.room_for_states if course.has_device else course.room_on_host
     is_held = course.place_of_states(activations) not in elsewhere and (room is None or held <= room)
