@@ -169,14 +169,10 @@ def _settled(
     return settled
 
 
-def _told_together(outcomes: Sequence[LinearOutcome]) -> list[LinearOutcome]:
-    """The outcomes of linears that should have been told of their inputs in turn, and have none."""
-    return [
-        replace(
-            one, fallbacks=(*one.fallbacks, Fallback(what="no turn of its own in its block", where=one.name))
-        )
-        for one in outcomes
-    ]
+def _without_turn(outcome: LinearOutcome) -> LinearOutcome:
+    """The outcome of a linear that should have been told of its inputs in turn."""
+    fallback = Fallback(what="no turn of its own in its block", where=outcome.name)
+    return replace(outcome, fallbacks=(*outcome.fallbacks, fallback))
 
 
 @dataclass(frozen=True)
@@ -273,16 +269,15 @@ class _Driver:
         """Compress one block, as a whole or linears in turn."""
         plan, statistic = surveyed.plan, self.backend.statistic
         decision = surveyed.decisions.get(visit.site.name)
-        takes_turns = self.in_turns and statistic is not None and visit.takes_turns(budgets)
         # No name holds a task: its statistics must be gone before the next are gathered.
-        if not takes_turns or statistic is None:
+        if not self.in_turns or statistic is None:
             task = partial(self._task, visit, budgets, plan, statistic, advance=False)
-            outcomes = solve_together_(self.backend, replace(task(), decision=decision))
-            return _told_together(outcomes) if self.in_turns else outcomes
+            return solve_together_(self.backend, replace(task(), decision=decision))
 
         def solve_(group: LinearGroup) -> Sequence[LinearOutcome]:
             alone = self._group(group.linears, group.statistic, budgets)
-            return solve_together_(self.backend, BlockTask(visit.site, (alone,), plan.grid, decision))
+            done = solve_together_(self.backend, BlockTask(visit.site, (alone,), plan.grid, decision))
+            return done if group.has_turn else [_without_turn(outcome) for outcome in done]
 
         with closing(visit.gather_in_turns(statistic, budgets)) as groups:
             return list(chain.from_iterable(map(solve_, groups)))

@@ -26,7 +26,6 @@ from owl_compress.pages.words import size_in_words
 from owl_compress.pipeline.session import Session
 from owl_compress.walk.input_statistics import SecondMoments, Statistic
 from owl_compress.walk.states import place_of, room_on_device, room_on_host
-from owl_compress.walk.turns import bytes_held
 from owl_compress.walk.widening import wider_dtype
 
 Waiting = Literal["device", "host", "disk"]
@@ -156,14 +155,22 @@ def _of_walk(
 
 
 def held_in_turns(model: Any, structure: ModelStructure, course: Course) -> int:
-    """What all batches hold in the middle of a block; none where they are run anew for every turn."""
+    """What all batches hold in the middle of a block, about; none where they are run anew for every turn.
+
+    For each token that is the stream past the linears, what the widest of them has given and the widest is
+    about to read, and the scores of attention where it keeps them.
+    """
     if course.calibration is None:
         return 0
     hidden, n_tokens = hidden_size(model), course.calibration.ids.numel()
     element = next(model.parameters()).element_size()
     activations = n_tokens * hidden * element
-    linears = [linear for block in structure.blocks for linear in block.linears]
-    held = bytes_held(linears, hidden, n_tokens, _FLOAT32 if course.widens else element)
+    shapes = [linear.shape for block in structure.blocks for linear in block.linears]
+    widths = hidden + max(rows for rows, _ in shapes) + max(columns for _, columns in shapes)
+    config = model.config.get_text_config()
+    if getattr(config, "_attn_implementation", None) == "eager":
+        widths += getattr(config, "num_attention_heads", 1) * course.calibration.record.seq_len
+    held = n_tokens * widths * (_FLOAT32 if course.widens else element)
     elsewhere = ("host", "disk") if course.has_device else ("disk",)
     room = course.room_for_states if course.has_device else course.room_on_host
     is_held = course.place_of_states(activations) not in elsewhere and (room is None or held <= room)

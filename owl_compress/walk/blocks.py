@@ -5,9 +5,9 @@ block is run by itself on the outputs of the block before it. The estimator and 
 here.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from owl_compress.walk.gathering import AllRead, Gathering, LinearGroup
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.states import InMemory, Keeper, KeepOn, keeper_of, room_beside
-from owl_compress.walk.turns import Run, Turn, TurnTaking, bytes_held, irregular, turns_of
+from owl_compress.walk.turns import Run, Turns, TurnTaking
 from owl_compress.walk.widening import widened, wider_dtype
 
 S = TypeVar("S", bound=Statistic)
@@ -75,33 +75,33 @@ class BlockVisit:
         What was yielded may be changed before the next is asked for, whose inputs are those behind the
         changed ones. Where memory holds all batches in the middle of the block, a single pass serves all, and
         its outputs become the next block's inputs; else each turn takes a pass up to it, with the same
-        numbers. Close it where it may be left early.
+        numbers. In the end come linears without a turn, together: not every batch calls them once, and in the
+        same order. Close it where it may be left early.
 
         Raises:
-            RequestError: linears that do not take turns, or not in every batch; inputs with NaN or Inf.
+            RequestError: a linear that no token reached, or inputs with NaN or Inf.
         """
         walk, linears = self._walk, [linear for linear in self.site.linears if linear.name in names]
-        turns = self._turns(linears)
-        if not turns:
-            raise irregular(linears)
-        if not walk.holds_passes(linears, self._dtype):
-            for turn in turns:
-                yield from self.gather(statistic, [linear.name for linear in turn])
-            return
-        runs = [partial(self._run_batch, batch) for batch in range(len(walk.hidden))]
-        is_last = self._index + 1 == len(walk.structure.blocks)
-        taking = TurnTaking(turns, runs, walk.ranks, self._widened)
-        with closing(taking.groups(statistic, None if is_last else self._keep)) as groups:
-            yield from groups
-        self._advanced = not is_last
-
-    def takes_turns(self, names: Collection[str]) -> bool:
-        """Whether a pass calls each of the linears `names` once, so that each has a turn."""
-        return bool(self._turns([linear for linear in self.site.linears if linear.name in names]))
-
-    def _turns(self, linears: Sequence[LinearSite]) -> tuple[Turn, ...]:
+        by_name = {linear.name.removeprefix(self.site.name): linear for linear in linears}
         with self._widened():
-            return self._walk.turns(self.site, linears, partial(self._run_batch, 0))
+            found = walk.turns(self.site, by_name, partial(self._run_batch, 0))
+        turns = [[by_name[name] for name in turn] for turn in found.names]
+        taking = {linear.name for turn in turns for linear in turn}
+        left = [linear for linear in linears if linear.name not in taking]
+        if walk.holds_passes(found):
+            runs = [partial(self._run_batch, batch) for batch in range(len(walk.hidden))]
+            goes_on = not left and self._index + 1 < len(walk.structure.blocks)
+            passes = TurnTaking(turns, runs, walk.ranks, self._widened)
+            with closing(passes.groups(statistic, self._keep if goes_on else None)) as groups:
+                yield from groups
+            left = passes.left + left
+            self._advanced = goes_on and not left
+        else:
+            for turn in turns:
+                for group in self.gather(statistic, [linear.name for linear in turn]):
+                    yield replace(group, has_turn=True)
+        if left:
+            yield from self.gather(statistic, [linear.name for linear in left])
 
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""
@@ -187,7 +187,7 @@ class BlockWalk:
         self.device = device
         self._arguments: list[tuple[Arguments, ...]] = []  # by batch, then by block
         self._copies = _Copies(device)
-        self._turns: dict[tuple[object, ...], list[list[str]]] = {}
+        self._turns: dict[tuple[object, ...], Turns] = {}
 
     @classmethod
     def together(
@@ -279,25 +279,26 @@ class BlockWalk:
         block = module or self.structure.blocks[index].module
         return hidden_states_of(block(hidden, *arguments.positional, **arguments.named))
 
-    def turns(self, site: BlockSite, linears: Sequence[LinearSite], run: Run) -> tuple[Turn, ...]:
-        """See `turns_of`; found out once for all blocks of a kind, whose passes tell if one is different."""
-        named = {linear.name.removeprefix(site.name): linear for linear in linears}
-        kind = type(site.module), *named
-        if kind not in self._turns:
-            turns = turns_of(linears, run)
-            self._turns[kind] = [[linear.name.removeprefix(site.name) for linear in turn] for turn in turns]
-        return tuple(tuple(named[name] for name in turn) for turn in self._turns[kind])
+    def turns(self, site: BlockSite, linears: Mapping[str, LinearSite], run: Run) -> Turns:
+        """The turns of the `linears`, which have these names in their block; `run` is a pass through it.
 
-    def holds_passes(self, linears: Sequence[LinearSite], dtype: torch.dtype | None) -> bool:
-        """Whether there is room for all batches in the middle of a block, at each of the `linears`.
-
-        Of several processes, whether there is in each.
+        Looked at once for all blocks of a kind. Of several processes all have the same; there are none where
+        one of them finds others.
         """
-        element = (dtype or self.hidden[0].dtype).itemsize
+        kind = type(site.module), *linears
+        if kind not in self._turns:
+            found = Turns.of([*linears.values()], site.module, run)
+            local = tuple(tuple(name.removeprefix(site.name) for name in turn) for turn in found.names)
+            everywhere = self.ranks.gathered(local) if self.ranks.of > 1 else [local]
+            self._turns[kind] = replace(found, names=local if len({*everywhere}) == 1 else ())
+        return self._turns[kind]
+
+    def holds_passes(self, turns: Turns) -> bool:
+        """Whether there is room for all batches in the middle of a block; of several processes, in each."""
         n_tokens = sum(states.shape[:-1].numel() for states in self.hidden)
-        held = bytes_held(linears, self.hidden[0].shape[-1], n_tokens, element)
+        held = turns.held_bytes * n_tokens // self.hidden[0].shape[:-1].numel()
         room = room_beside(self.device)
-        fits = self.keeper.is_on(self.device) and (room is None or held <= room)
+        fits = turns.may_stand and self.keeper.is_on(self.device) and (room is None or held <= room)
         return fits if self.ranks.of == 1 else all(self.ranks.gathered(fits))
 
     def _capture(self) -> None:

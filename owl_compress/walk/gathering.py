@@ -18,10 +18,14 @@ class AllRead(Exception):  # noqa: N818 - it ends a forward pass early, nothing 
 
 @dataclass(frozen=True)
 class LinearGroup:
-    """Linears of one block that read the same input tensor, with the statistic of that input."""
+    """Linears of one block that read the same input tensor, with the statistic of that input.
+
+    `has_turn` tells whether it is of inputs behind the changed linears before them, see `walk.turns`.
+    """
 
     linears: tuple[LinearSite, ...]
     statistic: Statistic
+    has_turn: bool = False
 
 
 class Gathering:
@@ -133,7 +137,9 @@ class Gathering:
         return tuple(result)
 
 
-def checked_group(linears: tuple[LinearSite, ...], statistic: Statistic) -> LinearGroup:
+def checked_group(
+    linears: tuple[LinearSite, ...], statistic: Statistic, *, has_turn: bool = False
+) -> LinearGroup:
     """Linears with the statistic of their input.
 
     Raises:
@@ -144,7 +150,7 @@ def checked_group(linears: tuple[LinearSite, ...], statistic: Statistic) -> Line
             f"the inputs of {linears[0].name} hold NaN or Inf: the model or its data type overflows; "
             "try --dtype float32 or bfloat16"
         )
-    return LinearGroup(linears, statistic)
+    return LinearGroup(linears, statistic, has_turn)
 
 
 def unreached(linear: LinearSite) -> str:

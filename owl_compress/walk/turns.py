@@ -11,59 +11,107 @@ import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
-from owl_compress.errors import RequestError
 from owl_compress.models.structure import LinearSite
 from owl_compress.walk.gathering import LinearGroup, checked_group
 from owl_compress.walk.input_statistics import Statistic
+from owl_compress.walk.live_bytes import LiveBytes
 from owl_compress.walk.ranks import Ranks
-
-Turn = tuple[LinearSite, ...]
-"""Linears that read the same tensor."""
 
 Run = Callable[[], Tensor]
 """The forward pass of one batch through the block: what comes out."""
 
+Hook = Callable[[nn.Module, tuple[Any, ...]], None]
 
-def turns_of(linears: Sequence[LinearSite], run: Run) -> tuple[Turn, ...]:
-    """The turns of the `linears` of a block, in the order in which the pass `run` calls them.
 
-    There are none where it calls one of them not at all, or more than once, as experts of a mixture are.
+@dataclass(frozen=True)
+class Turns:
+    """Which linears of a block have a turn, by their names, and what standing still there takes.
+
+    Attributes:
+        names: of each turn, in order; linears that a pass calls several times or not at all have none.
+        may_stand: whether passes can stand still in front of them and change nothing for others.
+        held_bytes: what a pass holds at most while it does.
     """
-    called: list[tuple[LinearSite, Tensor]] = []
 
-    def noted(linear: LinearSite) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, arguments: called.append((linear, arguments[0]))
+    names: tuple[tuple[str, ...], ...]
+    may_stand: bool
+    held_bytes: int
 
-    with _hooked({linear: noted(linear) for linear in linears}):
-        run()
-    if sorted(linear.name for linear, _ in called) != sorted(linear.name for linear in linears):
-        return ()
-    turns: dict[int, list[LinearSite]] = {}
-    for linear, inputs in called:
-        turns.setdefault(id(inputs), []).append(linear)
-    return tuple(map(tuple, turns.values()))
+    @classmethod
+    def of(cls, linears: Sequence[LinearSite], block: nn.Module, run: Run) -> "Turns":
+        """Look at one pass, `run`, through the `block`."""
+        calls: list[_Call] = []
+        if _is_compiled(block):  # what is compiled is not looked into
+            with _hooked({linear: partial(_note, calls, linear, lambda: 0) for linear in linears}):
+                run()
+        else:
+            live = LiveBytes()
+            with live, _hooked({linear: partial(_note, calls, linear, live.count) for linear in linears}):
+                run()
+        n_calls = {linear.name: sum(call.name == linear.name for call in calls) for linear in linears}
+        once = [call for call in calls if n_calls[call.name] == 1]
+        turns: dict[int, list[str]] = {}
+        for call in once:
+            turns.setdefault(id(call.inputs), []).append(call.name)
+        outside = _surroundings()
+        may_stand = not _is_compiled(block) and all(call.surroundings == outside for call in once)
+        held = max((call.held_bytes for call in once), default=0)
+        return cls(tuple(map(tuple, turns.values())), may_stand, held)
 
 
-def bytes_held(linears: Sequence[LinearSite], hidden_size: int, n_tokens: int, element_size: int) -> int:
-    """What forward passes over so many tokens hold while all of them stand in front of one turn.
+@dataclass(frozen=True)
+class _Call:
+    """Of a linear, in the pass that is looked at."""
 
-    That is the stream past the linears, and what the widest of them is about to read.
-    """
-    widest = max((linear.shape[1] for linear in linears), default=0)
-    return n_tokens * (hidden_size + max(widest, hidden_size)) * element_size
+    name: str
+    inputs: Tensor
+    held_bytes: int
+    surroundings: tuple[object, ...]
+
+
+def _note(
+    calls: list[_Call],
+    linear: LinearSite,
+    held: Callable[[], int],
+    _module: nn.Module,
+    inputs: tuple[Any, ...],
+) -> None:
+    # Every input is kept until the end, so that no other tensor gets its id.
+    calls.append(_Call(linear.name, inputs[0], held(), _surroundings()))
+
+
+def _surroundings() -> tuple[object, ...]:
+    """What torch keeps for the thread, not for a greenlet: it must be the same wherever one stands still."""
+    kinds = ("cpu", "cuda")
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(kind) for kind in kinds),
+        *(torch.get_autocast_dtype(kind) for kind in kinds),
+    )
+
+
+def _is_compiled(block: nn.Module) -> bool:
+    """Whether a part of it goes through torch.compile, which has the interpreter watched while it runs."""
+    return any(
+        module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")  # noqa: SLF001
+        for module in block.modules()
+    )
 
 
 class TurnTaking:
     """Forward passes through one block that stand still at every turn of its linears.
 
     Args:
-        turns: of the linears, in order.
+        turns: the linears of each, in order.
         runs: the passes, one for each batch.
         ranks: processes that gather together.
         working: a context that passes run in; it is left while they stand still.
@@ -71,7 +119,7 @@ class TurnTaking:
 
     def __init__(
         self,
-        turns: Sequence[Turn],
+        turns: Sequence[Sequence[LinearSite]],
         runs: Sequence[Run],
         ranks: Ranks,
         working: Callable[[], AbstractContextManager[None]],
@@ -81,29 +129,37 @@ class TurnTaking:
         self._ranks = ranks
         self._working = working
         self._statistic: Statistic | None = None  # of the turn that passes are on their way to
+        self.left: list[LinearSite] = []
 
     def groups(
         self, kind: type[Statistic], end: Callable[[int, Tensor], None] | None
     ) -> Generator[LinearGroup, None, None]:
         """Each turn with the statistic of its input in all passes; its linears may be changed then.
 
-        In the end the number and the outputs of each pass go to `end`; for None they are not computed. Close
-        the generator where it may be left early: that ends the passes.
+        In the end the number and the outputs of each pass go to `end`; for None they are not computed. Where
+        passes do not all call the linears in the order of their turns, all end, and the linears that have had
+        none are `left`. Close the generator where it may be left early: that ends the passes, too.
 
         Raises:
-            RequestError: NaN or Inf in inputs, or a pass that calls the linears in another order.
+            RequestError: NaN or Inf in inputs.
         """
         hooks = {
-            linear: partial(self._stand_still, linear, number)
+            linear: partial(self._stand_still, number)
             for number, turn in enumerate(self._turns)
             for linear in turn
         }
         try:
             with _hooked(hooks):
                 for number, turn in enumerate(self._turns):
-                    yield self._group(number, turn, kind)
+                    statistic = self._gathered(number, turn, kind)
+                    if statistic is None:
+                        self.left = [linear for other in self._turns[number:] for linear in other]
+                        return
+                    group = checked_group(tuple(turn), statistic, has_turn=True)
+                    del statistic  # that of the next turn is made when this one is gone
+                    yield group
+                    del group
                 if end is not None:
-                    self._statistic = None
                     with self._working():
                         for number, one in enumerate(self._passes):
                             end(number, one.switch())
@@ -112,36 +168,40 @@ class TurnTaking:
                 if not one.dead:
                     one.throw()
 
-    def _group(self, number: int, turn: Turn, kind: type[Statistic]) -> LinearGroup:
-        """A turn with its statistic, all passes taken up to it."""
+    def _gathered(self, number: int, turn: Sequence[LinearSite], kind: type[Statistic]) -> Statistic | None:
+        """The statistic of a turn, all passes taken up to it; None where one of them does not get there."""
         self._statistic = statistic = kind.empty(turn[0].shape[1], turn[0].weight.device)
         with self._working():
-            for one in self._passes:
-                one.switch()
-                if len(one.read) != number + 1:
-                    raise irregular(turn)
-        self._statistic = None  # that of the next turn is made when this one is gone
-        if self._ranks.of > 1:
-            self._ranks.add_up_(statistic.sums)
-            statistic.n_tokens = sum(self._ranks.gathered(statistic.n_tokens))
-        return checked_group(turn, statistic)
+            is_regular = all(one.comes_to(number) for one in self._passes)
+        self._statistic = None
+        counts = self._ranks.gathered(statistic.n_tokens if is_regular else None)
+        if None in counts:
+            return None
+        self._ranks.add_up_(statistic.sums)
+        statistic.n_tokens = sum(count for count in counts if count is not None)
+        return statistic
 
-    def _stand_still(
-        self, linear: LinearSite, number: int, _module: nn.Module, inputs: tuple[Any, ...]
-    ) -> None:
-        """In front of a linear of turn `number`, in one of the passes: stop before the first of a turn."""
+    def _stand_still(self, number: int, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """In front of a linear of turn `number`: its pass stops before the first of a turn.
+
+        Whoever else calls the linear, while all passes stand still, is no pass.
+        """
         one, read = getcurrent(), inputs[0]
         if not isinstance(one, _Pass):
-            raise TypeError("the block runs outside of the passes that take turns in it")
+            return
         if number < len(one.read):
             if one.read[number]() is not read:
-                raise irregular([linear])
+                raise _OutOfTurn
             return
         if number > len(one.read) or self._statistic is None:
-            raise irregular([linear])
+            raise _OutOfTurn
         one.read.append(weakref.ref(read))
         self._statistic.add(read.reshape(-1, read.shape[-1]))  # [..., in] -> [tokens, in]
         one.stand_still()
+
+
+class _OutOfTurn(Exception):  # noqa: N818 - nothing went wrong, the text has other calls
+    """A pass calls linears in another order than the one that was looked at."""
 
 
 class _Pass(greenlet):
@@ -152,6 +212,14 @@ class _Pass(greenlet):
         self.gr_context = copy_context()
         self.read: list[weakref.ref[Tensor]] = []
 
+    def comes_to(self, number: int) -> bool:
+        """Let it go on to the turn of that number; whether this is where it stands then."""
+        try:
+            self.switch()
+        except _OutOfTurn:
+            return False
+        return len(self.read) == number + 1
+
     def stand_still(self) -> None:
         """Let whoever runs this go on; called inside of it."""
         if self.parent is not None:
@@ -159,17 +227,9 @@ class _Pass(greenlet):
 
 
 @contextmanager
-def _hooked(hooks: Mapping[LinearSite, Callable[[nn.Module, tuple[Any, ...]], None]]) -> Iterator[None]:
+def _hooked(hooks: Mapping[LinearSite, Hook]) -> Iterator[None]:
     """Inside, each of the linears calls what belongs to it before it runs."""
     with ExitStack() as stack:
         for linear, hook in hooks.items():
             stack.callback(linear.module.register_forward_pre_hook(hook).remove)
         yield
-
-
-def irregular(linears: Sequence[LinearSite]) -> RequestError:
-    """Why linears cannot take turns, and what can be done."""
-    return RequestError(
-        f"{linears[0].name} is not called once for every text and always in the same order, so that it has "
-        "no turn of its own: use --statistics sequential"
-    )

@@ -132,7 +132,7 @@ def test_linears_in_turn_take_all_batches_in_the_middle_of_a_block(make_windows:
     windows = make_windows()
     plain = needs(4, "host", windows)
     turns = needs(4, "host", windows, in_turns=True)
-    held = windows.ids.numel() * (64 + 128) * 4
+    held = windows.ids.numel() * (64 + 128 + 128) * 4
     assert turns["compressing"].host_bytes - plain["compressing"].host_bytes == held
     assert turns["measuring"] == plain["measuring"]
     # Where hidden states wait on disk, the passes are run anew for every turn.

@@ -16,7 +16,6 @@ from owl_compress.walk import blocks
 from owl_compress.walk.blocks import BlockVisit, BlockWalk
 from owl_compress.walk.gathering import LinearGroup
 from owl_compress.walk.input_statistics import Gram, SecondMoments
-from owl_compress.walk.turns import bytes_held
 
 CPU = torch.device("cpu")
 Make = Callable[..., TokenWindows]
@@ -139,15 +138,120 @@ def test_nan_in_an_input_is_told_by_the_linear_that_reads_it(
         walk_in_turns(model, make_windows(2).batches(1), spoil_)
 
 
-def test_a_linear_that_is_called_twice_has_no_turn(make_model: MakeModel, make_windows: Make) -> None:
+def test_a_linear_that_is_called_twice_comes_last_and_has_no_turn(
+    make_model: MakeModel, make_windows: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, found = make_model("llama"), dict[str, bool]()
+
+    def twice(self: Any, hidden: Tensor) -> Tensor:
+        down: Tensor = self.down_proj(
+            self.gate_proj(hidden) * self.up_proj(hidden + self.up_proj(hidden).mean())
+        )
+        return down
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", twice)
+    walk_in_turns(
+        model, make_windows(2).batches(1), lambda group: found.update({group.linears[0].name: group.has_turn})
+    )
+    assert [name.rpartition(".")[2] for name in found][:5] == [
+        "q_proj",
+        "o_proj",
+        "gate_proj",
+        "down_proj",
+        "up_proj",
+    ]
+    assert {name for name, has_turn in found.items() if not has_turn} == {
+        f"model.layers.{block}.mlp.up_proj" for block in range(3)
+    }
+
+
+class Experts(nn.Module):
+    """Two small networks, of which a batch takes one or both, by its last token."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(2))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        chosen = self.experts[: 1 + int(hidden[0, -1].argmax()) % 2]
+        return torch.stack([expert(hidden + place) for place, expert in enumerate(chosen)]).sum(dim=0)
+
+
+def test_linears_that_some_batches_pass_by_are_told_together_after_the_others(
+    make_model: MakeModel, make_windows: Make
+) -> None:
     model = make_model("llama")
-    mlp = model.model.layers[1].mlp
-    mlp.forward = lambda hidden: mlp.down_proj(mlp.up_proj(mlp.up_proj(hidden)[..., : hidden.shape[-1]]))
-    with pytest.raises(RequestError, match=r"layers.1.*not called once .* use --statistics sequential"):
-        walk_in_turns(model, make_windows(2).batches(1), shrink_)
+    for layer in model.model.layers:
+        layer.mlp = Experts(model.config.hidden_size)
+    turns, seen = dict[str, bool](), dict[str, int]()
+
+    def note(group: LinearGroup) -> None:
+        for linear in group.linears:
+            assert linear.name not in turns, "told once"
+            turns[linear.name], seen[linear.name] = group.has_turn, group.statistic.n_tokens
+        shrink_(group)
+
+    windows = make_windows(12)
+    walk_in_turns(model, windows.batches(1), note)
+    assert sorted(turns) == sorted(
+        linear.name for site in find_structure(model).blocks for linear in site.linears
+    )
+    assert all(turns[name] for name in turns if "self_attn" in name)
+    sometimes = {name for name, n_tokens in seen.items() if n_tokens < windows.ids.numel()}
+    assert sometimes, "a batch passes an expert by"
+    assert not any(turns[name] for name in sometimes)
 
 
-def test_what_stands_still_is_the_stream_and_the_widest_input(make_model: MakeModel) -> None:
-    linears = find_structure(make_model("llama")).blocks[0].linears
-    hidden, widest = linears[0].shape[1], max(linear.shape[1] for linear in linears)
-    assert bytes_held(linears, hidden, 10, 4) == 10 * (hidden + widest) * 4
+@pytest.mark.parametrize("context", [torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_nobody_stands_still_inside_of_what_torch_keeps_for_the_thread(
+    make_model: MakeModel, make_windows: Make, context: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, states = make_model("llama"), []
+    plain = type(model.model.layers[0].mlp).forward
+
+    def inside(self: Any, hidden: Tensor) -> Tensor:
+        with context():
+            outputs: Tensor = plain(self, hidden)
+        return outputs.to(hidden.dtype)
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", inside)
+
+    def note(group: LinearGroup) -> None:
+        states.append((torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), group.has_turn))
+        shrink_(group)
+
+    walk_in_turns(model, make_windows(2).batches(1), note)
+    assert {*states} == {(False, False, True)}
+    assert torch.is_grad_enabled()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_who_calls_a_linear_while_passes_stand_still_is_let_through(
+    make_model: MakeModel, make_windows: Make
+) -> None:
+    model, called = make_model("llama"), []
+
+    def call(group: LinearGroup) -> None:
+        linear = group.linears[0]
+        called.append(linear.module(torch.zeros(1, linear.shape[1])))
+
+    walk_in_turns(model, make_windows(2).batches(1), call)
+    assert len(called) == 12
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_a_pass_holds_is_counted_where_it_stands(
+    make_model: MakeModel, make_windows: Make, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, held = make_model("llama"), []
+    model.set_attn_implementation(attention)
+    plain = BlockWalk.holds_passes
+    monkeypatch.setattr(
+        BlockWalk, "holds_passes", lambda self, turns: held.append(turns.held_bytes) or plain(self, turns)
+    )
+    windows = make_windows(2)
+    walk_in_turns(model, windows.batches(1), shrink_)
+    n_tokens, config = windows.record.seq_len, model.config
+    at_down = n_tokens * (config.hidden_size + config.intermediate_size) * 4
+    at_output = n_tokens * config.num_attention_heads * n_tokens * 4 if attention == "eager" else 0
+    assert max(at_down, at_output) <= held[0] <= 2 * (at_down + at_output)
