@@ -101,7 +101,7 @@ class BlockVisit:
     def _in_one_pass(
         self, statistic: type[Statistic], turns: Sequence[Sequence[LinearSite]], *, goes_on: bool
     ) -> Generator[LinearGroup, None, list[LinearSite]]:
-        """Yield each of the `turns`, and return the linears that have had none; `goes_on` to the next block."""
+        """Yield each of the `turns`, and return linears that have had none; `goes_on` to the next block."""
         runs = [partial(self._run_batch, batch) for batch in range(len(self._walk.hidden))]
         passes = TurnTaking(turns, runs, self._walk.ranks, self._widened)
         with closing(passes.groups(statistic, self._keep if goes_on else None)) as groups:
