@@ -8,8 +8,9 @@ function stop in its middle and go on later without a thread of its own.
 """
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -48,44 +49,45 @@ class Turns:
     @classmethod
     def of(cls, linears: Sequence[LinearSite], block: nn.Module, run: Run) -> "Turns":
         """Look at one pass, `run`, through the `block`."""
-        calls: list[_Call] = []
-        if _is_compiled(block):  # what is compiled is not looked into
-            with _hooked({linear: partial(_note, calls, linear, lambda: 0) for linear in linears}):
-                run()
-        else:
-            live = LiveBytes()
-            with live, _hooked({linear: partial(_note, calls, linear, live.count) for linear in linears}):
-                run()
-        n_calls = {linear.name: sum(call.name == linear.name for call in calls) for linear in linears}
-        once = [call for call in calls if n_calls[call.name] == 1]
+        is_compiled = _is_compiled(block)
+        live = None if is_compiled else LiveBytes()  # what is compiled is not looked into
+        look = _Look(live)
+        with live or nullcontext(), _hooked({linear: partial(look.note, linear) for linear in linears}):
+            run()
+        n_calls = Counter(call.name for call in look.calls)
+        once = [call for call in look.calls if n_calls[call.name] == 1]
         turns: dict[int, list[str]] = {}
         for call in once:
-            turns.setdefault(id(call.inputs), []).append(call.name)
+            turns.setdefault(call.turn, []).append(call.name)
         outside = _surroundings()
-        may_stand = not _is_compiled(block) and all(call.surroundings == outside for call in once)
+        may_stand = not is_compiled and all(call.surroundings == outside for call in once)
         held = max((call.held_bytes for call in once), default=0)
         return cls(tuple(map(tuple, turns.values())), may_stand, held)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Of a linear, in the pass that is looked at."""
+    """Of a linear, in the pass that is looked at; those that read the same tensor have one `turn`."""
 
     name: str
-    inputs: Tensor
+    turn: int
+    inputs: weakref.ref[Tensor]
     held_bytes: int
     surroundings: tuple[object, ...]
 
 
-def _note(
-    calls: list[_Call],
-    linear: LinearSite,
-    held: Callable[[], int],
-    _module: nn.Module,
-    inputs: tuple[Any, ...],
-) -> None:
-    # Every input is kept until the end, so that no other tensor gets its id.
-    calls.append(_Call(linear.name, inputs[0], held(), _surroundings()))
+class _Look:
+    """Takes down the calls of one pass, and holds nothing of it."""
+
+    def __init__(self, live: LiveBytes | None) -> None:
+        self._live = live
+        self.calls: list[_Call] = []
+
+    def note(self, linear: LinearSite, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """A linear is about to run."""
+        turn = next((call.turn for call in self.calls if call.inputs() is inputs[0]), len(self.calls))
+        held = self._live.count() if self._live else 0
+        self.calls.append(_Call(linear.name, turn, weakref.ref(inputs[0]), held, _surroundings()))
 
 
 def _surroundings() -> tuple[object, ...]:
