@@ -382,6 +382,19 @@ def wanda_scores() -> Callable[..., dict[str, Tensor]]:
     return score
 
 
+@pytest.fixture
+def up_called_twice() -> Callable[..., Tensor]:
+    """A forward for the feed-forward of a Llama that calls its up projection twice."""
+
+    def forward(self: Any, hidden: Tensor) -> Tensor:
+        down: Tensor = self.down_proj(
+            self.gate_proj(hidden) * self.up_proj(hidden + self.up_proj(hidden).mean())
+        )
+        return down
+
+    return forward
+
+
 @pytest.fixture(scope="session")
 def forwards_counted() -> Callable[[nn.Module], AbstractContextManager[list[list[int]]]]:
     """A context in which the sequence lengths are noted with which each block's own forward is called."""

@@ -6,7 +6,7 @@ here.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from owl_compress.models.structure import BlockSite, LinearSite, ModelStructure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.ahead import reading_ahead
 from owl_compress.walk.capture import Arguments, capture, hidden_states_of, map_tensors
-from owl_compress.walk.gathering import AllRead, Gathering, LinearGroup
+from owl_compress.walk.gathering import AllRead, Gathering, LinearGroup, hooked
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
 from owl_compress.walk.states import InMemory, Keeper, KeepOn, keeper_of, room_beside
@@ -60,9 +60,7 @@ class BlockVisit:
         """
         linears = [linear for linear in self.site.linears if names is None or linear.name in names]
         gathering = Gathering(statistic, linears, wants_outputs=advance)
-        with ExitStack() as hooks:
-            for linear in linears:
-                hooks.callback(linear.module.register_forward_pre_hook(gathering.hook(linear)).remove)
+        with hooked({linear: gathering.hook(linear) for linear in linears}):
             self._run(before_each=gathering.start_forward, keep=advance)
         gathering.add_up_(self._walk.ranks)
         return gathering.groups(spared)

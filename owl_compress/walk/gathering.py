@@ -1,7 +1,9 @@
 """Which linears of a block read the same input, and one statistic of each, while forward passes run."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,6 +12,18 @@ from owl_compress.models.state import is_finite
 from owl_compress.models.structure import LinearSite
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.ranks import Ranks
+
+Hook = Callable[[nn.Module, tuple[Any, ...]], None]
+"""Called with a module and its arguments before it runs."""
+
+
+@contextmanager
+def hooked(hooks: Mapping[LinearSite, Hook]) -> Iterator[None]:
+    """Inside, each of the linears calls what belongs to it before it runs."""
+    with ExitStack() as stack:
+        for linear, hook in hooks.items():
+            stack.callback(linear.module.register_forward_pre_hook(hook).remove)
+        yield
 
 
 class AllRead(Exception):  # noqa: N818 - it ends a forward pass early, nothing went wrong
@@ -59,7 +73,7 @@ class Gathering:
         self._called.clear()
         self._seen.clear()
 
-    def hook(self, linear: LinearSite) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(self, linear: LinearSite) -> Hook:
         """What is to be called, with its module and arguments, before `linear` runs."""
 
         def on_input(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

@@ -9,8 +9,8 @@ function stop in its middle and go on later without a thread of its own.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +21,13 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from owl_compress.models.structure import LinearSite
-from owl_compress.walk.gathering import LinearGroup, checked_group
+from owl_compress.walk.gathering import LinearGroup, checked_group, hooked
 from owl_compress.walk.input_statistics import Statistic
 from owl_compress.walk.live_bytes import LiveBytes
 from owl_compress.walk.ranks import Ranks
 
 Run = Callable[[], Tensor]
 """The forward pass of one batch through the block: what comes out."""
-
-Hook = Callable[[nn.Module, tuple[Any, ...]], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Turns:
         is_compiled = _is_compiled(block)
         live = None if is_compiled else LiveBytes()  # what is compiled is not looked into
         look = _Look(live)
-        with live or nullcontext(), _hooked({linear: partial(look.note, linear) for linear in linears}):
+        with live or nullcontext(), hooked({linear: partial(look.note, linear) for linear in linears}):
             run()
         n_calls = Counter(call.name for call in look.calls)
         once = [call for call in look.calls if n_calls[call.name] == 1]
@@ -151,7 +149,7 @@ class TurnTaking:
             for linear in turn
         }
         try:
-            with _hooked(hooks):
+            with hooked(hooks):
                 for number, turn in enumerate(self._turns):
                     statistic = self._gathered(number, turn, kind)
                     if statistic is None:
@@ -226,12 +224,3 @@ class _Pass(greenlet):
         """Let whoever runs this go on; called inside of it."""
         if self.parent is not None:
             self.parent.switch()
-
-
-@contextmanager
-def _hooked(hooks: Mapping[LinearSite, Hook]) -> Iterator[None]:
-    """Inside, each of the linears calls what belongs to it before it runs."""
-    with ExitStack() as stack:
-        for linear, hook in hooks.items():
-            stack.callback(linear.module.register_forward_pre_hook(hook).remove)
-        yield

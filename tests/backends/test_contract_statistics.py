@@ -215,18 +215,16 @@ def test_the_last_linears_of_a_block_read_what_the_compressed_first_ones_give(
 
 
 def test_linears_without_a_turn_are_named(
-    make_model: MakeModel, make_windows: Make, plan_for: PlanFor, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel,
+    make_windows: Make,
+    plan_for: PlanFor,
+    monkeypatch: pytest.MonkeyPatch,
+    up_called_twice: Callable[..., Tensor],
 ) -> None:
-    def twice(self: Any, hidden: Tensor) -> Tensor:
-        down: Tensor = self.down_proj(
-            self.gate_proj(hidden) * self.up_proj(hidden + self.up_proj(hidden).mean())
-        )
-        return down
-
     found = []
     for source in ("sequential", "true-sequential"):
         model = make_model("llama")
-        monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", twice)
+        monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", up_called_twice)
         result = compress_with_(model, plan_for(model, 0.5), Wanda(), make_windows(3), statistics=source)
         found.append((result, states(model)))
     (plain, before), (turns, after) = found

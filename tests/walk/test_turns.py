@@ -139,17 +139,14 @@ def test_nan_in_an_input_is_told_by_the_linear_that_reads_it(
 
 
 def test_a_linear_that_is_called_twice_comes_last_and_has_no_turn(
-    make_model: MakeModel, make_windows: Make, monkeypatch: pytest.MonkeyPatch
+    make_model: MakeModel,
+    make_windows: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    up_called_twice: Callable[..., Tensor],
 ) -> None:
     model, found = make_model("llama"), dict[str, bool]()
 
-    def twice(self: Any, hidden: Tensor) -> Tensor:
-        down: Tensor = self.down_proj(
-            self.gate_proj(hidden) * self.up_proj(hidden + self.up_proj(hidden).mean())
-        )
-        return down
-
-    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", twice)
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", up_called_twice)
     walk_in_turns(
         model, make_windows(2).batches(1), lambda group: found.update({group.linears[0].name: group.has_turn})
     )
