@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -32,6 +33,11 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
     _kind = getattr(signal, _name, None)
     if _kind and signal.getsignal(_kind) is signal.SIG_IGN:
         signal.signal(_kind, _usual)
+
+# The same examples in every run, and no deadlines: a change is not refused for what another run would have drawn,
+# nor for a busy machine. `--hypothesis-profile=default` draws anew.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
 
 # Tiny matrices lose more to the handing over between threads than they gain by it.
 torch.set_num_threads(1)

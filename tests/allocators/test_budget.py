@@ -13,7 +13,7 @@ from owl_compress.allocators.target import Target
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 
 
 def _groups(sizes):

@@ -14,7 +14,7 @@ from owl_compress.errors import RequestError
 
 NEVER_OPTIMAL = {("global", "optimal"), ("sensitivity", "optimal")}
 USES_DEPTH = {"linear-depth", "er-plus"}
-quick = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+quick = settings(max_examples=15, suppress_health_check=[HealthCheck.filter_too_much])
 
 every_allocator = pytest.mark.parametrize("name", ALLOCATORS.names())
 
@@ -160,7 +160,7 @@ def test_equal_scores_give_exactly_the_uniform_plan(name, score, n_blocks, densi
 
 @every_allocator
 @pytest.mark.parametrize("options", [{"granularity": "block"}, {"granularity": "linear"}, {}])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(report=reports, average=st.floats(0.2, 0.9), data=st.data())
 def test_order_of_blocks_in_the_file_does_not_matter(
     name, options, report, average, data, make_report, planned

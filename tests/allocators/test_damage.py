@@ -11,7 +11,7 @@ from scipy.optimize import isotonic_regression
 from owl_compress.allocators.damage import DamageCurve, fit, joined, never_rising
 from owl_compress.documents.units import Unit
 
-quick = settings(max_examples=50, deadline=None)
+quick = settings(max_examples=50)
 CURVE = DamageCurve((0.2, 0.5, 0.8, 1.0), (4.0, 1.0, 0.16, 0.0))
 
 

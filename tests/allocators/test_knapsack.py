@@ -15,7 +15,7 @@ from owl_compress.allocators.target import Target
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+quick = settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def tried_out(problem):

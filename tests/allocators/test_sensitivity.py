@@ -15,7 +15,7 @@ from owl_compress.documents.sensitivity import PartKind
 from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 
-quick = settings(max_examples=25, deadline=None)
+quick = settings(max_examples=25)
 OF_8 = KeptOfGrid(kept_of=8)
 LIGHT, HEAVY = {0.2: 0.5, 0.5: 0.1, 1.0: 0.0}, {0.2: 5.0, 0.5: 1.0, 1.0: 0.0}
 COARSE = {0.25: 1.0, 0.5: 0.5, 1.0: 0.0}

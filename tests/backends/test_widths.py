@@ -91,7 +91,7 @@ def least(sizes: BlockSizes, round_to: int) -> int:
     return heads + (sizes.mlp.n_weights(min(round_to, sizes.mlp.n_channels)) if sizes.mlp else 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(blocks=models(), round_to=st.integers(1, 16), allow_empty=st.booleans())
 def test_never_above_the_budget_and_short_by_less_than_a_step(
     blocks: list[BlockSizes], round_to: int, allow_empty: bool
@@ -120,7 +120,7 @@ def test_never_above_the_budget_and_short_by_less_than_a_step(
     assert choose_widths(blocks, rounding) == chosen
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(blocks=models(), round_to=st.integers(1, 16))
 def test_what_is_nearly_nothing_goes_whole_and_nothing_else(blocks: list[BlockSizes], round_to: int) -> None:
     try:
@@ -136,7 +136,7 @@ def test_what_is_nearly_nothing_goes_whole_and_nothing_else(blocks: list[BlockSi
             assert (widths.level.n_weights == 0) == (2 * sizes.attention.asked < one_head)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     shares=st.lists(st.floats(0.1, 1), min_size=1, max_size=6),
     n_channels=st.integers(20, 200),

@@ -76,7 +76,7 @@ def test_median_is_the_lower_one(pool: ScorePool) -> None:
 
 
 @given(values=st.lists(st.floats(0, 2.0**100, width=32), min_size=1, max_size=40), data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_ranks_and_counts_of_any_numbers(values: list[float], data: st.DataObject) -> None:
     weight = torch.tensor([values])
     pool = ScorePool((ScoredWeight(-weight, torch.ones(len(values))),))
