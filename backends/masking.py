@@ -10,6 +10,7 @@ from torch import Tensor
 from owl_compress.backends.model_wide import ColumnScale
 from owl_compress.backends.selection import (
     Scope,
+    in_order,
     keep_mask,
     keep_mask_of_groups,
     kept_per_group,
@@ -68,7 +69,10 @@ def _prune_linear_(
     if isinstance(grid, KeptOfGrid):
         mask = keep_mask_of_groups(scores, kept_per_group(task, grid), grid.kept_of)
     else:
-        mask = keep_mask(scores, task.n_kept, scope)
+        ordered = None
+        if group.is_tried_again:
+            ordered = group.once((task.site.name, "ordered"), partial(in_order, scores, scope))
+        mask = keep_mask(scores, task.n_kept, scope, ordered)
     total = group.once((task.site.name, "energy"), partial(_energy, scores))
     if not isfinite(total):
         raise RequestError(f"{task.site.name} holds NaN or Inf, or overflows: check the checkpoint")

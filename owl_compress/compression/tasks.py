@@ -44,6 +44,11 @@ class GroupTask:
     statistic: Statistic | None
     memo: dict[Hashable, Any] | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def is_tried_again(self) -> bool:
+        """Whether several compressions share what is worked out once."""
+        return self.memo is not None
+
     def once(self, what: Hashable, work: Callable[[], T]) -> T:
         """What `work` returns; done once, under the name `what`, for all compressions that share the memo.
 

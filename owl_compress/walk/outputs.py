@@ -17,9 +17,11 @@ from owl_compress.walk.capture import Tail
 States = Sequence[Tensor]
 """Hidden states behind the last block by batch, each of shape [batch, seq_len, hidden]."""
 
-_Comparison = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
-"""Of a log-distribution [positions, vocabulary] and the next tokens [positions]: what is taken of others, for
-each position."""
+_OfLogits = Callable[[Tensor], Tensor]
+"""Logits [positions, vocabulary] -> what is taken of them, [positions]."""
+
+_Comparison = Callable[[Tensor, Tensor], _OfLogits]
+"""Of logits [positions, vocabulary] and the next tokens [positions]: what is taken of others' logits."""
 
 _HOST = torch.device("cpu")
 _LOGITS_AT_ONCE = 2**23
@@ -63,30 +65,39 @@ def positions_of(windows: TokenWindows, count: int) -> Tensor:
     return spread_positions(windows.record.seq_len, max(1, count // len(windows)))
 
 
-def divergence(own: Tensor, other: Tensor) -> Tensor:
-    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions]."""
-    return divergence_from(own)(other)
+def divergence_from(own: Tensor) -> _OfLogits:
+    """KL(own ‖ other) in nats at each position: two models' logits [positions, vocabulary] -> [positions].
+
+    With e = other - own, centred under own, it is log E exp(e) - E e, expectations under own: logits need no
+    normalisation, whose rounding would be taken for divergence, and two models that are close lose no digits.
+    """
+    share = own.softmax(dim=1)
+    total = share.sum(dim=1)
+
+    def expectation(values: Tensor) -> Tensor:
+        return torch.bmm(share[:, None], values[:, :, None]).flatten() / total
+
+    def of(logits: Tensor) -> Tensor:
+        change = logits - own
+        change -= expectation(change)[:, None]
+        mean = expectation(change)
+        found = torch.log1p(expectation(change.expm1_())).sub_(mean)
+        return found if bool(found.isfinite().all()) else _divergence_of_far(own, share, logits)
+
+    return of
 
 
-def divergence_from(own: Tensor) -> Callable[[Tensor], Tensor]:
-    """The same as a function of `other`, for several of them; half of the work is done for all at once.
+def _divergence_of_far(own: Tensor, share: Tensor, logits: Tensor) -> Tensor:
+    """The same where exponents overflow, or tokens are ruled out.
 
     The sum over tokens is of p (log p - log q) + q - p. The last two add up to nothing, but for the rounding
     of both normalisations: that shifts all logarithms of a position alike, which the first term alone would
     take for divergence, 1e-7 of it in float32.
     """
-    share = own.exp()
-    ruled_out = share == 0
+    other = logits.log_softmax(dim=1)
     # A token without a share has none in the sum, though logarithms of zero may meet there.
-    is_any_out = bool(ruled_out.any())
-
-    def of(other: Tensor) -> Tensor:
-        difference = own - other
-        if is_any_out:
-            difference.masked_fill_(ruled_out, 0.0)
-        return difference.mul_(share).add_(other.exp().sub_(share)).sum(dim=1)
-
-    return of
+    difference = own.log_softmax(dim=1).sub_(other).masked_fill_(share == 0, 0.0)
+    return difference.mul_(share).add_(other.exp().sub_(share)).sum(dim=1)
 
 
 class Head:
@@ -123,6 +134,11 @@ class Head:
             self.vocabulary = self.logits(states[:1]).shape[-1]
 
     @property
+    def device(self) -> torch.device:
+        """Where logits are computed."""
+        return self._beside.device
+
+    @property
     def chunk_size(self) -> int:
         """Positions to ask for at once."""
         return int(max(1, min(_LOGITS_AT_ONCE // self.vocabulary, self._ids.shape[1])))
@@ -151,9 +167,9 @@ class Head:
 class OutputDistribution:
     """The next-token distribution of a model at some positions of some windows, to hold others against.
 
-    It is kept as the hidden states that it follows from, and recomputed in pieces: at no time are there more
-    logits than `_LOGITS_AT_ONCE` of each of two models. Embeddings, final norm and head are the model's as
-    they are when asked: these must stay.
+    It is kept as the hidden states that it follows from, and recomputed in pieces, unless it is small: at no
+    time are there more logits than `_LOGITS_AT_ONCE` of each of two models. Embeddings, final norm and head
+    are the model's as they are when asked: these must stay.
 
     Args:
         model: the whole model; what is compared shares everything behind its last block.
@@ -181,6 +197,7 @@ class OutputDistribution:
         token_ids = windows.ids.flatten()[: windows.record.seq_len][None]  # [1, seq_len]
         remedy = "damage to its output cannot be measured; use --measure output-error"
         self._head = Head(model, structure.blocks, token_ids, states[0][0], remedy)
+        self._kept: dict[tuple[_Comparison, torch.device, int], list[_OfLogits]] = {}
 
     @property
     def n_positions(self) -> int:
@@ -199,10 +216,7 @@ class OutputDistribution:
     def losses(self, others: Sequence[States]) -> list[float]:
         """Negative log-likelihood of the next token beyond this model's, mean over the positions."""
 
-        def excess(own: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda other: (own - other).gather(1, targets[:, None])[:, 0]
-
-        return self._means(others, excess)
+        return self._means(others, _loss_beyond)
 
     def _means(self, others: Sequence[States], of: _Comparison) -> list[float]:
         return [float(compared.sum()) / self.n_positions for compared in self._compared(others, of)]
@@ -215,25 +229,43 @@ class OutputDistribution:
         with evaluation_mode(self._model), torch.no_grad():
             for start in range(0, self.n_positions, size):
                 chosen = slice(start, start + size)
-                own = list(self._log_probabilities(self._states[chosen]))
-                targets = torch.split(self._targets[chosen].to(own[0].device), len(own[0]))
-                comparisons = list(map(of, own, targets))
+                comparisons = self._comparisons(of, chosen)
                 for pieces, states in zip(found, selected, strict=True):
-                    theirs = self._log_probabilities(states[chosen])
+                    theirs = self._logits(states[chosen])
                     for compare, other in zip(comparisons, theirs, strict=True):
                         pieces.append(compare(other).to(_HOST, torch.float64))
         return [torch.cat(pieces) for pieces in found]
+
+    def _comparisons(self, of: _Comparison, chosen: slice) -> list[_OfLogits]:
+        """What others are held against at the positions `chosen`; kept where logits of all of them may be."""
+        key = of, self._head.device, chosen.start
+        if (known := self._kept.get(key)) is not None:
+            return known
+        own = list(self._logits(self._states[chosen]))
+        targets = torch.split(self._targets[chosen].to(own[0].device), len(own[0]))
+        made = list(map(of, own, targets))
+        if self.n_positions * self._head.vocabulary <= _LOGITS_AT_ONCE:
+            self._kept[key] = made
+        return made
 
     def _at_positions(self, states: States) -> Tensor:
         """The states [windows, seq_len, hidden] at the positions, [windows * positions, hidden]."""
         return torch.cat([batch[:, self._positions.to(batch.device)].flatten(0, 1) for batch in states])
 
-    def _log_probabilities(self, states: Tensor) -> Iterator[Tensor]:
+    def _logits(self, states: Tensor) -> Iterator[Tensor]:
         """[positions, hidden] -> [some positions, vocabulary], float32, until all positions are through."""
         logits = self._head.logits(states)
         some = max(1, _COMPARED_AT_ONCE // self._head.vocabulary) if logits.device == _HOST else len(logits)
-        return (torch.log_softmax(piece.float(), dim=-1) for piece in torch.split(logits, some))
+        return (piece.float() for piece in torch.split(logits, some))
 
 
-def _of_both(own: Tensor, _targets: Tensor) -> Callable[[Tensor], Tensor]:
+def _of_both(own: Tensor, _targets: Tensor) -> _OfLogits:
     return divergence_from(own)
+
+
+def _loss_beyond(own: Tensor, targets: Tensor) -> _OfLogits:
+    def loss(logits: Tensor) -> Tensor:
+        return logits.logsumexp(dim=1) - logits.gather(1, targets[:, None])[:, 0]
+
+    own_loss = loss(own)
+    return lambda logits: loss(logits) - own_loss

@@ -12,7 +12,7 @@ from owl_compress.errors import RequestError
 from owl_compress.importance.reference import DenseReference
 from owl_compress.models.structure import find_structure
 from owl_compress.walk import outputs
-from owl_compress.walk.outputs import OutputDistribution, divergence, final_states, spread_positions
+from owl_compress.walk.outputs import OutputDistribution, divergence_from, final_states, spread_positions
 
 HOST = torch.device("cpu")
 
@@ -51,18 +51,41 @@ def test_no_more_logits_are_held_than_the_limit(
     model, windows, shapes = make_model("llama"), make_windows(4, 24), list[int]()
     structure = find_structure(model)
     states = final_states(model, structure, windows.batches(2), HOST)
-    whole = OutputDistribution(model, structure, windows, states, spread_positions(24, 10))
-    expected = whole.divergences([[state.roll(1, -1) for state in states]])
+    others = [[state.roll(1, -1) for state in states]]
+    positions = spread_positions(24, 10)
+    expected = OutputDistribution(model, structure, windows, states, positions).divergences(others)
     monkeypatch.setattr(outputs, "_LOGITS_AT_ONCE", 3 * 259)
     monkeypatch.setattr(
         OutputDistribution,
-        "_log_probabilities",
-        lambda self, chosen, plain=OutputDistribution._log_probabilities: (
+        "_logits",
+        lambda self, chosen, plain=OutputDistribution._logits: (
             shapes.append(len(chosen)) or plain(self, chosen)
         ),
     )
-    assert whole.divergences([[state.roll(1, -1) for state in states]]) == pytest.approx(expected, rel=1e-5)
-    assert max(shapes) == 3
+    in_pieces = OutputDistribution(model, structure, windows, states, positions)
+    for _ in range(2):
+        shapes.clear()
+        assert in_pieces.divergences(others) == pytest.approx(expected, rel=1e-5)
+        assert sum(shapes) == 2 * 40, "both models' logits are computed every time"
+        assert max(shapes) == 3
+
+
+def test_predictions_that_may_be_held_are_computed_once(
+    make_model: Callable[[str], Any],
+    make_windows: Callable[..., TokenWindows],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, windows = make_model("llama"), make_windows(4, 24)
+    structure = find_structure(model)
+    states = final_states(model, structure, windows.batches(2), HOST)
+    other = [state.roll(1, -1) for state in states]
+    small = OutputDistribution(model, structure, windows, states, spread_positions(24, 10))
+    first = small.divergences([other]), small.losses([other])
+    asked: list[int] = []
+    plain = small._head.logits
+    monkeypatch.setattr(small._head, "logits", lambda chosen: asked.append(len(chosen)) or plain(chosen))
+    assert (small.divergences([other, states]), small.losses([other])) == (first[0] + [0.0], first[1])
+    assert sum(asked) == 3 * 40, "those of the others alone"
 
 
 def test_a_model_whose_head_looks_at_several_positions_is_refused(
@@ -92,5 +115,25 @@ def test_the_rounding_of_a_large_vocabulary_is_no_divergence() -> None:
     near = logits + 0.005 * torch.randn(logits.shape, generator=generator)
     own, other = logits.double().log_softmax(dim=-1), near.double().log_softmax(dim=-1)
     exact = (own.exp() * (own - other)).sum(dim=1)  # 1e-5
-    found = divergence(logits.log_softmax(dim=-1), near.log_softmax(dim=-1))
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-7)
+    found = divergence_from(logits)(near)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("shift", [0.0, -200.0])
+def test_divergence_is_the_definition_from_near_to_far(scale: float, shift: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = 3 * torch.randn(8, 1000, generator=generator)
+    others = logits + scale * torch.randn(logits.shape, generator=generator) + shift
+    own, other = logits.double().log_softmax(dim=-1), others.double().log_softmax(dim=-1)
+    exact = (own.exp() * (own - other)).sum(dim=1)
+    found = divergence_from(logits)(others)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3 if shift else 1e-4, atol=1e-9)
+
+
+def test_a_token_that_only_one_model_rules_out() -> None:
+    logits = torch.tensor([[0.0, 1.0, -torch.inf]])
+    none, all_of_it = torch.tensor([[2.0, 3.0, -torch.inf]]), torch.tensor([[0.0, -torch.inf, 1.0]])
+    compare = divergence_from(logits)
+    assert float(compare(none)) == pytest.approx(0.0, abs=1e-7)
+    assert float(compare(all_of_it)) == torch.inf
