@@ -34,8 +34,8 @@ for _name, _usual in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.
     if _kind and signal.getsignal(_kind) is signal.SIG_IGN:
         signal.signal(_kind, _usual)
 
-# The same examples in every run, and no deadlines: a change is not refused for what another run would have drawn,
-# nor for a busy machine. `--hypothesis-profile=default` draws anew.
+# The same examples in every run, and no deadlines: a change is not refused for what another run would have
+# drawn, nor for a busy machine. `--hypothesis-profile=default` draws anew.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 

@@ -26,7 +26,7 @@ from owl_compress.models.state import evaluation_mode, rest_on_device
 from owl_compress.models.structure import BlockSite, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.capture import states_behind
-from owl_compress.walk.outputs import Head, divergence_from
+from owl_compress.walk.outputs import Head, divergence
 
 logger = logging.getLogger(__name__)
 
@@ -249,10 +249,10 @@ class _Comparison:
 
     def _compare(self, expected: Tensor, own: Tensor) -> None:
         """States [positions, hidden] of the dense model, and of this one."""
-        theirs = self._dense_head.logits(expected).float()
-        ours = self._own_head.logits(own).float().to(theirs.device)
+        theirs = self._dense_head.log_probabilities(expected)
+        ours = self._own_head.log_probabilities(own).to(theirs.device)
         self._n_equal += int((theirs.argmax(dim=1) == ours.argmax(dim=1)).sum())
-        self._divergence += float(divergence_from(theirs)(ours).sum(dtype=torch.float64))
+        self._divergence += float(divergence(theirs, ours).sum(dtype=torch.float64))
         self._n_positions += len(own)
 
     def record(self) -> AgreementRecord:

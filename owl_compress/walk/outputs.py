@@ -17,11 +17,11 @@ from owl_compress.walk.capture import Tail
 States = Sequence[Tensor]
 """Hidden states behind the last block by batch, each of shape [batch, seq_len, hidden]."""
 
-_OfLogits = Callable[[Tensor], Tensor]
-"""Logits [positions, vocabulary] -> what is taken of them, [positions]."""
+_OfOther = Callable[[Tensor], Tensor]
+"""Log-probabilities [positions, vocabulary] -> what is taken of them, [positions]."""
 
-_Comparison = Callable[[Tensor, Tensor], _OfLogits]
-"""Of logits [positions, vocabulary] and the next tokens [positions]: what is taken of others' logits."""
+_Comparison = Callable[[Tensor, Tensor], _OfOther]
+"""Of a log-distribution [positions, vocabulary] and the next tokens [positions]: what is taken of others."""
 
 _HOST = torch.device("cpu")
 _LOGITS_AT_ONCE = 2**23
@@ -65,39 +65,30 @@ def positions_of(windows: TokenWindows, count: int) -> Tensor:
     return spread_positions(windows.record.seq_len, max(1, count // len(windows)))
 
 
-def divergence_from(own: Tensor) -> _OfLogits:
-    """KL(own ‖ other) in nats at each position: two models' logits [positions, vocabulary] -> [positions].
-
-    With e = other - own, centred under own, it is log E exp(e) - E e, expectations under own: logits need no
-    normalisation, whose rounding would be taken for divergence, and two models that are close lose no digits.
-    """
-    share = own.softmax(dim=1)
-    total = share.sum(dim=1)
-
-    def expectation(values: Tensor) -> Tensor:
-        return torch.bmm(share[:, None], values[:, :, None]).flatten() / total
-
-    def of(logits: Tensor) -> Tensor:
-        change = logits - own
-        change -= expectation(change)[:, None]
-        mean = expectation(change)
-        found = torch.log1p(expectation(change.expm1_())).sub_(mean)
-        return found if bool(found.isfinite().all()) else _divergence_of_far(own, share, logits)
-
-    return of
+def divergence(own: Tensor, other: Tensor) -> Tensor:
+    """KL(own ‖ other) in nats at each position: log-probabilities [positions, vocabulary] -> [positions]."""
+    return divergence_from(own)(other)
 
 
-def _divergence_of_far(own: Tensor, share: Tensor, logits: Tensor) -> Tensor:
-    """The same where exponents overflow, or tokens are ruled out.
+def divergence_from(own: Tensor) -> _OfOther:
+    """The same as a function of `other`, for several of them; half of the work is done for all at once.
 
     The sum over tokens is of p (log p - log q) + q - p. The last two add up to nothing, but for the rounding
     of both normalisations: that shifts all logarithms of a position alike, which the first term alone would
     take for divergence, 1e-7 of it in float32.
     """
-    other = logits.log_softmax(dim=1)
+    share = own.exp()
+    ruled_out = share == 0
     # A token without a share has none in the sum, though logarithms of zero may meet there.
-    difference = own.log_softmax(dim=1).sub_(other).masked_fill_(share == 0, 0.0)
-    return difference.mul_(share).add_(other.exp().sub_(share)).sum(dim=1)
+    is_any_out = bool(ruled_out.any())
+
+    def of(other: Tensor) -> Tensor:
+        difference = own - other
+        if is_any_out:
+            difference.masked_fill_(ruled_out, 0.0)
+        return difference.mul_(share).add_(other.exp().sub_(share)).sum(dim=1)
+
+    return of
 
 
 class Head:
@@ -197,7 +188,7 @@ class OutputDistribution:
         token_ids = windows.ids.flatten()[: windows.record.seq_len][None]  # [1, seq_len]
         remedy = "damage to its output cannot be measured; use --measure output-error"
         self._head = Head(model, structure.blocks, token_ids, states[0][0], remedy)
-        self._kept: dict[tuple[_Comparison, torch.device, int], list[_OfLogits]] = {}
+        self._kept: dict[tuple[_Comparison, torch.device, int], list[_OfOther]] = {}
 
     @property
     def n_positions(self) -> int:
@@ -215,7 +206,6 @@ class OutputDistribution:
 
     def losses(self, others: Sequence[States]) -> list[float]:
         """Negative log-likelihood of the next token beyond this model's, mean over the positions."""
-
         return self._means(others, _loss_beyond)
 
     def _means(self, others: Sequence[States], of: _Comparison) -> list[float]:
@@ -231,17 +221,17 @@ class OutputDistribution:
                 chosen = slice(start, start + size)
                 comparisons = self._comparisons(of, chosen)
                 for pieces, states in zip(found, selected, strict=True):
-                    theirs = self._logits(states[chosen])
+                    theirs = self._log_probabilities(states[chosen])
                     for compare, other in zip(comparisons, theirs, strict=True):
                         pieces.append(compare(other).to(_HOST, torch.float64))
         return [torch.cat(pieces) for pieces in found]
 
-    def _comparisons(self, of: _Comparison, chosen: slice) -> list[_OfLogits]:
+    def _comparisons(self, of: _Comparison, chosen: slice) -> list[_OfOther]:
         """What others are held against at the positions `chosen`; kept where logits of all of them may be."""
         key = of, self._head.device, chosen.start
         if (known := self._kept.get(key)) is not None:
             return known
-        own = list(self._logits(self._states[chosen]))
+        own = list(self._log_probabilities(self._states[chosen]))
         targets = torch.split(self._targets[chosen].to(own[0].device), len(own[0]))
         made = list(map(of, own, targets))
         if self.n_positions * self._head.vocabulary <= _LOGITS_AT_ONCE:
@@ -252,20 +242,16 @@ class OutputDistribution:
         """The states [windows, seq_len, hidden] at the positions, [windows * positions, hidden]."""
         return torch.cat([batch[:, self._positions.to(batch.device)].flatten(0, 1) for batch in states])
 
-    def _logits(self, states: Tensor) -> Iterator[Tensor]:
+    def _log_probabilities(self, states: Tensor) -> Iterator[Tensor]:
         """[positions, hidden] -> [some positions, vocabulary], float32, until all positions are through."""
         logits = self._head.logits(states)
         some = max(1, _COMPARED_AT_ONCE // self._head.vocabulary) if logits.device == _HOST else len(logits)
-        return (piece.float() for piece in torch.split(logits, some))
+        return (torch.log_softmax(piece.float(), dim=-1) for piece in torch.split(logits, some))
 
 
-def _of_both(own: Tensor, _targets: Tensor) -> _OfLogits:
+def _of_both(own: Tensor, _targets: Tensor) -> _OfOther:
     return divergence_from(own)
 
 
-def _loss_beyond(own: Tensor, targets: Tensor) -> _OfLogits:
-    def loss(logits: Tensor) -> Tensor:
-        return logits.logsumexp(dim=1) - logits.gather(1, targets[:, None])[:, 0]
-
-    own_loss = loss(own)
-    return lambda logits: loss(logits) - own_loss
+def _loss_beyond(own: Tensor, targets: Tensor) -> _OfOther:
+    return lambda other: (own - other).gather(1, targets[:, None])[:, 0]
