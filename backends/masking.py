@@ -46,17 +46,17 @@ def _scores(site: LinearSite, scale: Tensor) -> Tensor:
 def _energy(scores: Tensor, mask: Tensor | None = None) -> float:
     """Sum of W_ij^2 * scale_j^2, the output energy if inputs were uncorrelated: of all, or outside `mask`.
 
-    `scores` and `mask` [out, in]; some rows at a time, so that little is held beside them. Each row is summed
-    in float32, and the rows in float64.
+    `scores` and `mask` [out, in]; some rows at a time, so that little is held beside them. The norm of each
+    row is taken in float32, and summed in float64.
     """
     n_rows = max(1, _SCORES_AT_ONCE // scores.shape[1])
     total = torch.zeros((), dtype=torch.float64, device=scores.device)
     for start in range(0, scores.shape[0], n_rows):
-        rows = slice(start, start + n_rows)
-        energy = scores[rows].square()
+        some = scores[start : start + n_rows]
         if mask is not None:
-            zero_outside_(energy, ~mask[rows])
-        total += energy.sum(dim=1).double().sum()
+            some = some.clone()
+            zero_outside_(some, ~mask[start : start + n_rows])
+        total += torch.linalg.vector_norm(some, dim=1).double().square().sum()
     return float(total)
 
 

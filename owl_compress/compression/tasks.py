@@ -93,7 +93,8 @@ class LinearOutcome:
 
 def density(weight: Tensor) -> float:
     """Share of entries that are not zero."""
-    is_kept = weight != 0
-    if is_kept.device.type == "cpu":  # numpy counts ten times as fast as torch
-        return np.count_nonzero(is_kept.numpy()) / weight.numel()
-    return int(torch.count_nonzero(is_kept)) / weight.numel()
+    if weight.device.type != "cpu":
+        return int(torch.count_nonzero(weight)) / weight.numel()
+    # On a CPU numpy compares and counts many times as fast as torch; it does not know bfloat16.
+    is_kept = (weight != 0).numpy() if weight.dtype is torch.bfloat16 else weight.detach().numpy() != 0
+    return np.count_nonzero(is_kept) / weight.numel()
