@@ -38,9 +38,9 @@ def peers_section(rows: Sequence[Row]) -> str:
         "end (other work ran on the machine, which makes all of them larger), and the most MiB that were "
         f"resident, the weights being {_mib(first['weights_bytes'])}. {peers}. *default* is what `run` does "
         "unasked: it measures importance on 16 windows, Wanda is told of the dense model's inputs at 60 % "
-        "and of sequential ones at 70 %, SparseGPT of sequential ones, and gptq has its linears in turn "
-        "(before that was so, in its row from disk, sequential ones); *dense*, *sequential* and "
-        "*true-sequential* ask for one of them, *disk* is `--offload disk`. (`peers.py`)"
+        "and of sequential ones at 70 %, SparseGPT of sequential ones, and gptq has its linears in turn; "
+        "*dense*, *sequential* and *true-sequential* ask for one of them, *disk* is `--offload disk`. "
+        "(`peers.py`)"
     )
     heads = ("", "tokens", "beside", "CPU s", "theirs", "ratio", "MiB", "theirs", "ratio")
     return section("Whole runs beside other programs", text, table(heads, cells)) + _agreement(rows)
