@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
+from torch import distributed
+
 from owl_compress.errors import RequestError
 
 PACKAGE = "compressed-tensors"
@@ -55,3 +57,25 @@ def quiet_package() -> Iterator[None]:
         yield
     finally:
         logger.enable(_MODULE)
+
+
+@contextmanager
+def package_in_this_process() -> Iterator[None]:
+    """Have the package do all of its work here.
+
+    Where processes have joined a group it divides the linears of a model among them, and waits for each: for
+    ever, where only the leader looks at how a model would be read.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        yield
+        return
+    from compressed_tensors.compressors.model_compressors import (  # noqa: PLC0415 - optional
+        model_compressor,
+    )
+
+    asked = model_compressor.is_distributed
+    model_compressor.is_distributed = lambda: False
+    try:
+        yield
+    finally:
+        model_compressor.is_distributed = asked

@@ -18,7 +18,7 @@ from owl_compress.checkpoints.door import pretrained
 from owl_compress.checkpoints.hub import quiet_bars, quiet_transformers
 from owl_compress.checkpoints.narrow_config import reader_of
 from owl_compress.checkpoints.packed_description import describe_packed
-from owl_compress.checkpoints.packed_package import quiet_package
+from owl_compress.checkpoints.packed_package import package_in_this_process, quiet_package
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import CodeFormat
 from owl_compress.models.structure import in_rows
@@ -90,7 +90,13 @@ def _tried(
     if original_names:
         tensors = revert_weight_conversion(model, tensors)
     try:
-        with quiet_transformers(), quiet_bars(), quiet_package(), torch.random.fork_rng(devices=[]):
+        with (
+            quiet_transformers(),
+            quiet_bars(),
+            quiet_package(),
+            package_in_this_process(),
+            torch.random.fork_rng(devices=[]),
+        ):
             _, info = pretrained(
                 kind,
                 None,

@@ -42,7 +42,7 @@ def measure(
     with joined(measurement.device) as ranks:
         output = output.of_process(leads=ranks.leads)
         with kept_until_written(out, resume=resume, ranks=ranks) as keeping:
-            output.say(f"loading {model}")
+            output.say(keeping.loading(model))
             report = measurement.run(output.progress, keeping)
             if ranks.leads and not keeping.is_finished:
                 report.write(out)

@@ -92,7 +92,7 @@ def refine(
                 output.answer({"plan": done.model_dump(mode="json")}, plan_table(done))
                 output.say(keeping.outcome)
                 return
-            output.say(f"loading {model}")
+            output.say(keeping.loading(model))
             found = refining.run(output.progress, output.say, keeping)
             if ranks.leads:
                 found.plan.write(out)

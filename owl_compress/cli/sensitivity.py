@@ -45,7 +45,7 @@ def sensitivity(
     with joined(profiling.device) as ranks:
         output = output.of_process(leads=ranks.leads)
         with kept_until_written(out, resume=resume, is_input=is_input, ranks=ranks) as keeping:
-            output.say(f"loading {model}")
+            output.say(keeping.loading(model))
             profile = profiling.run(output.progress, output.say, keeping)
             if ranks.leads and not keeping.is_finished:
                 profile.write(out)

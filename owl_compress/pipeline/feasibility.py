@@ -1,7 +1,8 @@
 """What cannot be met, and what it will take: told from shapes alone before anything is compressed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import gcd
 
 from owl_compress.allocators import EQUAL_SHARES, allocate
 from owl_compress.allocators.groups import partition
@@ -58,23 +59,25 @@ def check_plan(session: Session, plan: Plan) -> None:
         backend.check_finish(session.loaded.model, session.structure, plan)
 
 
-def _check_groups(session: Session, names: Iterable[str], grid: Grid | None) -> None:
+def _check_groups(session: Session, names: Sequence[str], grid: Grid | None) -> None:
     """Refuse groups, of an N:M pattern or of shared scales, that do not divide the inputs of a linear."""
     backend = session.request.backend
     sizes = {}
     if isinstance(grid, KeptOfGrid):
-        sizes["another M"] = grid.kept_of
+        sizes["another M{such}"] = grid.kept_of
     if isinstance(backend, Quantizer) and backend.code_format.group_size is not None:
-        sizes["another --group-size, or none for one scale per row,"] = backend.code_format.group_size
-    sites = {linear.name: linear for linear in session.structure.linears}
+        sizes["another --group-size{such}, or none for one scale per row,"] = backend.code_format.group_size
+    widths = {linear.name: linear.shape[1] for linear in session.structure.linears}
     for remedy, size in sizes.items():
-        for name in names:
-            n_inputs = sites[name].shape[1]
-            if n_inputs % size:
-                raise RequestError(
-                    f"{name} has {n_inputs} inputs, which groups of {size} do not divide: choose {remedy} "
-                    f"or --skip {name}"
-                )
+        if uneven := [name for name in names if widths[name] % size]:
+            first, further = uneven[0], len(uneven) - 1
+            others = f" ({further} more linears are like it)" if further else ""
+            divides_all = gcd(size, *map(widths.__getitem__, names))
+            such = f" such as {divides_all}" if divides_all > 1 else ""
+            raise RequestError(
+                f"{first} has {widths[first]} inputs, which groups of {size} do not divide{others}: choose "
+                f"{remedy.format(such=such)} or --skip {first}"
+            )
 
 
 @dataclass(frozen=True)

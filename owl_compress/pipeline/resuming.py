@@ -26,6 +26,7 @@ from owl_compress.pipeline.unfinished import (
     discard,
     folder_beside,
     held,
+    holds_nothing,
     opened,
     start_over,
     told_what_is_kept,
@@ -140,16 +141,27 @@ def kept_until_done(session: Session, out: Path | None, *, resume: bool) -> Iter
         folder.mkdir(parents=True, exist_ok=True)
         with held(out):
             with told_what_is_kept(folder, lambda: _kept_in_words(folder, session)):
-                yield UnfinishedRun(folder, opened(folder, found, _AGAIN))
+                notes = opened(folder, found, _AGAIN)
+                if not holds_nothing(folder):
+                    session.announce(_going_on_in_words(folder, session))
+                yield UnfinishedRun(folder, notes)
             discard(folder)
 
 
 def _kept_in_words(folder: Path, session: Session) -> str:
-    n_finished, n_blocks = Journal(folder / _BLOCKS).n_finished, len(session.structure.blocks)
-    if not n_finished:
-        return f"what was measured so far is kept in {folder}; --resume goes on with it"
-    kept = f"{n_finished} of {n_blocks} blocks are done and kept in {folder}"
-    return f"{kept}; --resume goes on with them"
+    if n_finished := Journal(folder / _BLOCKS).n_finished:
+        return f"{_done_in_words(n_finished, session)} and kept in {folder}; --resume goes on with them"
+    return f"what was measured so far is kept in {folder}; --resume goes on with it"
+
+
+def _going_on_in_words(folder: Path, session: Session) -> str:
+    n_finished = Journal(folder / _BLOCKS).n_finished
+    done = _done_in_words(n_finished, session) if n_finished else "some of the measuring is done"
+    return f"going on with {folder}, where {done}; a time that is told now is that of a whole run"
+
+
+def _done_in_words(n_finished: int, session: Session) -> str:
+    return f"{n_finished} of {len(session.structure.blocks)} blocks are done"
 
 
 def depends_on(session: Session) -> dict[str, str]:

@@ -105,6 +105,24 @@ def test_several_processes_round_to_the_codes_of_one_but_for_near_ties(
     assert errors[0] == pytest.approx(errors[1], rel=0.03)
 
 
+@pytest.mark.parametrize("backend", ["rtn", "gptq"])
+def test_several_processes_write_packed_codes_and_read_them(
+    here: Path, done: Callable[..., Any], backend: str
+) -> None:
+    """Codes are packed unless somebody says otherwise: the leader alone tries and writes them."""
+    options = ("--backend", backend, "--bits", "3", "--bit-choices", "2,3,4", "--group-size", "16")
+    found = together(here, 2, "run", "model", *options, *TEXT, "-o", "several", "--quiet")
+    assert found.returncode == 0, found.stderr
+    assert done("verify", "several", "--json").json["ok"]
+    if backend == "rtn":  # which no sum has a part in
+        done("run", "model", *options, *TEXT, "-o", "one", "--quiet")
+        one, several = (load_file(here / name / WEIGHTS) for name in ("one", "several"))
+        assert one.keys() == several.keys()
+        assert all(torch.equal(one[name], several[name]) for name in one)
+    read = together(here, 2, "measure", "several", *TEXT[:6], "-o", "report.json", "--quiet")
+    assert read.returncode == 0, read.stderr
+
+
 def test_reports_of_several_processes_are_those_of_one(here: Path, done: Callable[..., Any]) -> None:
     asked = ("measure", "model", *TEXT[:6], "-o")
     done(*asked, "one.json", "--quiet")
