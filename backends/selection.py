@@ -127,7 +127,7 @@ def _at_least(scores: Tensor, threshold: Tensor) -> Tensor:
 
 def _count(mask: Tensor) -> int:
     """Entries that are set."""
-    return np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else int(mask.sum())
+    return int(np.count_nonzero(mask.numpy()) if mask.device.type == "cpu" else mask.sum())
 
 
 def _drop_last_ties_(mask: Tensor, scores: Tensor, threshold: Tensor, row_kept: Tensor) -> None:
@@ -164,6 +164,6 @@ def _neighbours(scores: Tensor, rank: int, ordered: Tensor | None) -> tuple[Tens
     if ordered is not None:
         return ordered[:, rank].clone(), ordered[:, rank + 1].clone()
     if scores.device.type == "cpu":
-        ordered = np.partition(scores.numpy(), rank, axis=1)
-        return torch.from_numpy(ordered[:, rank].copy()), torch.from_numpy(ordered[:, rank + 1 :].min(axis=1))
+        parted = np.partition(scores.numpy(), rank, axis=1)
+        return torch.from_numpy(parted[:, rank].copy()), torch.from_numpy(parted[:, rank + 1 :].min(axis=1))
     return _kth_smallest(scores, rank), _kth_smallest(scores, rank + 1)

@@ -48,7 +48,7 @@ def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatis
             f"statistics {told}: backend {backend.name!r} gathers its own on the checkpoint: use sequential"
         )
     if source == "true-sequential":
-        if not isinstance(backend, ApartSolver) or not backend.solves_groups_apart:
+        if not _takes_turns(backend):
             raise RequestError(
                 f"statistics true-sequential: backend {backend.name!r} decides on a block as a whole: use "
                 "sequential"
@@ -58,7 +58,13 @@ def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatis
         raise RequestError(
             f"statistics dense: backend {backend.name!r} with these options needs more than the norms of "
             f"inputs ({kind.__name__}), which is too large to keep for all blocks: use sequential"
+            + (" or true-sequential" if _takes_turns(backend) else "")
         )
+
+
+def _takes_turns(backend: AnyBackend) -> bool:
+    """Whether the linears of a block can be compressed one group after another."""
+    return isinstance(backend, ApartSolver) and backend.solves_groups_apart
 
 
 def check_windows(statistics: DenseStatistics, calibration: CalibrationRecord) -> None:

@@ -1,6 +1,6 @@
 """What cannot be met, and what it will take: told from shapes alone before anything is compressed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -28,8 +28,11 @@ def check_request(session: Session) -> None:
     as the backend says that it does.
 
     Raises:
-        RequestError: what the backend refuses, or the target itself.
+        RequestError: what the backend refuses, or the target itself; or plans are to be tried out on a
+            copy of a model that cannot be copied.
     """
+    if session.request.measures_damage:
+        session.check_copyable()
     backend, target = session.request.backend, session.request.target
     if target is None:
         return
@@ -76,7 +79,7 @@ def _check_groups(session: Session, names: Sequence[str], grid: Grid | None) -> 
             such = f" such as {divides_all}" if divides_all > 1 else ""
             raise RequestError(
                 f"{first} has {widths[first]} inputs, which groups of {size} do not divide{others}: choose "
-                f"{remedy.format(such=such)} or --skip {first}"
+                f"{remedy.format(such=such)} or --skip {'them' if further else first}"
             )
 
 

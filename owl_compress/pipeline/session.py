@@ -135,12 +135,20 @@ class Session:
 
     def on_a_copy(self) -> "Session":
         """The same session on a copy of the model, which may be compressed while this one stays dense."""
-        refuse_streamed(self.loaded.model, "trying plans out on a copy of the model")
+        self.check_copyable()
         loaded = replace(self.loaded, model=deepcopy(self.loaded.model))
         copy = replace(self, loaded=loaded, structure=found_again(loaded.model, self.structure))
         for statistics in self._gathered:
             copy.keep(statistics)
         return copy
+
+    def check_copyable(self) -> None:
+        """Refuse to copy a model whose blocks stay in its files.
+
+        Raises:
+            RequestError: they do.
+        """
+        refuse_streamed(self.loaded.model, "trying plans out on a copy of the model")
 
     def check_fresh(self) -> None:
         """Refuse to compress the model a second time.

@@ -34,6 +34,7 @@ from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.profile import ProfileOptions, ProfileRun
 from owl_compress.importance.profile import profile as measured_profile
 from owl_compress.importance.reference import DEFAULT_POSITIONS
+from owl_compress.memory import memory_errors
 from owl_compress.models.state import check_finite, identify, place_
 from owl_compress.models.structure import ModelStructure, find_structure
 from owl_compress.pipeline.profile_checks import by_block
@@ -46,6 +47,11 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.dense_statistics import DenseStatistics
 
 _Enum = TypeVar("_Enum", bound=StrEnum)
+
+_REMEDIES_OF_LOADING = (
+    "use --offload disk, --dtype bfloat16, or a host with more memory; hold a process to less by a control "
+    "group, since ulimit -v and -d count the files of a model whole"
+)
 
 
 @checked
@@ -71,17 +77,18 @@ def load(
             model, pickled, in need of remote code, or with NaN or Inf among its weights.
     """
     device = given_device(device)
-    loaded = load_model(
-        str(source),
-        dtype=find_dtype(dtype),
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        offload=offload,
-    )
-    if device and offload in {"auto", "none"}:
-        place_(loaded.model, device, must=offload == "none")
-    check_finite(loaded.model)
+    with memory_errors(f"loading {source}", _REMEDIES_OF_LOADING):
+        loaded = load_model(
+            str(source),
+            dtype=find_dtype(dtype),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            offload=offload,
+        )
+        if device and offload in {"auto", "none"}:
+            place_(loaded.model, device, must=offload == "none")
+        check_finite(loaded.model)
     return loaded
 
 

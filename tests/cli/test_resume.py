@@ -111,7 +111,8 @@ def test_blocks_whose_outcome_is_kept_are_not_run_again(
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", noted)
     monkeypatch.setattr("owl_compress.importance.estimator.settled_structure", lambda _, found, *__: found)
-    done(*MEASURE, "-o", "out.json", "--resume")
+    told = done(*MEASURE, "-o", "out.json", "--resume").err
+    assert f"loading model, to go on with what is kept in {here / 'out.json.unfinished'}\n" in told
     assert run == [2, 2]  # two sequences
 
 

@@ -310,6 +310,17 @@ def test_a_level_on_a_grid_is_that_of_the_grid_to_the_last_bit(
     assert found.parts[0].levels == (0.25, 0.55, 1.0)
 
 
+def test_a_measure_is_what_its_name_says_or_refused() -> None:
+    assert ProfileOptions(measure="loss", part="role") == ProfileOptions(
+        measure=Measure.LOSS, part=PartKind.ROLE
+    )
+    assert ProfileOptions(measure="kl").measure is Measure.KL
+    with pytest.raises(RequestError, match=r"unknown measure 'kld'.*'kl'"):
+        ProfileOptions(measure="kld")
+    with pytest.raises(RequestError, match=r"unknown part 'blocks'.*'block'"):
+        ProfileOptions(part="blocks")
+
+
 def test_windows_that_overlap_are_refused(
     make_model: Callable[[str], Any], seen: TokenWindows, make_windows: Windows
 ) -> None:

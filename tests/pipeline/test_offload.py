@@ -111,6 +111,16 @@ def test_a_profile_from_disk_is_the_same(here: Path) -> None:
     assert profiles[0] == profiles[1]
 
 
+def test_plans_that_are_tried_out_on_a_copy_are_refused_before_anything_is_measured(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "owl_compress.importance.damage.Bench.tried", lambda *_, **__: pytest.fail("measured")
+    )
+    with pytest.raises(RequestError, match="takes the whole model in memory: use --offload host or none"):
+        ran("out", offload="disk", allocator="sensitivity", backend="wanda", sparsity=0.5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

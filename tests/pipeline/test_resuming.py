@@ -24,7 +24,8 @@ from owl_compress.documents.result import MethodRecord
 from owl_compress.documents.temporary import locked
 from owl_compress.errors import RequestError
 from owl_compress.importance.estimator import outline
-from owl_compress.pipeline.execution import run
+from owl_compress.pipeline.execution import execute, run
+from owl_compress.pipeline.session import Session
 
 OPTIONS = {
     "model": "model", "calib": "text.txt", "samples": 4, "seq_len": 32, "data": "other.txt",
@@ -224,6 +225,11 @@ def test_blocks_on_other_inputs_are_not_gone_on_with(
 def test_the_interruption_says_what_is_kept(here: Path, cut_off: Callable[..., str]) -> None:
     kept = f"2 of 3 blocks are done and kept in {here / 'out.unfinished'}; --resume goes on with them"
     assert cut_off(2) == f"interrupted: {kept}"
+    told: list[str] = []
+    execute(Session.open(Recipe.from_options(OPTIONS), announce=told.append), here / "out", resume=True)
+    assert told[0].startswith(
+        f"going on with {here / 'out.unfinished'}, where 2 of 3 blocks are done; a time"
+    )
 
 
 @pytest.mark.parametrize(
@@ -386,7 +392,8 @@ _KILLED = """
 import os, signal, sys
 from owl_compress.compression import journal
 from owl_compress.documents.recipe import Recipe
-from owl_compress.pipeline.execution import run
+from owl_compress.pipeline.execution import execute, run
+from owl_compress.pipeline.session import Session
 
 step, stop = [0], int(sys.argv[1])
 in_place = journal.put_in_place

@@ -52,6 +52,15 @@ def test_a_broken_weight_is_refused_and_named(here: Path) -> None:
         load("BROKEN")
 
 
+def test_running_out_of_memory_names_the_loading(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("owl_compress.pipeline.stages.load_model", full)
+    with pytest.raises(RequestError, match=r"^out of memory while loading model: use --offload disk"):
+        owl_compress.load("model")
+
+
 def test_a_model_is_identified_by_what_the_user_named(here: Path) -> None:
     loaded = load("model")
     identity = identity_of(loaded)
