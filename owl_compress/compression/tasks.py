@@ -95,6 +95,7 @@ def density(weight: Tensor) -> float:
     """Share of entries that are not zero."""
     if weight.device.type != "cpu":
         return int(torch.count_nonzero(weight)) / weight.numel()
-    # On a CPU numpy compares and counts many times as fast as torch; it does not know bfloat16.
-    is_kept = (weight != 0).numpy() if weight.dtype is torch.bfloat16 else weight.detach().numpy() != 0
+    # On a CPU numpy compares and counts many times as fast as torch, where it knows the type.
+    is_known = weight.dtype in {torch.float16, torch.float32, torch.float64}
+    is_kept = weight.detach().numpy() != 0 if is_known else (weight != 0).numpy()
     return np.count_nonzero(is_kept) / weight.numel()
