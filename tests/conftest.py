@@ -157,10 +157,14 @@ def allocated(here: Path) -> Callable[..., dict[str, float]]:
 
 
 @pytest.fixture
-def copied_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def copied_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Copies of modelling files, which transformers makes in order to run them, go below `tmp_path`."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    # What was imported from there is gone, and another test may have files of the same name.
+    for name in [one for one in sys.modules if one.partition(".")[0] == "transformers_modules"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
