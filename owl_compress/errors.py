@@ -2,11 +2,13 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+_Enum = TypeVar("_Enum", bound=StrEnum)
 
 _LONGEST_SHOWN = 120
 _MOST_NAMES, _NEAREST_NAMES, _MOST_LETTERS = 40, 5, 300
@@ -34,6 +36,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"known: {listed}"
     close = difflib.get_close_matches(name, names, n=_NEAREST_NAMES, cutoff=0.0)
     return f"of {len(names)} known names the nearest are {', '.join(close)}"
+
+
+def member(kind: type[_Enum], value: str, what: str) -> _Enum:
+    """The member of an enumeration that a user named.
+
+    Raises:
+        RequestError: it has none of that name.
+    """
+    known = [str(one) for one in kind]
+    if value not in known:
+        raise RequestError(f"unknown {what} {str(value)!r}: {nearest(str(value), known)}")
+    return kind(value)
 
 
 def first_problem(error: "ValidationError") -> str:

@@ -24,11 +24,7 @@ from owl_compress.checkpoints.packed_description import (
     quantizes_activations,
 )
 from owl_compress.checkpoints.packed_loading import load_packed, stream_packed
-from owl_compress.checkpoints.packed_package import (
-    package_in_this_process,
-    require_current_package,
-    require_package,
-)
+from owl_compress.checkpoints.packed_package import require_current_package, require_package
 from owl_compress.checkpoints.packed_size import packed_sizer
 from owl_compress.checkpoints.packed_trial import USE_DENSE, Fit, find_fit
 from owl_compress.checkpoints.quantized_elsewhere import refuse_quantized
@@ -217,8 +213,7 @@ class Packed:
 
     def load(self, source: CheckpointSource) -> Any:
         """The model with ordinary linears, which hold what the codes stand for."""
-        with package_in_this_process():
-            return load_packed(source, source.from_pretrained)
+        return load_packed(source, source.from_pretrained)
 
     def load_streamed(self, source: CheckpointSource) -> Any:
         """The same with blocks that stay in its files.
@@ -226,8 +221,7 @@ class Packed:
         Raises:
             RequestError: see `streaming.streamed_model`.
         """
-        with package_in_this_process():
-            return stream_packed(source, partial(streamed_model, source, None))
+        return stream_packed(source, partial(streamed_model, source, None))
 
     def suits(self, model: Any, *, wants_codes: bool) -> bool:
         """Where codes are to be kept, and blocks are as wide as they were."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from owl_compress.checkpoints.hub import quiet_bars
+from owl_compress.checkpoints.packed_package import package_in_this_process
 from owl_compress.checkpoints.reading import CheckpointSource, forget_quantization_
 from owl_compress.checkpoints.stored_tensors import Stored, copied
 from owl_compress.checkpoints.streaming import Located
@@ -88,7 +89,7 @@ def _check_stored_shape(name: str, module: nn.Module) -> None:
 
 def load_packed(source: CheckpointSource, load: Callable[[], Any]) -> Any:
     """The model that `load` reads, its packed linears turned into ordinary ones."""
-    with quiet_bars() if source.is_local else nullcontext():
+    with quiet_bars() if source.is_local else nullcontext(), package_in_this_process():
         model = load()
     unpack_(model)
     forget_quantization_(model)

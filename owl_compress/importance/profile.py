@@ -3,9 +3,8 @@
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from enum import StrEnum
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +29,7 @@ from owl_compress.documents.sensitivity import (
 )
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.documents.versions import versions
-from owl_compress.errors import RequestError, nearest
+from owl_compress.errors import RequestError, member
 from owl_compress.importance.cost import LOCAL, ProfileCost, forward_tokens, unmeasured
 from owl_compress.importance.curves import damages_of
 from owl_compress.importance.damage import (
@@ -55,8 +54,6 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.output_gradients import output_gradients
-
-_Kind = TypeVar("_Kind", bound=StrEnum)
 
 
 @dataclass(frozen=True)
@@ -88,17 +85,9 @@ class ProfileOptions:
         Raises:
             RequestError: an unknown name.
         """
-        object.__setattr__(self, "measure", _member(Measure, self.measure, "measure"))
+        object.__setattr__(self, "measure", member(Measure, self.measure, "measure"))
         if self.part is not None:
-            object.__setattr__(self, "part", _member(PartKind, self.part, "part"))
-
-
-def _member(kind: type[_Kind], value: str, what: str) -> _Kind:
-    """What `value` names of this `kind`, if it is not that already."""
-    try:
-        return kind(value)
-    except ValueError:
-        raise RequestError(f"unknown {what} {value!r}: {nearest(str(value), kind)}") from None
+            object.__setattr__(self, "part", member(PartKind, self.part, "part"))
 
 
 @dataclass(frozen=True)

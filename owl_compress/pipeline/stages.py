@@ -1,9 +1,8 @@
 """The stages one by one: what the Python interface offers."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,7 +28,7 @@ from owl_compress.documents.recipe_fields import OffloadName
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
-from owl_compress.errors import RequestError, nearest
+from owl_compress.errors import RequestError, member
 from owl_compress.evaluation.perplexity import perplexity
 from owl_compress.importance.profile import ProfileOptions, ProfileRun
 from owl_compress.importance.profile import profile as measured_profile
@@ -45,8 +44,6 @@ from owl_compress.pipeline.targets import split_target
 from owl_compress.pipeline.windows import hold_out
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.dense_statistics import DenseStatistics
-
-_Enum = TypeVar("_Enum", bound=StrEnum)
 
 _REMEDIES_OF_LOADING = (
     "use --offload disk, --dtype bfloat16, or a host with more memory; hold a process to less by a control "
@@ -173,10 +170,10 @@ def profile(  # noqa: PLR0913 - each is an option of the command line, too
     method = by_block(_backend(backend, options))
     found, grid = (None, None) if levels is None else parsed_levels(levels, method.unit)
     chosen = ProfileOptions(
-        part=None if part is None else _member(PartKind, part, "part"),
+        part=None if part is None else member(PartKind, part, "part"),
         levels=found,
         grid=grid,
-        measure=_member(Measure, measure, "measure"),
+        measure=member(Measure, measure, "measure"),
         positions=positions,
         names=names,
     )
@@ -196,14 +193,6 @@ def _backend(backend: str | AnyBackend, options: Mapping[str, Any]) -> AnyBacken
     if options:
         raise RequestError(f"options {sorted(options)} are for a backend given by name, not for {backend!r}")
     return backend
-
-
-def _member(kind: type[_Enum], value: str, what: str) -> _Enum:
-    """The member of an enumeration that a user named."""
-    known = [str(one) for one in kind]
-    if value not in known:
-        raise RequestError(f"unknown {what} {str(value)!r}: {nearest(str(value), known)}")
-    return kind(value)
 
 
 @checked

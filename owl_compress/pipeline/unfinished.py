@@ -130,13 +130,11 @@ class Keeping:
         out: the file.
         folder: that this process holds for it; None where nothing is kept.
         is_finished: whether the file is there and nothing unfinished: then it is looked at and not made.
-        goes_on: whether the folder holds what was done before.
     """
 
     out: Path
     folder: Path | None = None
     is_finished: bool = False
-    goes_on: bool = False
 
     def notes(self, depends_on: Callable[[], Mapping[str, str]]) -> Notes:
         """Notes of what depends on just this.
@@ -149,9 +147,11 @@ class Keeping:
         return opened(self.folder, depends_on(), _start_over(self.folder))
 
     def loading(self, model: str) -> str:
-        """What is said while the `model` is loaded."""
+        """What is said before the `model` is loaded, and anything further kept."""
         told = f"loading {model}"
-        return f"{told}, to go on with what is kept in {self.folder}" if self.goes_on else told
+        if self.folder is None or holds_nothing(self.folder):
+            return told
+        return f"{told}, to go on with what is kept in {self.folder}"
 
     @property
     def outcome(self) -> str:
@@ -202,7 +202,7 @@ def kept_until_written(
         folder.mkdir(parents=True, exist_ok=True)
         told = f"what was measured so far is kept in {folder}; --resume goes on with it"
         with held(out), told_what_is_kept(folder, lambda: told):
-            yield Keeping(out, folder, goes_on=not holds_nothing(folder))
+            yield Keeping(out, folder)
             discard(folder)
 
 

@@ -68,9 +68,8 @@ def test_nm_is_text_and_never_a_sexagesimal_number(file: Path, pattern: str, quo
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1))
 def test_any_path_survives_as_text(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    assume(
-        not text.startswith(("./", "../"))
-    )  # that is seen from the recipe's folder, and has tests of its own
+    # What begins so is seen from the recipe's folder, and has tests of its own.
+    assume(not text.startswith(("./", "../")))
     recipe = Recipe.from_options(BASE | {"sparsity": 0.5, "calib": text})
     file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     file.write_text(recipe.to_yaml(), encoding="utf-8", newline="")

@@ -392,8 +392,7 @@ _KILLED = """
 import os, signal, sys
 from owl_compress.compression import journal
 from owl_compress.documents.recipe import Recipe
-from owl_compress.pipeline.execution import execute, run
-from owl_compress.pipeline.session import Session
+from owl_compress.pipeline.execution import run
 
 step, stop = [0], int(sys.argv[1])
 in_place = journal.put_in_place
