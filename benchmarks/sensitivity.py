@@ -6,10 +6,12 @@
 The texts are WikiText-2 validation and test. Seed 0 is the protocol of the other benchmarks: statistics on
 the first 12 windows of 512 tokens; another seed draws 12 windows at random. Damage is measured on windows of
 128 tokens held apart from these, evaluation is on the first 20 windows of 512 of the other text, float32.
-Profiles are kept in FOLDER and found there again, so that a run that was stopped goes on.
+Profiles are kept in FOLDER and found there again, and so is what a search that was stopped has done: the same
+command goes on with it.
 """
 
 import argparse
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.apart import windows_apart
 from owl_compress.data.text import Text, load_text
 from owl_compress.data.windows import TokenWindows, evaluation_windows, sample_windows
+from owl_compress.documents.notes import NotesIn
 from owl_compress.documents.plan import Plan
 from owl_compress.documents.sensitivity import Measure, PartKind, SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid
@@ -37,6 +40,7 @@ from owl_compress.models.structure import find_structure
 from owl_compress.pipeline.execution import compress_
 from owl_compress.pipeline.refining import DamageText, RefinementOptions
 from owl_compress.pipeline.stages import identity_of
+from owl_compress.refinement.refined import Method
 
 _CALIBRATION, _EVALUATION = 12, 20
 _DAMAGE_LEN = 128
@@ -165,7 +169,8 @@ def _rows(
             if arguments.target in amount:
                 name = f"{subject.name} {amount}"
                 asked = {**target, **_allocator_options(method, subject, name)}
-                measured = _try(loaded, texts, subject, asked, method, found)
+                unfinished = profile_path(arguments, subject).with_suffix("") / f"{amount} {method}"
+                measured = _try(loaded, texts, subject, asked, method, found, unfinished)
                 yield {"name": f"{name} {method}", **measured}
 
 
@@ -184,6 +189,7 @@ def _try(
     asked: Mapping[str, Any],
     method: str,
     found: SensitivityProfile | None,
+    unfinished: Path,
 ) -> dict[str, Any]:
     is_profiled = method in _FROM_DAMAGE and found is not None
     given = {"model": "builtin", "calib": "builtin", "statistics": "sequential", "backend": subject.backend}
@@ -192,8 +198,9 @@ def _try(
     copy = Session.open(recipe, loaded, texts.calibration).on_a_copy()
     plan = allocate(found, "sensitivity", copy.request.target) if is_profiled else make_plan(copy)[1]
     if method in _COSTS and found is not None:
-        cost = _COSTS[method] * found.forward_tokens
-        plan = _refined(loaded, texts, given, plan, method, cost)
+        search: Method = "evo" if method == "evo" else "swaps"
+        options = RefinementOptions(method=search, max_cost=_COSTS[method] * found.forward_tokens)
+        plan = _refined(loaded, texts, given, plan, options, unfinished)
     result = compress_(copy, plan)
     damage = texts.dense.divergence_of(copy.loaded.model)
     return {
@@ -208,15 +215,21 @@ def _try(
 
 
 def _refined(
-    loaded: LoadedModel, texts: Texts, given: Mapping[str, Any], plan: Plan, method: str, max_cost: float
+    loaded: LoadedModel,
+    texts: Texts,
+    given: Mapping[str, Any],
+    plan: Plan,
+    options: RefinementOptions,
+    unfinished: Path,
 ) -> Plan:
-    """The plan after swaps, or evolved, for so many forward tokens."""
+    """The plan after swaps, or evolved; the folder `unfinished` holds what is done so far."""
+    notes = NotesIn(unfinished, f"remove {unfinished}")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         plan.write(path)
         session = Session.open(Recipe.from_options({**given, "plan": str(path)}), loaded, texts.calibration)
-        options = RefinementOptions(method="evo" if method == "evo" else "swaps", max_cost=max_cost)
-        found = refine(session, options, DamageText(text=texts.calibration_text))
+        found = refine(session, options, DamageText(text=texts.calibration_text), lambda _: notes)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return found.plan
 
 
