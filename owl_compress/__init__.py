@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from owl_compress.documents.result import Result
     from owl_compress.documents.sensitivity import SensitivityProfile
     from owl_compress.errors import RequestError
-    from owl_compress.evaluation.agreement import agreement, dense_predictions
+    from owl_compress.evaluation.agreement import agreement
     from owl_compress.evaluation.perplexity import perplexity
+    from owl_compress.evaluation.predictions import dense_predictions
     from owl_compress.evaluation.tasks import TaskOptions, Tasks, accuracy
     from owl_compress.importance.estimator import measure
     from owl_compress.pipeline.comparison.comparison import compare
@@ -70,7 +71,7 @@ _HOMES = {
     "calibrate": "pipeline.windows",
     "compare": "pipeline.comparison.comparison",
     "compress_": "pipeline.stages",
-    "dense_predictions": "evaluation.agreement",
+    "dense_predictions": "evaluation.predictions",
     "evaluate": "pipeline.stages",
     "forecast": "pipeline.feasibility",
     "hold_apart": "pipeline.windows",

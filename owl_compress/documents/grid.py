@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from owl_compress.consent import CONSENT_NAMES
 from owl_compress.documents.option_names import option_name, plain_name
@@ -32,8 +33,10 @@ Options = dict[str, Any]
 
 
 def _is_list(annotation: Any) -> bool:
-    kinds = (annotation, *get_args(annotation))
-    return any(get_origin(kind) in {tuple, dict} for kind in kinds)
+    if get_origin(annotation) in {tuple, dict}:
+        return True
+    is_wrapped = get_origin(annotation) in {Annotated, Union, UnionType}
+    return is_wrapped and any(_is_list(kind) for kind in get_args(annotation))
 
 
 LISTS = frozenset(

@@ -1,18 +1,32 @@
-"""The options of a recipe one by one: type, topic, help, and what a value of each may be."""
+"""The options of a recipe one by one: type, topic and help; see `recipe_values` for what each may be."""
 
-import re
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from owl_compress.documents.document import Frozen
 from owl_compress.documents.protocols import ProtocolName
 from owl_compress.documents.provenance import StatisticsSource
-from owl_compress.documents.quantities import n_tokens, parsed_bytes, parsed_seconds
+from owl_compress.documents.recipe_values import (
+    Bytes,
+    Integers,
+    Levels,
+    MethodNames,
+    MethodOptions,
+    Names,
+    Pattern,
+    Pins,
+    PlaceName,
+    Seconds,
+    Share,
+    Speedup,
+    Sublayers,
+    Tasks,
+    Tokens,
+)
 from owl_compress.documents.sensitivity import Measure, PartKind
-from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer, checked_text
+from owl_compress.documents.units import Count, Name, PositiveCount, Sublayer
 
 AVERAGES = ("sparsity", "nm", "prune_ratio", "bits")
 """Budgets that say what is kept on average."""
@@ -34,8 +48,6 @@ DEFAULT_SAMPLES = 128
 
 DEFAULT_MEASURE_SAMPLES = 16
 """Sequences that fix an OWL plan well enough (benchmarks/plan_stability.py), and statistics for trials."""
-
-_NM = re.compile(r"\s*(\d+(?:\.\d+)?)\s*:\s*(\d+)\s*")
 
 
 class Topic(StrEnum):
@@ -68,32 +80,32 @@ class RecipeFields(Frozen):
     None means that the allocator, the backend or the model decides. Fractions, never percent.
     """
 
-    model: Name = _on(Topic.MODEL, ..., "Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M).")
+    model: PlaceName = _on(
+        Topic.MODEL, ..., "Hub id, checkpoint folder, .gguf file, or 'builtin' (SmolLM2-135M)."
+    )
     revision: Name | None = _on(Topic.MACHINE, None, "Branch, tag or commit on the hub.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _on(
         Topic.MACHINE, "auto", "auto (the checkpoint's), bfloat16, float16, float32."
     )
 
-    sparsity: float | None = _on(Topic.BUDGET, None, "Share of weights removed, 0.7 = 70 %.")
-    nm: str | None = _on(Topic.BUDGET, None, "N:M, N weights KEPT on average of every M: 3:8, 2.5:8.")
-    prune_ratio: float | None = _on(Topic.BUDGET, None, "Share of block parameters removed (structured).")
+    sparsity: Share | None = _on(Topic.BUDGET, None, "Share of weights removed, 0.7 = 70 %.")
+    nm: Pattern | None = _on(Topic.BUDGET, None, "N:M, N weights KEPT on average of every M: 3:8, 2.5:8.")
+    prune_ratio: Share | None = _on(Topic.BUDGET, None, "Share of block parameters removed (structured).")
     bits: float | None = _on(Topic.BUDGET, None, "Average bits per weight.")
-    bit_choices: tuple[int, ...] | None = _on(
-        Topic.BUDGET, None, "Widths to mix, for --bits or --size: 2,3,4."
-    )
+    bit_choices: Integers | None = _on(Topic.BUDGET, None, "Widths to mix, for --bits or --size: 2,3,4.")
 
-    size: str | None = _on(
+    size: Bytes | None = _on(
         Topic.BUDGET,
         None,
         "With `run`, for bits and widths: most bytes of all weight files: 300MB, 0.3GB, 250MiB, or bytes.",
     )
-    speedup: float | None = _on(
+    speedup: Speedup | None = _on(
         Topic.BUDGET, None, "With `run`, for widths: how many times as fast as dense, by --cost-table."
     )
-    latency: str | None = _on(
+    latency: Seconds | None = _on(
         Topic.BUDGET, None, "With `run`, for widths: most time, by --cost-table: 0.120 (seconds) or 120ms."
     )
-    cost_table: Name | None = _on(
+    cost_table: PlaceName | None = _on(
         Topic.BUDGET, None, "With --speedup or --latency: what `eval --latency --cost-table FILE` wrote."
     )
     phase: Literal["prefill", "decode"] | None = _on(
@@ -103,8 +115,8 @@ class RecipeFields(Frozen):
     )
 
     allocator: Name | None = _on(Topic.ALLOCATOR, None, "Who divides the budget.")
-    plan: Name | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
-    candidates: tuple[Name, ...] | None = _on(
+    plan: PlaceName | None = _on(Topic.PLAN, None, "A plan to carry out, instead of allocating one.")
+    candidates: MethodNames | None = _on(
         Topic.ALLOCATOR,
         None,
         "With --allocator auto: whose plans are tried, owl,alpha; uniform and linear-depth always are.",
@@ -118,14 +130,12 @@ class RecipeFields(Frozen):
     )
     low: float | None = _on(Topic.SHAPE, None, "No budget below this (what is kept).")
     high: float | None = _on(Topic.SHAPE, None, "No budget above this (what is kept).")
-    set_: dict[str, float] = _on(
-        Topic.SHAPE, {}, "NAME=VALUE: pin a block or linear (or a pattern).", alias="set"
-    )
-    skip: tuple[str, ...] = _on(Topic.SHAPE, (), "Leave a block or linear (or a pattern) alone.")
+    set_: Pins = _on(Topic.SHAPE, {}, "NAME=VALUE: pin a block or linear (or a pattern).", alias="set")
+    skip: Names = _on(Topic.SHAPE, (), "Leave a block or linear (or a pattern) alone.")
     no_tie: bool = _on(
         Topic.SHAPE, False, "Let q/k/v and gate/up differ in bits; servers that fuse them refuse that."
     )
-    parts: tuple[Sublayer, ...] = _on(
+    parts: Sublayers = _on(
         Topic.SHAPE,
         tuple(Sublayer),
         "Sublayers that are compressed: attention,mlp or one of them.",
@@ -142,13 +152,13 @@ class RecipeFields(Frozen):
         "compressed linears of the same block, too) or 'dense' (the dense model's, faster); by default what "
         "the backend is known to lose nothing by: 'true-sequential' for gptq, 'dense' for wanda up to 60 %.",
     )
-    options: dict[str, JsonValue] = Field(default={}, description="of allocator and backend")
+    options: MethodOptions = Field(default={}, description="of allocator and backend")
     format_: Name | None = _on(
         Topic.STORAGE, None, "'packed' integers (default of codes) or 'dense' weights.", alias="format"
     )
     export: Name | None = _on(Topic.STORAGE, None, "Write the format of other software: decilm (Llama-like).")
 
-    calib: Name = _on(
+    calib: PlaceName = _on(
         Topic.TEXT,
         "c4",
         "Calibration text: .txt, .jsonl, .csv, .parquet, a folder of these, 'wikitext2', 'ptb', 'c4', "
@@ -162,7 +172,7 @@ class RecipeFields(Frozen):
     measure_samples: PositiveCount | None = _on(
         Topic.MEASURING, None, "How many of --samples to measure importance on; default 16."
     )
-    profile: Name | None = _on(
+    profile: PlaceName | None = _on(
         Topic.SENSITIVITY, None, "A profile that `sensitivity` wrote, for an allocator that reads damage."
     )
     part: PartKind | None = _on(
@@ -170,7 +180,7 @@ class RecipeFields(Frozen):
         None,
         "Compressed at a time: block (default for density), sublayer (width), tied (bits), role, linear.",
     )
-    levels: tuple[str, ...] | None = _on(
+    levels: Levels | None = _on(
         Topic.SENSITIVITY,
         None,
         "What parts are compressed to: shares KEPT 0.2,0.3,0.5, or N:M 2:8,3:8, or bits 2,3,4.",
@@ -185,13 +195,13 @@ class RecipeFields(Frozen):
         Topic.SENSITIVITY, None, "Windows that damage is measured on, apart from --samples; default 4."
     )
     damage_len: PositiveCount | None = _on(Topic.SENSITIVITY, None, "Tokens of each of them; default 128.")
-    damage_data: Name | None = _on(
+    damage_data: PlaceName | None = _on(
         Topic.SENSITIVITY, None, "Text that they are drawn from; default that of --calib."
     )
     positions: PositiveCount | None = _on(
         Topic.SENSITIVITY, None, "Positions in them whose predictions are compared; default 256."
     )
-    max_cost: str | None = _on(
+    max_cost: Tokens | None = _on(
         Topic.SENSITIVITY,
         None,
         "Most forward tokens, 60000 or 60k: takes fewer windows, levels and candidates, as far as these are "
@@ -207,7 +217,7 @@ class RecipeFields(Frozen):
     bos: Literal["auto", "every", "first", "never"] = _on(
         Topic.TEXT, "auto", "BOS token: auto, every (window), first (of the text), never."
     )
-    data: Name | None = _on(Topic.EVALUATION, None, "Evaluation text; perplexity before and after.")
+    data: PlaceName | None = _on(Topic.EVALUATION, None, "Evaluation text; perplexity before and after.")
     max_windows: PositiveCount | None = _on(Topic.EVALUATION, None, "Evaluate on the first K windows only.")
     stride: PositiveCount | None = _on(
         Topic.EVALUATION, None, "Overlapping windows, each so many tokens on; only these are scored in it."
@@ -219,16 +229,16 @@ class RecipeFields(Frozen):
         Topic.EVALUATION, False, "With --data: KL divergence from, and top-1 agreement with, the dense model."
     )
 
-    tasks: tuple[str, ...] | None = _on(
+    tasks: Tasks | None = _on(
         Topic.TASKS,
         None,
         "Accuracy on tasks of lm-eval: boolq,rte or 'owl7' (the seven of the OWL paper).",
         min_length=1,
     )
-    task_file: tuple[str, ...] = _on(
+    task_file: Names = _on(
         Topic.TASKS, (), "Accuracy on samples of your own: .jsonl with question, choices and label."
     )
-    task_path: Name | None = _on(
+    task_path: PlaceName | None = _on(
         Topic.TASKS, None, "Task files of lm-eval's kind (.yaml), a folder or one; functions they name run."
     )
     limit: PositiveCount | None = _on(Topic.TASKS, None, "The first N samples of each task only.")
@@ -262,111 +272,3 @@ class RecipeFields(Frozen):
         if isinstance(value, bool) and expected is not bool:
             raise ValueError("is no flag: it takes a value")
         return value
-
-    @field_validator("model", "plan", "calib", "data", "cost_table", "task_path", mode="before")
-    @classmethod
-    def _path_is_text(cls, name: Any) -> Any:
-        return str(name) if isinstance(name, Path) else name
-
-    @field_validator("sparsity", "prune_ratio")
-    @classmethod
-    def _is_a_share(cls, share: float | None) -> float | None:
-        if share is not None and not 0 <= share < 1:
-            raise ValueError("is the share removed, at least 0 and below 1; 0.7 removes 70 %")
-        return share
-
-    @field_validator("nm")
-    @classmethod
-    def _is_n_of_m(cls, pattern: str | None) -> str | None:
-        if pattern is None:
-            return None
-        found = _NM.fullmatch(pattern)
-        if not found:
-            raise ValueError("is N:M, N weights kept of every M, such as 3:8 or 2.5:8")
-        if not 0 < float(found[1]) <= int(found[2]):
-            raise ValueError("keeps N of M weights, so N is above 0 and at most M")
-        return f"{found[1]}:{found[2]}"
-
-    @field_validator("size", "latency", mode="before")
-    @classmethod
-    def _number_is_text(cls, quantity: Any) -> Any:
-        is_number = isinstance(quantity, int | float) and not isinstance(quantity, bool)
-        return str(quantity) if is_number else quantity
-
-    @field_validator("size")
-    @classmethod
-    def _is_a_size(cls, size: str | None) -> str | None:
-        if size is not None:
-            parsed_bytes(size)
-        return size
-
-    @field_validator("latency")
-    @classmethod
-    def _is_a_time(cls, latency: str | None) -> str | None:
-        if latency is not None:
-            parsed_seconds(latency)
-        return latency
-
-    @field_validator("speedup")
-    @classmethod
-    def _is_no_slowdown(cls, speedup: float | None) -> float | None:
-        if speedup is not None and speedup < 1:
-            raise ValueError("is how many times as fast, at least 1; 1.5 takes two thirds of the time")
-        return speedup
-
-    @field_validator("bit_choices", "candidates", "parts", "tasks", mode="before")
-    @classmethod
-    def _split_at_commas(cls, choices: Any) -> Any:
-        return [one.strip() for one in choices.split(",")] if isinstance(choices, str) else choices
-
-    @field_validator("levels", mode="before")
-    @classmethod
-    def _are_levels(cls, levels: Any) -> Any:
-        """Levels of a file may be numbers; what each of them stands for depends on the backend."""
-        if isinstance(levels, str | int | float) and not isinstance(levels, bool):
-            levels = str(levels).split(",")
-        if not isinstance(levels, list | tuple):
-            return levels
-        return [one if isinstance(one, bool) else str(one).strip() for one in levels]
-
-    @field_validator("max_cost", mode="before")
-    @classmethod
-    def _is_a_number_of_tokens(cls, cost: Any) -> Any:
-        text = str(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else cost
-        if isinstance(text, str) and not n_tokens(text):
-            raise ValueError("is a number of forward tokens above 0, such as 60000 or 60k")
-        return text
-
-    @field_validator("skip", "task_file", mode="before")
-    @classmethod
-    def _one_name_is_a_list(cls, names: Any) -> Any:
-        names = [names] if isinstance(names, str | Path) else names
-        if not isinstance(names, list | tuple):
-            return names
-        return [str(one) if isinstance(one, Path) else one for one in names]
-
-    @field_validator("set_", mode="before")
-    @classmethod
-    def _split_pins(cls, pins: Any) -> Any:
-        """Accept NAME=VALUE, one or a list of them, as on the command line."""
-        pins = [pins] if isinstance(pins, str) else pins
-        if not isinstance(pins, list | tuple):
-            return pins
-        wrong = [pin for pin in pins if not isinstance(pin, str) or "=" not in pin]
-        if wrong:
-            raise ValueError(f"takes NAME=VALUE, not {wrong[0]!r}")
-        split = [(pin.rpartition("=")[0].strip(), pin.rpartition("=")[2].strip()) for pin in pins]
-        names = [name for name, _ in split]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"names {twice!r} twice: give it one value")
-        return dict(split)
-
-    @field_validator("set_", "skip", "options", "tasks", "task_file")
-    @classmethod
-    def _are_text(cls, names: Any) -> Any:
-        values = names.values() if isinstance(names, dict) else ()
-        for text in (*(names or ()), *values):
-            if isinstance(text, str):
-                checked_text(text)
-        return names

@@ -19,9 +19,10 @@ from owl_compress.documents.measurements import AgreementRecord, LatencyRecord, 
 from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import ActivationsName
 from owl_compress.errors import RequestError
-from owl_compress.evaluation.agreement import evaluate_against, evaluate_dense
+from owl_compress.evaluation.agreement import evaluate_against
 from owl_compress.evaluation.part_costs import measure_costs
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.evaluation.predictions import evaluate_dense
 from owl_compress.evaluation.tasks import TaskOptions, Tasks, accuracy
 from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.structure import find_structure

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from owl_compress.documents.measurements import Evaluation, PerplexityRecord
-from owl_compress.evaluation import agreement
-from owl_compress.evaluation.agreement import DensePredictions
+from owl_compress.evaluation import agreement, predictions
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.evaluation.predictions import DensePredictions
 from owl_compress.pipeline.resuming import NOTHING_KEPT, Kept
 from owl_compress.pipeline.session import Session
 
@@ -42,7 +42,7 @@ def evaluate_dense(session: Session, kept: Kept = NOTHING_KEPT) -> DenseQuality:
     if not session.recipe.agreement:
         return DenseQuality(kept.notes.once("dense", PerplexityRecord, lambda: evaluate(session)))
     model, windows = session.loaded.model, session.held_out_windows
-    return DenseQuality(*agreement.evaluate_dense(model, windows, session.loaded.source, **_how(session)))
+    return DenseQuality(*predictions.evaluate_dense(model, windows, session.loaded.source, **_how(session)))
 
 
 def evaluation_beside(session: Session, dense: DenseQuality) -> Evaluation:

@@ -15,13 +15,9 @@ from owl_compress.data.text import Text
 from owl_compress.data.windows import TokenWindows, evaluation_windows
 from owl_compress.documents.measurements import AgreementRecord
 from owl_compress.errors import RequestError
-from owl_compress.evaluation.agreement import (
-    agreement,
-    dense_predictions,
-    evaluate_against,
-    evaluate_dense,
-)
+from owl_compress.evaluation.agreement import agreement, evaluate_against
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.evaluation.predictions import dense_predictions, evaluate_dense
 from owl_compress.models.structure import find_structure
 from owl_compress.walk import outputs
 
@@ -123,7 +119,7 @@ def test_no_more_logits_are_held_than_the_limit(
     other, sizes = compressed(tiny_llama), list[int]()
     whole = agreement(other, dense_predictions(tiny_llama, windows))
     monkeypatch.setattr(outputs, "_LOGITS_AT_ONCE", 3 * 259)
-    monkeypatch.setattr("owl_compress.evaluation.agreement._LOOKED_AT", 3)
+    monkeypatch.setattr("owl_compress.evaluation.predictions._LOOKED_AT", 3)
     for model in (tiny_llama, other):
         model.lm_head.register_forward_hook(lambda _module, _inputs, logits: sizes.append(logits.shape[1]))
     pieces = agreement(other, dense_predictions(tiny_llama, windows, batch_size=4), batch_size=4)

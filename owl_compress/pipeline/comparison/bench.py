@@ -9,7 +9,7 @@ from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.data.windows import CalibrationOptions, EvaluationOptions, TokenWindows
 from owl_compress.documents.coverage import check_covered
 from owl_compress.documents.provenance import ModelIdentity
-from owl_compress.evaluation.agreement import DensePredictions, dense_predictions
+from owl_compress.evaluation.predictions import DensePredictions, dense_predictions
 from owl_compress.models.coverage import coverage_of
 from owl_compress.models.residence import refuse_streamed
 from owl_compress.models.snapshot import ModelSnapshot

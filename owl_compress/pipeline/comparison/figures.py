@@ -9,9 +9,10 @@ from typing import Any
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.accuracy import TaskAccuracy
 from owl_compress.documents.measurements import AgreementRecord, LatencyRecord, PerplexityRecord
-from owl_compress.evaluation.agreement import DensePredictions, evaluate_against
+from owl_compress.evaluation.agreement import evaluate_against
 from owl_compress.evaluation.latency import compare as time_models
 from owl_compress.evaluation.perplexity import perplexity
+from owl_compress.evaluation.predictions import DensePredictions
 from owl_compress.models.state import n_parameters
 from owl_compress.pipeline.comparison.bench import Bench
 from owl_compress.pipeline.comparison.fingerprints import evaluated
