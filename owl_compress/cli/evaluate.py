@@ -67,6 +67,7 @@ def evaluate(
     from owl_compress.memory import memory_errors
     from owl_compress.pipeline.beside import Beside
     from owl_compress.pipeline.evaluating import EvaluationRequest
+    from owl_compress.pipeline.processes import joined
 
     output = Output(as_json=as_json, quiet=quiet)
     latency, dense = LatencyOptions.of(given), DenseOptions.of(given)
@@ -80,9 +81,13 @@ def evaluate(
     if log_samples is not None:
         _check_log(log_samples, request)
     request = replace(request, cost_widths=widths, sample_log=log_samples)
-    output.say(f"loading {model}")
-    with memory_errors("evaluating"):
+    with joined(request.device) as ranks, memory_errors("evaluating"):
+        request = request.of_process(ranks)
+        output = output.of_process(leads=ranks.leads)
+        output.say(f"loading {model}")
         found = request.run(output.progress, output.say)
+    if not ranks.leads:
+        return
     _answer(found, output)
     if log_samples is not None:
         output.say(f"wrote {log_samples}")

@@ -1,7 +1,7 @@
 """The last stage by itself: what a model or a folder is worth, and how fast it runs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from owl_compress.pipeline.stages import (
 from owl_compress.pipeline.timing import TimingOptions, prepare_timing
 from owl_compress.pipeline.windows import held_out_windows
 from owl_compress.progress import SILENT, Progress, shown
+from owl_compress.walk.ranks import Ranks
 
 DEFAULT_TEXT = "wikitext2"
 """What perplexity is measured on where nobody says, as in the published tables."""
@@ -132,6 +133,16 @@ class EvaluationRequest:
             tasks=tasks,
             activations=given.get("activations", fields["activations"].default),
         )
+
+    def of_process(self, ranks: Ranks) -> "EvaluationRequest":
+        """The share of one of several processes: the one that leads writes.
+
+        Raises:
+            RequestError: something is timed, which they would disturb each other in.
+        """
+        if ranks.of > 1 and (self.timing or self.cost_widths is not None):
+            raise RequestError("--latency times one process: start it without torchrun")
+        return self if ranks.leads else replace(self, sample_log=None)
 
     def run(self, progress: Progress = SILENT, say: Say = lambda _: None) -> Evaluated:
         """Load the model, evaluate it beside the dense one, time it.

@@ -134,6 +134,31 @@ def test_reports_of_several_processes_are_those_of_one(here: Path, done: Callabl
         assert ours["metrics"] == pytest.approx(theirs["metrics"], rel=1e-4)
 
 
+def test_several_processes_evaluate_as_one_does_and_one_of_them_speaks(
+    here: Path, done: Callable[..., Any]
+) -> None:
+    asked = ("eval", "model", "--data", "other.txt", "--seq-len", "32")
+    (here / "quiz.jsonl").write_text(
+        "".join(
+            json.dumps({"question": f"{n} and {n}?", "choices": ["one", "two"], "label": n % 2}) + "\n"
+            for n in range(4)
+        )
+    )
+    tasks = ("--task-file", "quiz.jsonl", "--log-samples", "samples.jsonl")
+    alone = done(*asked, "--json").json
+    found = together(here, 2, *asked, *tasks, "--json")
+    assert found.returncode == 0, found.stderr
+    several = json.loads(found.stdout)
+    assert several["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-5)
+    assert several["windows"] == alone["windows"]
+    assert [one["samples"] for one in several["tasks"].values()] == [4]
+    assert len((here / "samples.jsonl").read_text().splitlines()) == 4
+    assert found.stderr.count("loading model") == 1
+    refused = together(here, 2, *asked, "--latency")
+    assert refused.returncode != 0
+    assert "--latency times one process: start it without torchrun" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "processes"),
     [(("--backend", "wanda"), 3), (("--backend", "rtn", "--group-size", "16", "--levels", "2,3,4"), 2)],
