@@ -128,6 +128,6 @@ def _explanation(error: BaseException) -> str:
             return meaning
     shown = text if len(text) <= _MESSAGE_LENGTH else text[:_MESSAGE_LENGTH] + "…"
     return (
-        f"transformers {transformers.__version__} cannot load it ({type(error).__name__}: {shown}): check its "
-        "config.json, or try another version of transformers"
+        f"transformers {transformers.__version__} cannot load it ({type(error).__name__}: {shown}): check "
+        "its config.json, or try another version of transformers"
     )
