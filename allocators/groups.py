@@ -199,5 +199,5 @@ def _matching(pattern: str, report: Account, option: str) -> frozenset[str]:
         known = [name for block in report.blocks for name in (block.name, *(x.name for x in block.linears))]
         close = get_close_matches(pattern, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"names look like {known[0]!r} and {known[1]!r}"
-        raise RequestError(f"{option} {pattern!r} matches no block or linear of the report: {hint}")
+        raise RequestError(f"{option} {pattern!r} matches no block or linear of the model: {hint}")
     return found

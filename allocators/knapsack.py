@@ -24,7 +24,7 @@ from owl_compress.allocators.base import FloatArray, Group, LevelCosts, natural_
 from owl_compress.allocators.branching import cheapest
 from owl_compress.allocators.target import Target
 from owl_compress.documents.quantities import told_apart
-from owl_compress.documents.units import KeptOfGrid
+from owl_compress.documents.units import KeptOfGrid, Unit
 from owl_compress.errors import RequestError
 
 _EQUAL = 1e-12
@@ -72,9 +72,16 @@ def out_of_span(target: Target, end: float, *, is_below: bool) -> RequestError:
     m = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else None
     asked, found = told_apart(target.value * (m or 1), end * (m or 1))
     unit = f"of {m}" if m else target.unit
+    measured = f"levels of {target.value:g} {more}"
+    if m:
+        whole = max(1, floor(target.value * m)) if is_below else ceil(target.value * m)
+        measured = f"levels of {whole}:{m} {more}"
+    elif target.unit is Unit.WIDTH and is_below:
+        measured = "levels below that, where whole heads and channels allow any"
+    remedy = "ask for that or more" if m and is_below and target.value * m < 1 else f"measure {measured} too"
     return RequestError(
         f"an average of {asked} {unit} is {side} {found} {unit}, the mean of the {extreme} measured levels "
-        f"allowed: change the target, or measure levels of {target.value:g} {more} too"
+        f"allowed: change the target, or {remedy}"
     )
 
 

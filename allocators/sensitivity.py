@@ -10,6 +10,7 @@ from owl_compress.allocators.base import Curve, FloatArray, Group, LevelCosts, s
 from owl_compress.allocators.damage import DamageCurve
 from owl_compress.allocators.knapsack import out_of_span
 from owl_compress.allocators.target import Granularity, Target
+from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 
 _POINTS = 513
@@ -61,8 +62,7 @@ class Sensitivity:
             RequestError: the target or its bounds lie outside what was measured.
         """
         curves = [_damage_of(group) for group in groups]
-        for group, damage in zip(groups, curves, strict=True):
-            _check_low(group, damage, target)
+        _check_low(groups, curves, target)
         if not target.is_continuous:
             allowed = [_allowed(*pair, target) for pair in zip(groups, curves, strict=True)]
             costs = [
@@ -83,15 +83,18 @@ def _damage_of(group: Group) -> DamageCurve:
     return group.damage
 
 
-def _check_low(group: Group, damage: DamageCurve, target: Target) -> None:
-    """Refuse a lower bound of the user's down to which nothing was measured."""
-    if (
-        target.low is not None
-        and target.low < damage.levels[0]
-        and target.solver_bounds[0] < damage.levels[0]
-    ):
+def _check_low(groups: Sequence[Group], curves: Sequence[DamageCurve], target: Target) -> None:
+    """Refuse a lower bound of the user's down to which nothing was measured.
+
+    Of widths, one part that was measured so low is enough: of others a single head may be more than that.
+    """
+    if target.low is None:
+        return
+    lowest = [(damage.levels[0], group.name) for group, damage in zip(groups, curves, strict=True)]
+    level, name = min(lowest) if target.unit is Unit.WIDTH else max(lowest)
+    if max(target.low, target.solver_bounds[0]) < level:
         raise RequestError(
-            f"low {target.low:g} is below {damage.levels[0]:g}, the lowest level measured of {group.name}: "
+            f"low {target.low:g} is below {level:g}, the lowest level measured of {name}: "
             f"raise low, or measure levels down to {target.solver_bounds[0]:g}"
         )
 

@@ -40,6 +40,10 @@ class ModelWideSurvey:
     _blocks: list["_NotedBlock"] = field(default_factory=list)
 
     restates: ClassVar[bool] = True
+    own_division: ClassVar[str] = (
+        "is to compare weights across the model, which divides the budget by itself: use --scope row "
+        "or linear"
+    )
     is_blockwise: ClassVar[Literal[True]] = True
 
     def see(self, task: BlockTask) -> None:

@@ -62,6 +62,13 @@ class WidthSurvey:
     is_blockwise: ClassVar[Literal[True]] = True
 
     @property
+    def own_division(self) -> str | None:
+        """With a uniform width."""
+        if not self.rounding.uniform:
+            return None
+        return "is to give every block the same width, whoever divides the budget: drop --uniform-width"
+
+    @property
     def statistic(self) -> type[Statistic] | None:
         """Second moments where importance is told from them."""
         return SecondMoments if self.score.importance is Importance.WANDA else None

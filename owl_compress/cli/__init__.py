@@ -86,7 +86,7 @@ def _reason(error: BaseException, finished: Sequence[Path]) -> str | None:
             return str(error)  # and what of it is kept
         if whole:
             return f"interrupted, after {whole}"
-        return "interrupted: nothing was written that looks finished; run again to start over"
+        return "interrupted: nothing was written that looks finished; run the same command again"
     return None
 
 

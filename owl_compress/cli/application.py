@@ -135,7 +135,12 @@ def _of_evaluate() -> list[Parameter]:
 
 
 def _of_allocate(_: Sequence[str]) -> list[Parameter]:
-    of_plan = of_recipe(*planning.ALLOCATE_TOPICS, without=("candidates",), methods=_methods())
+    from owl_compress.pipeline.methods import DEFAULT_ALLOCATOR, DEFAULT_FROM_PROFILE
+
+    methods = _methods()
+    default = f"{DEFAULT_ALLOCATOR}; of a profile {DEFAULT_FROM_PROFILE}"
+    methods["allocator"] = Methods(methods["allocator"].names, default)
+    of_plan = of_recipe(*planning.ALLOCATE_TOPICS, without=("candidates",), methods=methods)
     return [*of_plan, *_of_allocators()]
 
 

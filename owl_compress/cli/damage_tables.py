@@ -1,6 +1,6 @@
 """The table of a sensitivity profile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from owl_compress.cli.cells import KEPT, block_column, counts
@@ -21,7 +21,6 @@ def sensitivity_table(profile: SensitivityProfile) -> Sheet:
     """Damage of each part at each level; of each block, added up, where there are many parts."""
     curves = {part.name: _damage_by_level(profile, part) for part in profile.parts}
     sizes = {part.name: part.n_weights for part in profile.parts}
-    kinds = "+".join(dict.fromkeys(_KINDS.get(part.kind, part.kind) for part in profile.parts))
     is_by_block, notes = len(curves) > _MOST_PARTS, list[str]()
     if is_by_block:
         notes.append(f"sums over the {len(curves):,} parts, each compressed alone; the file has them singly")
@@ -37,8 +36,15 @@ def sensitivity_table(profile: SensitivityProfile) -> Sheet:
         form = _damage_format([curve[label][1] for curve in curves.values() if label in curve])
         cells = (format(curve[label][1], form) if label in curve else "" for curve in curves.values())
         columns.append(Column(label, tuple(cells)))
-    title = f"Damage ({profile.measure}) of {profile.model.id} by {profile.backend.name}, {kinds} by {kinds}"
+    title = f"Damage ({profile.measure}) of {profile.model.id} by {profile.backend.name}"
+    title += f", {part_by_part(part.kind for part in profile.parts)}"
     return Sheet(title, tuple(columns), (*more, *notes, _what_levels_are(profile)))
+
+
+def part_by_part(kinds: Iterable[PartKind]) -> str:
+    """What is compressed at a time, or moves: "block by block"."""
+    each = "+".join(dict.fromkeys(_KINDS.get(kind, kind) for kind in kinds))
+    return f"{each} by {each}"
 
 
 def _damage_format(damages: Sequence[float]) -> str:

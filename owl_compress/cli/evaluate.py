@@ -81,6 +81,8 @@ def evaluate(
     if log_samples is not None:
         _check_log(log_samples, request)
     request = replace(request, cost_widths=widths, sample_log=log_samples)
+    if table is not None and data is None:
+        request = request.without_unnamed_text(given)
     with joined(request.device) as ranks, memory_errors("evaluating"):
         request = request.of_process(ranks)
         output = output.of_process(leads=ranks.leads)

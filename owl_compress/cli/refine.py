@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from owl_compress.cli import options
 from owl_compress.cli.console import Output
+from owl_compress.cli.damage_tables import part_by_part
 from owl_compress.cli.sheet import Column, Sheet
 from owl_compress.cli.tables import plan_table
 from owl_compress.consent import Consent
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # a refusal must not wait for torch
     from owl_compress.pipeline.refining import Attempt, Refinement, RefinementOptions
 
 REFINE_TOPICS = (Topic.BACKEND, Topic.SENSITIVITY, Topic.TEXT, Topic.SEED, Topic.MACHINE)
+_NUMBERED = {"swaps": "round", "evo": "generation"}
 NOT_FOR_REFINEMENT = ("profile", "levels", "measure", "strict", "activations")
 
 
@@ -100,7 +102,7 @@ def refine(
         return
     output.answer(found.as_json(), refinement_table(source, found))
     if not found.is_better:
-        output.say(f"nothing was gained, {found.ended}: the plan is written as it came")
+        output.say("nothing was gained: the plan is written as it came")
     output.say(keeping.outcome)
 
 
@@ -119,7 +121,7 @@ def refinement_table(source: Plan, found: "Refinement") -> Sheet:
         )
 
     columns = (
-        Column("round", once([str(one.number) for one in found.attempts])),
+        Column(_NUMBERED[found.method], once([str(one.number) for one in found.attempts])),
         Column("part", tuple(move.part for _, move in rows), is_text=True),
         Column("from", tuple(_level(source, move.before) for _, move in rows)),
         Column("to", tuple(_level(source, move.after) for _, move in rows)),
@@ -127,15 +129,13 @@ def refinement_table(source: Plan, found: "Refinement") -> Sheet:
         Column("measured", once([_change(one.measured, form) for one in found.attempts])),
         Column("kept", once([_kept(one) for one in found.attempts]), is_text=True),
     )
-    before, after = (format(value, form) for value in found.damage)
     notes = (
-        f"damage (kl) on text held apart: {before} -> {after}",
+        f"damage (kl) on text held apart: {_change(found.damage, form)}",
         f"it ended as {found.ended}" if found.ended else "it ended",
         f"cost: {found.forward_tokens:,.0f} tokens through the model",
     )
-    return Sheet(
-        f"Refinement of the plan by {source.allocator.name}, {found.part} by {found.part}", columns, notes
-    )
+    title = f"Refinement of the plan by {source.allocator.name}, {part_by_part([found.part])}"
+    return Sheet(title, columns if rows else (), notes)
 
 
 def _level(plan: Plan, level: float) -> str:

@@ -40,6 +40,11 @@ class Survey(Protocol):
     restates: ClassVar[bool]
 
     @property
+    def own_division(self) -> str | None:
+        """Why all that it takes from a plan is the total, and the remedy; None where it keeps to the plan."""
+        ...
+
+    @property
     def statistic(self) -> type[Statistic] | None:
         """The statistic that `see` wants."""
         ...

@@ -40,6 +40,16 @@ def check_unit(plan: Plan, backend: AnyBackend) -> None:
         )
 
 
+def check_takes_budgets(backend: Backend) -> None:
+    """Refuse a backend that makes budgets of its own of those that it is given.
+
+    Raises:
+        RequestError: it does, see `Survey.own_division`.
+    """
+    if backend.survey is not None and (why := backend.survey.own_division) is not None:
+        raise RequestError(f"backend {backend.name!r} {why}")
+
+
 def check_request(
     plan: Plan, backend: Backend, calibration: TokenWindows | None, structure: ModelStructure
 ) -> None:

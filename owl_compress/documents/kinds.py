@@ -7,7 +7,7 @@ from owl_compress.documents.plan import Plan
 from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import Result
 from owl_compress.documents.sensitivity import SensitivityProfile
-from owl_compress.documents.strict_json import read_text
+from owl_compress.documents.strict_json import read_json, read_text
 from owl_compress.documents.tuning import TuningDocument
 from owl_compress.errors import RequestError
 
@@ -47,15 +47,18 @@ def read_source(path: Path) -> ImportanceReport | SensitivityProfile:
         RequestError: unreadable, neither a report nor a sensitivity profile, or with invalid content.
     """
     try:
-        found = _SCHEMA.search(read_text(path))
+        text = read_text(path)
     except (RequestError, ValueError):
-        found = None  # said by the reading of a report
+        return ImportanceReport.read(path)  # says what is wrong
+    found = _SCHEMA.search(text)
     kind = _KINDS.get(found[1]) if found else None
     if kind is SensitivityProfile:
         return SensitivityProfile.read(path)
-    if found is not None and kind is not ImportanceReport:
+    if kind is not ImportanceReport:
+        read_json(path)  # says what is wrong with a file that is cut short, or is no JSON
+        named = f"its schema is {found[1]}" if found else "it names no schema of ours"
         raise RequestError(
-            f"{path} is neither a report nor a sensitivity profile (its schema is {found[1]}): name a "
-            "file that measure or sensitivity wrote"
+            f"{path} is neither a report nor a sensitivity profile ({named}): name a file that measure or "
+            "sensitivity wrote"
         )
     return ImportanceReport.read(path)

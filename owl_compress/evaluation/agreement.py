@@ -16,7 +16,6 @@ from owl_compress.documents.measurements import AgreementRecord, PerplexityRecor
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.perplexity import perplexity, placed
 from owl_compress.evaluation.predictions import (
-    NAN_PREDICTED,
     DensePredictions,
     Scored,
     head_of,
@@ -27,7 +26,7 @@ from owl_compress.models.limits import check_vocabulary
 from owl_compress.models.state import evaluation_mode, rest_on_device
 from owl_compress.models.structure import BlockSite, find_structure
 from owl_compress.progress import SILENT, Progress
-from owl_compress.walk.outputs import divergence
+from owl_compress.walk.outputs import NAN_PREDICTED, divergence
 
 logger = logging.getLogger(__name__)
 

@@ -23,15 +23,9 @@ from owl_compress.models.state import evaluation_mode
 from owl_compress.models.structure import BlockSite, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.capture import states_behind
-from owl_compress.walk.outputs import Head
+from owl_compress.walk.outputs import NAN_PREDICTED, Head
 
 _REMEDY = "what it predicts cannot be held against another model; leave agreement out"
-NAN_PREDICTED = (
-    "the predictions hold NaN: the model's weights are broken, or overflow its data type; check the "
-    "checkpoint, or use --dtype float32"
-)
-"""What is said of them."""
-
 _PROBED = 16
 """Positions by which a head is known again."""
 _LOOKED_AT = 64

@@ -262,7 +262,7 @@ class Bench:
                     copy = trying.compressed(trial.budgets)
                 except RequestError as error:
                     if not trial.is_optional:
-                        raise
+                        raise RequestError(f"level {trial.level:g} of {trial.name}: {error}") from error
                     refused[trial.name] = str(error)
                     continue
                 variant = known.setdefault(frozenset(copy.budgets.items()), len(variants))
@@ -301,6 +301,6 @@ class Bench:
 def _check_damage(trial: Trial, damage: float) -> None:
     if not isfinite(damage):
         raise RequestError(
-            f"the damage of {trial.name} at {trial.level:g} is {damage}: the model or its data type "
-            "overflows there; try --dtype float32, or a level that keeps more"
+            f"the damage of {trial.name} at level {trial.level:g} is {damage}: the model or its data type "
+            "overflows there; try a level that keeps more, or another --dtype"
         )

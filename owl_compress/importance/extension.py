@@ -15,10 +15,10 @@ _SAME = {
     "grid": "N:M grid",
     "backend": "backend or its options",
     "measure": "measure",
-    "positions": "number of positions",
     "linears": "linears of the model",
     "statistics": "calibration windows",
     "damage_text": "windows that damage was measured on",
+    "positions": "number of positions",
 }
 """What has to agree for damages to be comparable, by field, in words."""
 
@@ -32,7 +32,7 @@ def check_extends(known: SensitivityProfile, header: Mapping[str, Any], kind: Pa
     for field, words in _SAME.items():
         before = getattr(known, field)
         if _essence(before) != _essence(header[field]):
-            what = f"the profile to extend has another {words} ({_both_shown(before, header[field])})"
+            what = f"the profile to extend differs in its {words} ({_both_shown(before, header[field])})"
             if field == "damage_text" and known.statistics is None:
                 what += ", which were kept clear of calibration windows that the backend does not read"
                 raise RequestError(f"{what}: give the --samples, --seq-len and --seed it was measured with")

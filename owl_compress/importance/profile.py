@@ -12,7 +12,7 @@ from torch import nn
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
-from owl_compress.compression.demands import salience_for, wants_text
+from owl_compress.compression.demands import check_takes_budgets, salience_for, wants_text
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.data.apart import check_apart
 from owl_compress.data.windows import TokenWindows
@@ -54,6 +54,7 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.output_gradients import output_gradients
+from owl_compress.walk.outputs import positions_of
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def profile(
     device = given_device(run.device) or parameter_device(model)
     structure = structure or find_structure(model)
     check_compressible(structure)
+    check_takes_budgets(backend)
     if statistics is None and wants_text(backend):
         raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
     check_apart(statistics, damage)
@@ -207,7 +209,7 @@ class _Profiler:
             "grid": self.options.grid,
             "backend": method_record(self.backend),
             "measure": self.options.measure,
-            "positions": None if self.options.measure in LOCAL else self.options.positions,
+            "positions": None if self.options.measure in LOCAL else self._n_positions,
             "linears": tuple(
                 ProfiledLinear(name=linear.name, block=site.name, role=roles[linear.name], shape=linear.shape)
                 for site in self.structure.blocks
@@ -219,6 +221,11 @@ class _Profiler:
             "notes": (*self.structure.notes, *chosen),
             "coverage": coverage_of(self.structure),
         }
+
+    @property
+    def _n_positions(self) -> int:
+        """Positions that are compared: no window has more than it has predictions."""
+        return len(self.damage) * len(positions_of(self.damage, self.options.positions))
 
     def _measure(self, dense: DenseReference) -> DamageMeasure:
         match self.options.measure:

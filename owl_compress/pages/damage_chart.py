@@ -256,6 +256,16 @@ def _bar(part: SubFigure, colours: ScalarMappable, label: str, height: float) ->
     settle_bar(bar)
 
 
+def _labelled(budgets: Budgets, panels: Sequence[Panel]) -> str:
+    """The name of a plan, and how many of its parts have no point among the curves."""
+    levels = _levels(budgets)
+    curves = [curve for panel in panels for curve in panel.curves if curve.levels.size]
+    found = [(curve.levels[-1], curve.level_in(levels)) for curve in curves]
+    n_beyond = sum(level is not None and level > highest for highest, level in found)
+    beyond = f" ({n_beyond} of {len(curves)} parts keep more than was tried)" if n_beyond else ""
+    return plain(budgets.label) + beyond
+
+
 def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: Sequence[Budgets]) -> None:
     """A legend of what is drawn and does not speak for itself."""
     entries: list[Artist] = []
@@ -263,7 +273,7 @@ def _explain(figure: Figure, panels: Sequence[Panel], scales: Scales, budgets: S
         entries.append(Line2D([], [], color=INK, linewidth=2.4, label="median"))
     marker = "o" if len(budgets) == 1 else "none"
     entries += [
-        Line2D([], [], color=colour, linewidth=1.9, marker=marker, markersize=5, label=plain(one.label))
+        Line2D([], [], color=colour, linewidth=1.9, marker=marker, markersize=5, label=_labelled(one, panels))
         for one, colour in zip(budgets, _colours(budgets), strict=True)
     ]
     if scales.heights.foot < scales.heights.least or not scales.heights.is_logarithmic:

@@ -77,7 +77,7 @@ def options_in_words(given: Mapping[str, Any] | None, recorded: Mapping[str, Any
     """Options as users give them, or as a file has them where that is not known; switches by name alone."""
     options = recorded if given is None else given
     shown = (
-        name if value is True else f"{name} = {value}"
+        name if value is True else f"{name} = {f'{value:.6g}' if isinstance(value, float) else value}"
         for name, value in sorted(options.items())
         if value not in (None, {}, [])
     )

@@ -37,22 +37,22 @@ def divide(session: Session, source: Source, allocator: Allocator | str | None =
 def _within(
     session: Session, source: Source, allocator: Allocator | str, target: Target, price: Price
 ) -> Plan:
-    backend = session.request.backend
+    backend, known = session.request.backend, price.known(source)
 
     def price_at(value: float) -> Priced:
-        plan = allocate(source, allocator, replace(target, value=value))
+        plan = allocate(known, allocator, replace(target, value=value))
         if isinstance(backend, PlanChecker):
             backend.check_plan(session.structure, plan)
         return Priced(plan, price.of(plan))
 
     try:
-        found = largest_within(price_at, price.limit, reach_of(source, allocator, target))
+        found = largest_within(price_at, price.limit, reach_of(known, allocator, target))
     except OutOfReachError as error:
         raise price.out_of_reach(error.least.cost) from error
     price.check(found.plan)
     record = found.plan.allocator
     told = AllocatorRecord(name=record.name, parameters=record.parameters | price.record(found.cost))
-    return found.plan.model_copy(update={"allocator": told})
+    return found.plan.model_copy(update={"allocator": told, "report": source.fingerprint})
 
 
 def reach_of(source: Source, allocator: Allocator | str, target: Target) -> Reach:

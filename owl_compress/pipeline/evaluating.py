@@ -134,6 +134,10 @@ class EvaluationRequest:
             activations=given.get("activations", fields["activations"].default),
         )
 
+    def without_unnamed_text(self, given: Mapping[str, Any]) -> "EvaluationRequest":
+        """The same without the text that stands in for none, unless options are of it or need it."""
+        return self if self.against or taken(given, _OF_A_TEXT) else replace(self, text=None)
+
     def of_process(self, ranks: Ranks) -> "EvaluationRequest":
         """The share of one of several processes: the one that leads writes.
 

@@ -22,6 +22,7 @@ from owl_compress.documents.report import ImportanceReport
 from owl_compress.documents.result import EarlierStep, Result
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.stored_format import StoredFormat
+from owl_compress.documents.units import BitsGrid
 from owl_compress.errors import RequestError
 from owl_compress.forms.codes import coded_modules
 from owl_compress.models.structure import find_structure
@@ -89,7 +90,7 @@ def save(
         notes += name_all(leftovers) if form.is_asked_for else carry_over(leftovers, temporary)
         counted["bytes_on_disk"] = bytes_on_disk(temporary)
         if recipe is not None and recipe.size is not None:
-            notes += _note_of_size(temporary, parsed_bytes(recipe.size))
+            notes += _note_of_size(temporary, parsed_bytes(recipe.size), plan)
         totals = result.totals.model_copy(update=counted)
         # Whoever compressed knowing where the model came from has looked already, though there may be none.
         has_looked = "earlier" in result.model_fields_set
@@ -102,7 +103,7 @@ def save(
     return result
 
 
-def _note_of_size(folder: Path, most_bytes: int) -> tuple[str, ...]:
+def _note_of_size(folder: Path, most_bytes: int, plan: Plan) -> tuple[str, ...]:
     """What a result says of a size that was asked for.
 
     Raises:
@@ -115,7 +116,10 @@ def _note_of_size(folder: Path, most_bytes: int) -> tuple[str, ...]:
             f"the weight files take {found:,} bytes and may take {most_bytes:,}: nothing was written; "
             f"ask for {found - most_bytes:,} bytes less"
         )
-    return (f"asked for at most {most_bytes:,} bytes of weight files, got {found:,}",)
+    told = f"asked for at most {most_bytes:,} bytes of weight files, got {found:,}"
+    if isinstance(plan.grid, BitsGrid) and all(budget.value == plan.high for budget in plan.budgets):
+        told += f": every linear has {plan.high:g} bits, the most of --bit-choices"
+    return (told,)
 
 
 def earlier_steps(loaded: LoadedModel) -> tuple[EarlierStep, ...]:

@@ -106,10 +106,10 @@ def judge(
     judged = Judged(plan, source, dense, notes=notes)
     try:
         uniform = divide(session, source, EQUAL_SHARES)
-    except RequestError:
-        return judged  # nothing to compare with
+    except RequestError as error:
+        return replace(judged, notes=(*notes, f"there is no plan of equal shares to compare with: {error}"))
     if uniform.budgets == plan.budgets:
-        return judged
+        return replace(judged, notes=(*notes, "the plan gives equal shares, and is compared with no other"))
     return _chosen(session, judged, uniform, _reference(session, source, apart, _SIZE), carry_out)
 
 

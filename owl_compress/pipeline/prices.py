@@ -7,6 +7,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
+from owl_compress.allocators import Source
 from owl_compress.allocators.groups import partition
 from owl_compress.checkpoints.leftovers import carried_headers
 from owl_compress.checkpoints.stored_forms import SizedForm
@@ -30,6 +31,10 @@ class Price(Protocol):
     @property
     def limit(self) -> float:
         """The most that a plan may cost."""
+        ...
+
+    def known(self, source: Source) -> Source:
+        """`source` without levels of a profile whose cost is not really known."""
         ...
 
     def of(self, plan: Plan) -> float:
@@ -69,6 +74,10 @@ class SizePrice:
 
     limit: int
     n_bytes: Callable[[Plan], int]
+
+    def known(self, source: Source) -> Source:
+        """All of it."""
+        return source
 
     def of(self, plan: Plan) -> int:
         """Bytes of what carrying out `plan` writes, at most."""

@@ -4,6 +4,7 @@ from pathlib import PurePath
 
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import AnyBackend, Backend, CheckpointBackend
+from owl_compress.compression.demands import check_takes_budgets
 from owl_compress.documents.provenance import ModelIdentity
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
@@ -21,9 +22,10 @@ def by_block(
     """The backend, if it can compress a part of a model alone; `remedy` is what to do with those that can.
 
     Raises:
-        RequestError: it cannot; those of the same unit that can are named.
+        RequestError: it cannot; those of the same unit that can are named, or the option that forbids it.
     """
     if not isinstance(backend, CheckpointBackend):
+        check_takes_budgets(backend)
         return backend
     others = [name for name in BACKENDS.names() if BACKENDS.load(name).unit is backend.unit]
     able = [name for name in others if hasattr(BACKENDS.load(name), Backend.compress_block_.__name__)]

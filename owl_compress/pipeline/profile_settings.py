@@ -20,6 +20,7 @@ DEFAULT_DAMAGE_LEN = 128
 
 _FEWEST_SAMPLES = 2
 _N_OF_M = re.compile(r"(\d+):(\d+)")
+_SHARE_OF_M = re.compile(r"\d+\.\d*:\d+")
 
 CostOf = Callable[[int, Sequence[float]], float]
 """Forward tokens of a profile on so many windows of damage, at these levels."""
@@ -69,6 +70,8 @@ class ProfileSettings:
             levels, grid = parsed_levels(recipe.levels, unit, _grid_of(target), extends=extends)
             if target is not None:
                 _check_reach(levels, target)
+        if isinstance(grid, KeptOfGrid) and target is not None:
+            _check_pattern(grid, target)
         return cls(
             part=part,
             levels=levels,
@@ -104,7 +107,7 @@ class ProfileSettings:
             if self.max_cost is not None:
                 raise RequestError(
                     f"max-cost {self.max_cost:,} is below {cost_of(*found):,.0f} forward tokens, the least "
-                    f"that {found[0]} windows at {len(found[1])} levels cost: allow as much, or ask for a "
+                    f"that {found[0]} windows at {_counted(found[1])} cost: allow as much, or ask for a "
                     "coarser --part, fewer --levels or a shorter --damage-len"
                 )
         return replace(self, damage_samples=found[0], levels=found[1])
@@ -134,6 +137,9 @@ def parsed_levels(
     if sizes and unit is not Unit.DENSITY:
         raise RequestError(f"levels {_listed(given)} are N:M, and the backend counts {unit}: give numbers")
     if sizes and not all(found.values()) and asked_grid is None:
+        uneven = next((str(level) for level in given if _SHARE_OF_M.fullmatch(str(level))), None)
+        if uneven is not None:
+            raise RequestError(f"level {uneven} keeps no whole number of weights of each group: give whole N")
         raise RequestError(f"levels {_listed(given)} are N:M in part: write all of them so")
     grid = KeptOfGrid(kept_of=next(iter(sizes))) if sizes and 0 not in sizes else asked_grid
     values = [_number(level, match) for level, match in found.items()]
@@ -226,6 +232,23 @@ def _check_reach(levels: Sequence[float], target: Target) -> None:
     if target.unit is Unit.BITS and missing:
         shown = ",".join(f"{level:g}" for level in missing)
         raise RequestError(f"--bit-choices has {shown} and --levels has not: add it there, or drop it here")
+
+
+def _check_pattern(grid: KeptOfGrid, target: Target) -> None:
+    """Refuse a target below the least that a pattern keeps, before anything is measured.
+
+    Raises:
+        RequestError: see above.
+    """
+    if target.value * grid.kept_of < 1 and not target.pins:
+        asked = f"{target.value * grid.kept_of:g}:{grid.kept_of}"
+        raise RequestError(
+            f"{asked} is below 1:{grid.kept_of}, the least that is measured: ask for that or more"
+        )
+
+
+def _counted(levels: Sequence[float]) -> str:
+    return f"{len(levels)} level{'s' if len(levels) != 1 else ''}"
 
 
 def _listed(levels: Sequence[str | float]) -> str:

@@ -1,8 +1,10 @@
 """What a sensitivity profile is measured of: a model, a backend and texts; and what it may cost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from time import perf_counter
+from typing import Any
 
 from owl_compress.checkpoints.loading import LoadedModel
 from owl_compress.compression.contract import Backend
@@ -17,7 +19,9 @@ from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.importance.cost import ProfileCost, forward_tokens, unmeasured
 from owl_compress.importance.parts import find_parts
 from owl_compress.importance.profile import ProfileOptions, ProfileRun, profile
+from owl_compress.importance.reference import DenseReference
 from owl_compress.models.limits import resolve_seq_len
+from owl_compress.models.state import evaluation_mode
 from owl_compress.models.structure import ModelStructure
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, ProfileSettings
 from owl_compress.pipeline.windows import held_apart
@@ -31,13 +35,33 @@ NotesFor = Callable[[TokenWindows], Notes]
 
 
 @dataclass(frozen=True)
+class ProfileForecast:
+    """What a profile would try, and what it takes."""
+
+    settings: ProfileSettings
+    n_parts: int
+    cost: ProfileCost
+
+    def as_json(self) -> dict[str, Any]:
+        """In plain values."""
+        return {
+            "part": self.settings.part.value,
+            "parts": self.n_parts,
+            "levels": list(self.settings.levels),
+            "measure": self.settings.measure.value,
+            "damage_samples": self.settings.damage_samples,
+            **asdict(self.cost),
+        }
+
+
+@dataclass(frozen=True)
 class Subject:
     """What is profiled, on what text and where: everything is loaded, read and found.
 
     Attributes:
         loaded, structure, identity: the model.
         backend: who compresses.
-        statistics: windows that the backend sees.
+        statistics: windows that the backend sees; None where it sees none, and none are read.
         text: that windows of damage are drawn from.
         names: of the linears that are in parts.
         recipe: for the seed, the place of the BOS token, and the batch size.
@@ -48,7 +72,7 @@ class Subject:
     structure: ModelStructure
     identity: ModelIdentity
     backend: Backend
-    statistics: TokenWindows
+    statistics: TokenWindows | None
     text: Text | Chats
     names: frozenset[str]
     recipe: Recipe
@@ -94,6 +118,22 @@ class Subject:
             identity=self.identity,
         )
 
+    def forecast(self, settings: ProfileSettings, known: SensitivityProfile | None = None) -> ProfileForecast:
+        """What `profiled` would do; the dense model is run over the windows of damage, for the time it takes.
+
+        Raises:
+            RequestError: see `affordable`.
+        """
+        settings, tokens = self.affordable(settings, known)
+        damage = self.damage_windows(settings)
+        device, start = resolve_device(self.recipe.device), perf_counter()
+        with evaluation_mode(self.loaded.model):
+            DenseReference.of(self.loaded.model, self.structure, damage, device, progress=self.progress)
+        seconds = (perf_counter() - start) / damage.ids.numel() * tokens
+        parts = find_parts(self.structure, settings.part, self.names)
+        n_trials = len(unmeasured(parts, settings.levels, known))
+        return ProfileForecast(settings, len(parts), ProfileCost(n_trials, tokens, seconds))
+
     def affordable(
         self, settings: ProfileSettings, known: SensitivityProfile | None = None
     ) -> tuple[ProfileSettings, float]:
@@ -109,9 +149,8 @@ class Subject:
 
     def damage_windows(self, settings: ProfileSettings) -> TokenWindows:
         """The windows that a profile with these affordable settings is measured on."""
-        return self.windows_apart(
-            settings.damage_samples or 0, self._damage_len(settings), (self.statistics,)
-        )
+        taken = () if self.statistics is None else (self.statistics,)
+        return self.windows_apart(settings.damage_samples or 0, self._damage_len(settings), taken)
 
     def _damage_len(self, settings: ProfileSettings) -> int:
         return resolve_seq_len(
@@ -146,7 +185,7 @@ class Subject:
         parts = find_parts(self.structure, settings.part, self.names)
         places = {site.name: index for index, site in enumerate(self.structure.blocks)}
         trials = [places[part.block] for part, _ in unmeasured(parts, levels, known)]
-        n_seen = self.statistics.ids.numel() if self.backend.statistic else 0
+        n_seen = self.statistics.ids.numel() if self.statistics and self.backend.statistic else 0
         return forward_tokens(trials, len(places), n_windows * length, n_seen, settings.measure)
 
 

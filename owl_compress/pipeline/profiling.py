@@ -28,7 +28,7 @@ from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.methods import DEFAULT_BACKEND
 from owl_compress.pipeline.profile_checks import by_block, check_model, check_profile
 from owl_compress.pipeline.profile_settings import ProfileSettings, extending
-from owl_compress.pipeline.profile_subject import Subject, Told
+from owl_compress.pipeline.profile_subject import ProfileForecast, Subject, Told
 from owl_compress.pipeline.recipe_texts import calibration_options, read_damage_text, read_text
 from owl_compress.pipeline.request import backend_of, check_options
 from owl_compress.pipeline.session import Session, loaded_for
@@ -139,26 +139,8 @@ class Profiling:
             RequestError: see `owl_compress.load`, `calibrate` and `Subject.profiled`; or what is kept, or
                 finished, is of something else.
         """
-        recipe = self.recipe
         with memory_errors("measuring damage"):
-            check_there(recipe.model, dtype=recipe.dtype, allow_pickle=self.consent.allow_pickle)
-            options = calibration_options(recipe)
-            text = read_text(options)
-            damage_text = text if recipe.damage_data is None else read_damage_text(recipe)
-            loaded = loaded_for(recipe, self.device, self.consent, progress)
-            structure = find_structure(loaded.model)
-            check_covered(coverage_of(structure), partial=recipe.partial)
-            subject = Subject(
-                loaded=loaded,
-                structure=structure,
-                identity=identity_of(loaded, structure),
-                backend=self.backend,
-                statistics=calibration_windows(loaded, structure, options, text, progress),
-                text=damage_text,
-                names=_not_skipped(loaded, structure, recipe),
-                recipe=recipe,
-                progress=progress,
-            )
+            subject = self._subject(progress)
             if keeping.is_finished:
                 return check_finished_profile(keeping.out, subject, self.settings)
             return subject.profiled(
@@ -167,6 +149,38 @@ class Profiling:
                 told,
                 lambda damage: keeping.notes(lambda: self._depends_on(subject, damage)),
             )
+
+    def forecast(self, progress: Progress = SILENT) -> ProfileForecast:
+        """Load the model, and say what `run` would try and what it takes; one dense pass is timed.
+
+        Raises:
+            RequestError: see `run`.
+        """
+        with memory_errors("measuring damage"):
+            return self._subject(progress).forecast(self.settings, self.known)
+
+    def _subject(self, progress: Progress) -> Subject:
+        recipe, options = self.recipe, calibration_options(self.recipe)
+        check_there(recipe.model, dtype=recipe.dtype, allow_pickle=self.consent.allow_pickle)
+        is_read = recipe.damage_data is None or wants_text(self.backend)
+        text = read_text(options) if is_read else None
+        damage_text = text if recipe.damage_data is None else read_damage_text(recipe)
+        if damage_text is None:
+            raise TypeError("damage is measured on some text")
+        loaded = loaded_for(recipe, self.device, self.consent, progress)
+        structure = find_structure(loaded.model)
+        check_covered(coverage_of(structure), partial=recipe.partial)
+        return Subject(
+            loaded=loaded,
+            structure=structure,
+            identity=identity_of(loaded, structure),
+            backend=self.backend,
+            statistics=calibration_windows(loaded, structure, options, text, progress) if text else None,
+            text=damage_text,
+            names=_not_skipped(loaded, structure, recipe),
+            recipe=recipe,
+            progress=progress,
+        )
 
     def _depends_on(self, subject: Subject, damage: TokenWindows) -> dict[str, str]:
         texts = {"calibration": subject.statistics, "damage": damage}
@@ -194,7 +208,7 @@ def check_finished_profile(out: Path, subject: Subject, settings: ProfileSetting
             "the damage text": (done.damage_text, subject.damage_windows(affordable).record),
             "the calibration text": (
                 done.statistics,
-                subject.statistics.record if wants_text(subject.backend) else None,
+                subject.statistics.record if subject.statistics and wants_text(subject.backend) else None,
             ),
             "--levels": (sorted(asked - lacking), sorted(asked)),
         },

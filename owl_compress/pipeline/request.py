@@ -181,12 +181,13 @@ def _profile_of(
         if given:
             who = "a plan that is made already" if target is None else f"allocator {recipe.allocator!r}"
             raise RequestError(
-                f"{option_name(given[0])} is of a sensitivity profile, and {who} reads none: drop it, or use "
-                f"--allocator {DEFAULT_FROM_PROFILE}"
+                f"{option_name(given[0])} is for allocators that read a sensitivity profile, and {who} reads "
+                f"none: drop it, or use --allocator {DEFAULT_FROM_PROFILE}"
             )
         return None, None
+    able = by_block(backend)
     if recipe.profile is None:
-        return None, ProfileSettings.of(recipe, by_block(backend).unit, target)
+        return None, ProfileSettings.of(recipe, able.unit, target)
     given = [name for name in given[1:] if not (is_tuned and name in _OF_TRIALS)]
     if given:
         raise RequestError(

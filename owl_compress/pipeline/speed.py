@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 
 import torch
 from pydantic import JsonValue
 
+from owl_compress.allocators import Source
 from owl_compress.compression.contract import Rehearser
 from owl_compress.documents.costs import CostTable
 from owl_compress.documents.plan import Plan
+from owl_compress.documents.sensitivity import PartDamage, SensitivityProfile
 from owl_compress.documents.units import Sublayer
 from owl_compress.errors import RequestError
 from owl_compress.evaluation.latency import device_name
@@ -28,18 +30,47 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class TimePrice:
-    """Seconds of the phase that is limited; `kept` tells the weights that each part keeps under a plan.
+    """Seconds of the phase that is limited.
 
+    `kept` tells the weights that each part of the table keeps under a plan, `linears` what it is made of.
     Below the narrowest width of the table a part counts with the time of that: more than it takes.
     """
 
     asked: TimeLimit
     kept: Callable[[Plan], Mapping[Part, float]]
+    linears: Mapping[Part, tuple[str, ...]]
 
     @property
     def limit(self) -> float:
         """The most seconds."""
         return self.asked.seconds * (1 + _ROUNDING)
+
+    def known(self, source: Source) -> Source:
+        """`source`, a profile without levels that are narrower than any that was timed.
+
+        Raises:
+            RequestError: there are no others of some part.
+        """
+        if not isinstance(source, SensitivityProfile):
+            return source
+        return source.model_copy(update={"parts": tuple(map(self._timed, source.parts))})
+
+    def _timed(self, part: PartDamage) -> PartDamage:
+        costs = self.asked.table.by_part
+        shares = [
+            costs[timed].least / costs[timed].widths[-1].n_weights
+            for timed, names in self.linears.items()
+            if timed in costs and not {*names}.isdisjoint(part.linears)
+        ]
+        least = max(shares, default=0.0) * (1 - _ROUNDING)
+        curve = [(at, cost) for at, cost in zip(part.levels, part.damage, strict=True) if not 0 < at < least]
+        if not curve:
+            raise RequestError(
+                f"no level of {part.name} is at least {least:.3g} wide, which is the narrowest that the cost "
+                "table knows: measure such a level, or narrower ones with eval --cost-widths"
+            )
+        levels, damage = zip(*curve, strict=True)
+        return part.model_copy(update={"levels": levels, "damage": damage})
 
     def of(self, plan: Plan) -> float:
         """Seconds of the model, its widths rounded as far as can be told."""
@@ -65,7 +96,7 @@ class TimePrice:
         asked = f"latency {self.asked.seconds:.4g} s"
         if self.asked.speedup is not None:
             asked = f"speedup {self.asked.speedup:g}"
-        most = floor(100 * dense / least) / 100
+        most = floor(100 * dense / least) / 100 if least else inf
         return RequestError(
             f"{asked} of the {phase} cannot be met: the least that these options and the widths in the cost "
             f"table allow is {least:.4g} s of {dense:.4g} s, a speedup of {most:g}: ask for that, or measure "
@@ -81,7 +112,7 @@ class TimePrice:
             "phase": self.asked.phase,
             "asked_seconds": self.asked.seconds,
             "predicted_seconds": cost,
-            "predicted_speedup": dense / cost,
+            "predicted_speedup": dense / cost if cost else None,  # rest and widths may be measured as no time
             "cost_table": self.asked.table.fingerprint,
         }
 
@@ -103,7 +134,7 @@ def time_price(session: Session, limit: TimeLimit) -> TimePrice:
         left = {budget.name: budget.value * budget.n_weights for budget in plan.budgets}
         return {part: sum(left.get(name, sizes[name]) for name in names) for part, names in linears.items()}
 
-    return TimePrice(limit, kept)
+    return TimePrice(limit, kept, linears)
 
 
 def check_same(session: Session, table: CostTable) -> None:

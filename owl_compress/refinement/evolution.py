@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
-from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
+from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, Gate
 from owl_compress.refinement.lineage import Lineage
 from owl_compress.refinement.refined import DEFAULT_ROUNDS
 from owl_compress.refinement.swap_rounds import SwapRounds
@@ -36,7 +36,7 @@ class Evolution:
         predicted = (descent.first, descent.last)
         after = self.gate.passed(descent.generations, given, moves, predicted)
         if after is None:
-            return given, REFUSED
+            return given, self.gate.refusal(1)
         return after, OUT_OF_MEANS if descent.generations != most else f"{most} generations are over"
 
     def _line(self, at: Standing) -> Lineage:

@@ -18,6 +18,7 @@ _ROUNDING = 1e-9
 
 NO_GAIN = "no moves that keep the budget gain anything"
 REFUSED = "no choice of moves lowered the damage on the text of the gate"
+NOT_CARRIED_OUT = "the backend carries out something else than the moves that were chosen"
 OUT_OF_MEANS = "the cost that was allowed is spent"
 
 
@@ -110,6 +111,11 @@ class Gate:
         attempt = Attempt(number, tuple(moves), predicted, (at.damage, after.damage), others)
         self.attempts.append(attempt)
         return after if attempt.is_kept else None
+
+    def refusal(self, n_attempts: int) -> str:
+        """Why none of the latest so many attempts was kept."""
+        latest = self.attempts[-n_attempts:]
+        return NOT_CARRIED_OUT if all(attempt.not_carried_out for attempt in latest) else REFUSED
 
 
 def _alike(one: Mapping[str, float], other: Mapping[str, float]) -> bool:

@@ -111,6 +111,7 @@ class Refinement:
         forward_tokens: the cost, in tokens through the whole model.
         ended: why no more was tried.
         part: what moved at a time.
+        method: by which plans were looked for.
     """
 
     plan: Plan
@@ -119,6 +120,7 @@ class Refinement:
     forward_tokens: float
     ended: str
     part: PartKind
+    method: Method = "swaps"
 
     @property
     def is_better(self) -> bool:
@@ -132,6 +134,7 @@ class Refinement:
             "damage_before": self.damage[0],
             "damage_after": self.damage[1],
             "forward_tokens": self.forward_tokens,
+            "method": self.method,
             "part": self.part.value,
             "ended": self.ended,
             "attempts": [asdict(attempt) | {"is_kept": attempt.is_kept} for attempt in self.attempts],

@@ -16,7 +16,7 @@ from torch import nn
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
-from owl_compress.compression.demands import check_unit, wants_text
+from owl_compress.compression.demands import check_takes_budgets, check_unit, wants_text
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.statistics import check_statistics
 from owl_compress.device import given_device
@@ -120,11 +120,7 @@ def _check_request(
     check_statistics(backend, work.statistics)
     if windows.statistics is None and wants_text(backend):
         raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
-    if backend.survey is not None and backend.survey.restates:
-        raise RequestError(
-            f"backend {backend.name!r} is to compare weights across the model, which divides the budget by "
-            "itself: use --scope row or linear"
-        )
+    check_takes_budgets(backend)
 
 
 def _refined(gate: Gate, plan: Plan, search: Search) -> Refinement:
@@ -145,6 +141,7 @@ def _refined(gate: Gate, plan: Plan, search: Search) -> Refinement:
         workshop.spending.spent,
         ended,
         gate.kind,
+        gate.options.method,
     )
 
 

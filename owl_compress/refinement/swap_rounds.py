@@ -6,7 +6,7 @@ from math import fsum
 
 from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Trial
-from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, REFUSED, Gate
+from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, Gate
 from owl_compress.refinement.refined import DEFAULT_ROUNDS
 from owl_compress.refinement.swaps import Ledger, Move, best_moves, mean_level, move_between
 from owl_compress.refinement.workshop import Standing
@@ -89,4 +89,4 @@ class SwapRounds:
                 return after, ""
             tried.append(chosen)
             pairs = min(pairs, (len(chosen) + 1) // 2) // 2
-        return None, REFUSED if tried else NO_GAIN
+        return None, self.gate.refusal(len(tried)) if tried else NO_GAIN

@@ -116,7 +116,7 @@ def move_between(
 def best_moves(
     moves: Sequence[Move], most: int, ledger: Ledger, values: Mapping[str, float]
 ) -> tuple[Move, ...]:
-    """At most `most` of the moves, no two of which change the same linear, with the largest sum of gains.
+    """At most `most` of the moves, no two of one part or of one linear, with the largest sum of gains.
 
     Where spends are divisible a move may be made in part, taken to gain that part of its gain. Nothing is
     returned where no choice gains anything.
@@ -146,8 +146,9 @@ def _shares(
     spends = np.array([move.spend for move in moves])
     unit = float(np.abs(spends).max()) if is_divisible else float(gcd(*(int(spend) for spend in spends)))
     least, limit = (bound / unit for bound in room)
-    names = sorted({name for move in moves for name in move.budgets})
-    shared = np.array([[name in move.budgets for move in moves] for name in names], dtype=float)
+    changed = [{move.part, *move.budgets} for move in moves]
+    names = sorted(set[str]().union(*changed))
+    shared = np.array([[name in one for one in changed] for name in names], dtype=float)
     zeros, ones = np.zeros((1, n)), np.ones((1, n))
     rows = [
         LinearConstraint(np.hstack([np.eye(n), -np.eye(n)]), -np.inf, 0.0),

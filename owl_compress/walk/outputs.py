@@ -31,6 +31,11 @@ _COMPARED_AT_ONCE = 2**18
 """Of these, that the host compares at a time: what it works out along the way stays in its cache."""
 _PROBED = 16
 _TOLERANCE = 1e-2
+NAN_PREDICTED = (
+    "the predictions hold NaN: the model's weights are broken, or overflow its data type; check the "
+    "checkpoint, or use --dtype float32"
+)
+"""What is said of them."""
 
 
 def final_states(
@@ -105,7 +110,7 @@ class Head:
         remedy: what a refusal advises.
 
     Raises:
-        RequestError: what the model does behind its last block looks at more than one position.
+        RequestError: what the model does behind its last block looks at more than one position, or overflows.
     """
 
     def __init__(
@@ -146,9 +151,11 @@ class Head:
     def _check_positions_stand_alone(self, states: Tensor, remedy: str) -> None:
         """Refuse a model whose logits change with the order in which positions are asked for."""
         probe = states[-min(_PROBED, len(states)) :]
-        forth, back = self.logits(probe), self.logits(probe.flip(0)).flip(0)
-        scale = float(forth.float().abs().amax())
-        if not torch.allclose(forth.float(), back.float(), rtol=0.0, atol=_TOLERANCE * max(scale, 1.0)):
+        forth, back = self.logits(probe).float(), self.logits(probe.flip(0)).flip(0).float()
+        if bool(forth.log_softmax(dim=-1).isnan().any()):  # so it is where a logit is infinite
+            raise RequestError(NAN_PREDICTED)
+        scale = max(float(forth[forth.isfinite()].abs().amax()), 1.0)
+        if not torch.allclose(forth, back, rtol=0.0, atol=_TOLERANCE * scale):
             raise RequestError(
                 "what this model does behind its last block looks at more than one position at a time: "
                 f"{remedy}"

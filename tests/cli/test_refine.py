@@ -64,7 +64,8 @@ def test_a_plan_that_cannot_get_better_is_written_as_it_came(
 ) -> None:
     monkeypatch.setattr("owl_compress.refinement.swap_rounds.best_moves", lambda *_: ())
     outcome = done(*refine, "-o", "same.json")
-    assert "nothing was gained, no moves that keep the budget gain anything" in outcome.err
+    assert "it ended as no moves that keep the budget gain anything" in outcome.out
+    assert "nothing was gained: the plan is written as it came" in outcome.err
     assert Plan.read("same.json") == Plan.read("bad.json")
 
 

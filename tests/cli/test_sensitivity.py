@@ -106,14 +106,14 @@ class TestExtending:
         [
             (
                 ("--backend", "magnitude"),
-                "another backend or its options (wanda {'scope': 'row'}, now magnit",
+                "differs in its backend or its options (wanda {'scope': 'row'}, now magnit",
             ),
-            (("--scope", "linear"), "another backend or its options"),
-            (("--measure", "loss"), "another measure (kl, now loss)"),
-            (("--positions", "7"), "another number of positions (256, now 7)"),
-            (("--levels", "2:8,3:8"), "another N:M grid"),
+            (("--scope", "linear"), "differs in its backend or its options"),
+            (("--measure", "loss"), "differs in its measure (kl, now loss)"),
+            (("--positions", "7"), "differs in its number of positions (54, now 6)"),
+            (("--levels", "2:8,3:8"), "differs in its N:M grid"),
             (("--part", "sublayer"), "is by block, not by sublayer"),
-            (("--seed", "1"), "another calibration windows"),
+            (("--seed", "1"), "differs in its calibration windows"),
         ],
     )
     def test_of_something_else_is_refused(
@@ -135,6 +135,13 @@ class TestRefusals:
             (("--levels", "2:8,2:4"), "levels 2:8,2:4 are of another M than each other"),
             (("--levels", "2:8,0.5"), "levels 2:8,0.5 are N:M in part"),
             (("--levels", "1:7,2:7"), "N:7 is not supported"),
+            (("--levels", "2.5:8,3:8"), "level 2.5:8 keeps no whole number of weights"),
+            (("--scope", "model"), "divides the budget by itself: use --scope row or linear"),
+            (("--backend", "structured", "--uniform-width"), "drop --uniform-width"),
+            (
+                ("--backend", "structured", "--round-to", "64", "--levels", "0.3,0.6"),
+                "level 0.3 of model.layers.0 ",
+            ),
             (("--levels", "9:8,2:8"), "level 1.125 is outside (0, 1]"),
             (
                 ("--levels", "1,9", "--backend", "rtn"),
@@ -165,6 +172,51 @@ class TestRefusals:
 
     def test_an_output_that_is_something_else(self, refused: Callable[..., str], report: Path) -> None:
         assert "holds a report" in refused("sensitivity", "model", *SHORT, "-o", report)
+
+
+def test_a_dry_run_tells_what_would_be_tried_and_what_it_takes(
+    measure: Callable[..., SensitivityProfile], done: Callable[..., Any], here: Path
+) -> None:
+    asked = ("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "--dry-run")
+    told = done(*asked, "--json").json
+    profile = measure("s.json", "--levels", "0.25,0.5")
+    assert (told["part"], told["parts"], told["trials"]) == ("block", 3, 6)
+    assert told["forward_tokens"] == profile.forward_tokens
+    assert "3 parts, block by block, at 0.25, 0.5: 6 trials" in done(*asked).out
+    assert not Path("OUT").exists()
+
+
+def test_only_the_text_that_is_needed_is_read(done: Callable[..., Any], here: Path) -> None:
+    options = ("--damage-data", "text.txt", "--damage-samples", "2", "--damage-len", "32")
+    done("sensitivity", "model", "--backend", "magnitude", *options, "--levels", "0.2,0.6", "-o", "s.json")
+    assert SensitivityProfile.read("s.json").statistics is None
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--nm", "0.5:8"), "0.5:8 is below 1:8, the least that is measured"),
+        (("--sparsity", "0.5", "--scope", "model"), "use --scope row or linear"),
+        (("--backend", "structured", "--prune-ratio", "0.3", "--uniform-width"), "drop --uniform-width"),
+    ],
+)
+def test_a_run_is_refused_before_a_profile_is_measured(
+    refused: Callable[..., str], here: Path, monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...], named: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("owl_compress.pipeline.profiling.Subject.profiled", None)
+    told = refused("run", "model", "--allocator", "sensitivity", *options, *TEXT, "-o", "OUT")
+    assert named in told
+
+
+def test_predictions_that_overflow_are_told(
+    refused: Callable[..., str], here: Path, tiny_llama: LlamaForCausalLM
+) -> None:
+    with torch.no_grad():
+        tiny_llama.lm_head.weight.fill_(3e38)
+    tiny_llama.save_pretrained(here / "model")
+    told = refused("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json")
+    assert "the predictions hold NaN" in told
 
 
 def test_max_cost_takes_windows_first_and_then_levels(
@@ -219,7 +271,7 @@ def test_a_damage_that_is_no_number_names_part_and_level(
 ) -> None:
     monkeypatch.setattr(Divergence, "damages", lambda *given: [nan] * len(given[-1]))
     words = ("sensitivity", "model", *SHORT, "--levels", "0.25,0.5", "-o", "s.json")
-    assert "the damage of model.layers.0 at 0.25 is nan" in refused(*words)
+    assert "the damage of model.layers.0 at level 0.25 is nan" in refused(*words)
 
 
 def test_a_part_that_no_level_changes_is_named(

@@ -253,7 +253,7 @@ def test_extending_names_what_the_windows_kept_clear_of_and_what_differs_in_a_mo
     more = ProfileOptions(levels=(0.4,))
     with pytest.raises(RequestError, match="give the --samples, --seq-len and --seed it was measured with"):
         profile(model, backend, None, make_windows(1, 8), more, known=known)
-    with pytest.raises(RequestError, match=r"another model .dtype float32, now bfloat16.: measure a profile"):
+    with pytest.raises(RequestError, match=r"its model .dtype float32, now bfloat16.: measure a profile"):
         profile(model.to(torch.bfloat16), backend, None, judged, more, known=known)
 
 
@@ -346,7 +346,7 @@ def test_a_damage_that_is_no_number_names_part(
         "owl_compress.walk.outputs.OutputDistribution.divergences",
         lambda _self, others: [float("nan")] * len(others),
     )
-    with pytest.raises(RequestError, match=r"damage of model\.layers\.0 at 0\.2 is nan"):
+    with pytest.raises(RequestError, match=r"damage of model\.layers\.0 at level 0\.2 is nan"):
         profile(
             make_model("llama"),
             BACKENDS.create("magnitude", {}),

@@ -294,7 +294,7 @@ class TestWhatIsMeasured:
         (
             "wanda",
             {"sparsity": 0.6, "allocator": "owl"},
-            "damage-samples is of a sensitivity profile, and alloc",
+            "damage-samples is for allocators that read a sensitivity profile, and alloc",
         ),
         ("wanda", {"sparsity": 0.6, "max_cost": "100"}, "max-cost 100 is below"),
         ("wanda", {"sparsity": 0.6, "profile": "s.json"}, "damage-samples says how a profile is measured"),

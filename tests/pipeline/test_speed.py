@@ -132,6 +132,33 @@ def test_a_part_narrower_than_the_table_knows_is_refused_with_the_width_to_add(
         make_plan(Session.open(asked))
 
 
+def test_levels_of_a_profile_that_were_not_timed_are_not_chosen(
+    here: Path, recipe: MakeRecipe, table: CostTable
+) -> None:
+    damage = {"damage_samples": 2, "damage_len": 32}
+    asked = recipe(
+        "structured", speedup=1.2, cost_table="costs.json", round_to=1, allocator="sensitivity", **damage
+    )
+    session = Session.open(asked)
+    plan = make_plan(session)[1]
+    assert min(budget.value for budget in plan.budgets) >= 0.25
+    assert plan.allocator.parameters["predicted_speedup"] >= 1.2
+
+
+def test_a_table_of_no_time_at_the_narrowest_predicts_no_speedup(
+    here: Path, recipe: MakeRecipe, table: CostTable
+) -> None:
+    content = table.model_dump(mode="json")
+    content["rest"] = {"prefill": 0, "decode": 0}
+    for part in content["parts"]:
+        for width in part["widths"][:-1]:
+            width["seconds"] = {"prefill": 0, "decode": 0}
+    CostTable.model_validate(content).write("costs.json")
+    plan = make_plan(Session.open(recipe("structured", speedup=1e9, cost_table="costs.json", **WIDE)))[1]
+    assert plan.allocator.parameters["predicted_seconds"] == 0
+    assert plan.allocator.parameters["predicted_speedup"] is None
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [

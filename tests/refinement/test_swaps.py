@@ -83,6 +83,19 @@ def test_off_a_grid_the_mean_stays(seed: int) -> None:
     assert fsum(move.gain for move in found) >= max(pairs) - 1e-9
 
 
+def test_a_part_moves_one_way_whatever_linears_that_changes() -> None:
+    """Up is a change of two of its linears and down of the two others, as where heads share keys."""
+    names = ("q", "k", "v", "o", "gate")
+    ledger = Ledger(dict.fromkeys(names, 8), 8, 8 * 20, is_divisible=False)
+    values = dict.fromkeys(names, 0.5)
+    up = Move("attention", 0.5, 0.75, {"q": 1.0, "o": 1.0}, 64, 1.0)
+    down = Move("attention", 0.5, 0.25, {"k": 0.0, "v": 0.0}, -64, 0.5)
+    other = Move("mlp", 0.5, 0.0, {"gate": 0.0}, -32, -0.1)
+    for most in (2, 4):
+        found = best_moves([up, down, other], most, ledger, values)
+        assert len({move.part for move in found}) == len(found)
+
+
 def test_nothing_moves_where_nothing_gains() -> None:
     ledger, values, moves = case(0)
     losing = [Move(m.part, m.before, m.after, m.budgets, m.spend, -1.0) for m in moves]
