@@ -262,7 +262,8 @@ def _labelled(budgets: Budgets, panels: Sequence[Panel]) -> str:
     curves = [curve for panel in panels for curve in panel.curves if curve.levels.size]
     found = [(curve.levels[-1], curve.level_in(levels)) for curve in curves]
     n_beyond = sum(level is not None and level > highest for highest, level in found)
-    beyond = f" ({n_beyond} of {len(curves)} parts keep more than was tried)" if n_beyond else ""
+    keep = "keeps" if n_beyond == 1 else "keep"
+    beyond = f" ({n_beyond} of {len(curves)} parts {keep} more than was tried)" if n_beyond else ""
     return plain(budgets.label) + beyond
 
 

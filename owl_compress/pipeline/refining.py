@@ -116,9 +116,18 @@ def _plan_of(session: Session) -> Plan:
 
 
 def set_by_hand(plan: Plan) -> frozenset[str]:
-    """The linears whose budgets were pinned when the plan was made."""
-    pins = plan.allocator.parameters.get("set")
-    patterns = list(pins) if isinstance(pins, Mapping) else []
+    """The linears whose budgets were pinned when the plan was made.
+
+    Raises:
+        RequestError: what the plan says of that are no pins.
+    """
+    pins = plan.allocator.parameters.get("set") or {}
+    if not isinstance(pins, Mapping):
+        raise RequestError(
+            f"the plan says that it was made with set {pins!r}, which are no names with values: mend "
+            "or remove that"
+        )
+    patterns = list(pins)
     return frozenset(
         budget.name
         for budget in plan.budgets

@@ -69,6 +69,15 @@ def test_a_plan_that_cannot_get_better_is_written_as_it_came(
     assert Plan.read("same.json") == Plan.read("bad.json")
 
 
+def test_pins_of_the_plan_that_are_none_are_refused(
+    here: Path, refused: Callable[..., str], bad: Path, refine: tuple[str, ...]
+) -> None:
+    content = json.loads(bad.read_text())
+    content["allocator"]["parameters"]["set"] = [1, 2]
+    bad.write_text(json.dumps(content))
+    assert "set [1, 2], which are no names with values" in refused(*refine, "-o", "same.json")
+
+
 def test_evolution_of_a_plan_without_statistics(
     here: Path, done: Command, bad: Path, refine: tuple[str, ...]
 ) -> None:
