@@ -146,7 +146,7 @@ def test_a_real_signal(here: Path, kind: signal.Signals) -> None:
         rest = process.stderr.read().decode()
         assert process.stdout.read() == b""
     assert process.returncode == 2
-    assert rest.startswith("owl-compress: interrupted: nothing was written that looks finished; run again")
+    assert rest.startswith("owl-compress: interrupted: nothing was written that looks finished; run the same")
     assert rest.count("\n") == 1
     assert sorted(here.rglob("*")) == before
 
