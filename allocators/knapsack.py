@@ -68,21 +68,26 @@ def _check_span(problem: "Knapsack", target: Target, whole: int) -> None:
 
 def out_of_span(target: Target, end: float, *, is_below: bool) -> RequestError:
     """The refusal of a target beyond `end`, the mean of the lowest or highest levels that may be chosen."""
-    side, extreme, more = ("below", "lowest", "or less") if is_below else ("above", "highest", "or more")
+    side, extreme = ("below", "lowest") if is_below else ("above", "highest")
     m = target.grid.kept_of if isinstance(target.grid, KeptOfGrid) else None
     asked, found = told_apart(target.value * (m or 1), end * (m or 1))
     unit = f"of {m}" if m else target.unit
-    measured = f"levels of {target.value:g} {more}"
-    if m:
-        whole = max(1, floor(target.value * m)) if is_below else ceil(target.value * m)
-        measured = f"levels of {whole}:{m} {more}"
-    elif target.unit is Unit.WIDTH and is_below:
-        measured = "levels below that, where whole heads and channels allow any"
-    remedy = "ask for that or more" if m and is_below and target.value * m < 1 else f"measure {measured} too"
     return RequestError(
         f"an average of {asked} {unit} is {side} {found} {unit}, the mean of the {extreme} measured levels "
-        f"allowed: change the target, or {remedy}"
+        f"allowed: {_remedy(target, m, is_below=is_below)}"
     )
+
+
+def _remedy(target: Target, m: int | None, *, is_below: bool) -> str:
+    more = "or less" if is_below else "or more"
+    if m is not None:
+        kept = floor(target.value * m) if is_below else ceil(target.value * m)
+        if kept == 0:  # no pattern keeps less than one
+            return "ask for that or more"
+        return f"change the target, or measure levels of {kept}:{m} {more} too"
+    if target.unit is Unit.WIDTH and is_below:
+        return "change the target, or measure levels below that, where whole heads and channels allow any"
+    return f"change the target, or measure levels of {target.value:g} {more} too"
 
 
 @dataclass(frozen=True)

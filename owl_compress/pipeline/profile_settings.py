@@ -137,15 +137,19 @@ def parsed_levels(
     if sizes and unit is not Unit.DENSITY:
         raise RequestError(f"levels {_listed(given)} are N:M, and the backend counts {unit}: give numbers")
     if sizes and not all(found.values()) and asked_grid is None:
-        uneven = next((str(level) for level in given if _SHARE_OF_M.fullmatch(str(level))), None)
-        if uneven is not None:
-            raise RequestError(f"level {uneven} keeps no whole number of weights of each group: give whole N")
-        raise RequestError(f"levels {_listed(given)} are N:M in part: write all of them so")
+        raise _not_all_patterns(given)
     grid = KeptOfGrid(kept_of=next(iter(sizes))) if sizes and 0 not in sizes else asked_grid
     values = [_number(level, match) for level, match in found.items()]
     if grid is not None:  # refuses an M that no mask has
         Target(Unit.DENSITY, 1.0, grid=grid)
     return checked_levels(values, unit, grid, extends=extends), grid
+
+
+def _not_all_patterns(given: Sequence[str | float]) -> RequestError:
+    uneven = next((str(level) for level in given if _SHARE_OF_M.fullmatch(str(level))), None)
+    if uneven is not None:
+        return RequestError(f"level {uneven} keeps no whole number of weights of each group: give whole N")
+    return RequestError(f"levels {_listed(given)} are N:M in part: write all of them so")
 
 
 def _number(level: str | float, match: re.Match[str] | None) -> float:

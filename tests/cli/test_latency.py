@@ -34,6 +34,13 @@ def test_a_cost_table_is_written(done: Callable[..., Any], here: Path) -> None:
     assert {costs.part for costs in CostTable.read("costs.json").parts} == {"attention", "mlp"}
 
 
+def test_a_cost_table_needs_no_text(done: Callable[..., Any], here: Path) -> None:
+    told = done("eval", "model", "--device", "cpu", *COSTS, "--cost-table", "costs.json", "--json").json
+    assert "perplexity" not in told
+    assert told["latency"]
+    assert CostTable.read("costs.json").parts
+
+
 def test_a_cost_table_makes_a_model_faster(
     done: Callable[..., Any], here: Path, edit_json: Callable[..., None]
 ) -> None:
