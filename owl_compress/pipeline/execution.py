@@ -123,7 +123,8 @@ def execute(session: Session, out: Path | None, *, overwrite: bool = False, resu
                 needs = needs_of_session(session, resume=resume)
                 session.announce(in_words(needs, session.request.device))
                 check_room(session, needs)
-                if expected := times_in_words(with_seconds(session, needs), session.recipe.backend):
+                known, tries = with_seconds(session, needs), session.request.reads_damage
+                if expected := times_in_words(known, session.recipe.backend, tries_plans=tries):
                     session.announce(expected)
             return _carried_out(session, out, kept, overwrite=overwrite)
 

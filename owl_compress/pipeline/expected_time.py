@@ -91,9 +91,12 @@ def with_seconds(session: Session, needs: Sequence[StageNeeds], *, always: bool 
     return [one.model_copy(update={"seconds": seconds.get(one.stage)}) for one in needs]
 
 
-def times_in_words(needs: Sequence[StageNeeds], backend: str) -> str | None:
+def times_in_words(needs: Sequence[StageNeeds], backend: str, *, tries_plans: bool = False) -> str | None:
     """One line for who waits; None where nothing is known."""
     told = [f"{one.stage} {seconds_in_words(one.seconds)}" for one in needs if one.seconds is not None]
     if not told:
         return None
-    return f"expected time, roughly: {', '.join(told)}; what {backend} itself computes comes on top"
+    further = f"what {backend} itself computes comes on top"
+    if tries_plans:
+        further += ", and so do the damage of parts and two plans that are tried out"
+    return f"expected time, roughly: {', '.join(told)}; {further}"

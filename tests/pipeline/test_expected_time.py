@@ -90,3 +90,5 @@ def test_times_are_told_with_what_they_leave_out() -> None:
     told = times_in_words(stages, "sparsegpt")
     assert told == "expected time, roughly: measuring 10 min; what sparsegpt itself computes comes on top"
     assert times_in_words(stages[1:], "sparsegpt") is None
+    tried = times_in_words(stages, "sparsegpt", tries_plans=True)
+    assert tried == f"{told}, and so do the damage of parts and two plans that are tried out"
