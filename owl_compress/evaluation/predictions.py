@@ -23,15 +23,13 @@ from owl_compress.models.state import evaluation_mode
 from owl_compress.models.structure import BlockSite, find_structure
 from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.capture import states_behind
-from owl_compress.walk.outputs import NAN_PREDICTED, Head
+from owl_compress.walk.outputs import NAN_PREDICTED, Head, are_alike
 
 _REMEDY = "what it predicts cannot be held against another model; leave agreement out"
 _PROBED = 16
 """Positions by which a head is known again."""
 _LOOKED_AT = 64
 """Tokens on which it is tried whether predictions follow from the states behind the last block."""
-_TOLERANCE = 1e-2
-"""Of the largest logarithm: rounding, on whatever device."""
 
 
 class DensePredictions:
@@ -71,7 +69,7 @@ class DensePredictions:
                 f"{self.name} predicts {head.vocabulary} tokens and the model beside it {own.vocabulary}: "
                 "only models with the same vocabulary can be held against each other"
             )
-        if not _alike(self._probed(head), self._probe):
+        if not are_alike(self._probed(head), self._probe):
             raise RequestError(
                 f"what {self.name} does behind its last block has changed since it was run: load the dense "
                 "model again"
@@ -207,7 +205,7 @@ def head_of(model: Any, blocks: Sequence[BlockSite], windows: TokenWindows) -> H
         head = Head(model, blocks, windows.ids[:1], states, _REMEDY)
         some = min(len(states), head.chunk_size)
         found = head.log_probabilities(states[:some]).to(own.device)
-    if not _alike(found, own[:some]):
+    if not are_alike(found, own[:some]):
         raise RequestError(
             f"what {type(model).__name__} predicts does not follow from the states behind its last block: "
             f"{_REMEDY}"
@@ -222,9 +220,3 @@ def _log_probabilities(model: Any, ids: Tensor) -> Tensor:
     if bool(logits.isnan().any()):
         raise RequestError(NAN_PREDICTED)
     return logits.float().log_softmax(dim=-1)
-
-
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether two sets of log-probabilities are the same but for rounding; zero may be among both."""
-    scale = float(expected[expected.isfinite()].abs().amax())
-    return torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * max(scale, 1.0))

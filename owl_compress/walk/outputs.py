@@ -31,6 +31,7 @@ _COMPARED_AT_ONCE = 2**18
 """Of these, that the host compares at a time: what it works out along the way stays in its cache."""
 _PROBED = 16
 _TOLERANCE = 1e-2
+"""Of the largest logit or logarithm: rounding, on whatever device."""
 NAN_PREDICTED = (
     "the predictions hold NaN: the model's weights are broken, or overflow its data type; check the "
     "checkpoint, or use --dtype float32"
@@ -68,6 +69,12 @@ def spread_positions(seq_len: int, count: int) -> Tensor:
 def positions_of(windows: TokenWindows, count: int) -> Tensor:
     """Positions of each window, about `count` over all of them; see `spread_positions`."""
     return spread_positions(windows.record.seq_len, max(1, count // len(windows)))
+
+
+def are_alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two sets of predictions are the same but for rounding; minus infinity may be among both."""
+    scale = float(expected[expected.isfinite()].abs().amax())
+    return torch.allclose(found, expected, rtol=0.0, atol=_TOLERANCE * max(scale, 1.0))
 
 
 def divergence(own: Tensor, other: Tensor) -> Tensor:
@@ -154,8 +161,7 @@ class Head:
         forth, back = self.logits(probe).float(), self.logits(probe.flip(0)).flip(0).float()
         if bool(forth.log_softmax(dim=-1).isnan().any()):  # so it is where a logit is infinite
             raise RequestError(NAN_PREDICTED)
-        scale = max(float(forth[forth.isfinite()].abs().amax()), 1.0)
-        if not torch.allclose(forth, back, rtol=0.0, atol=_TOLERANCE * scale):
+        if not are_alike(back, forth):
             raise RequestError(
                 "what this model does behind its last block looks at more than one position at a time: "
                 f"{remedy}"
