@@ -5,7 +5,13 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import nn
 
-from owl_compress.compression.contract import AnyBackend, Backend, BlockwiseSurvey, GradientReader
+from owl_compress.compression.contract import (
+    AnyBackend,
+    ApartSolver,
+    Backend,
+    BlockwiseSurvey,
+    GradientReader,
+)
 from owl_compress.compression.gradient_memory import windows_of_gradients
 from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.plan import Plan
@@ -25,6 +31,11 @@ def wants_text(backend: Backend) -> bool:
 def wants_gradients(backend: Backend) -> bool:
     """Whether gradients of the dense model are taken for the backend."""
     return isinstance(backend, GradientReader) and backend.reads_gradients
+
+
+def solves_apart(backend: AnyBackend) -> bool:
+    """Whether what becomes of linears that share an input depends on no other linear of the block."""
+    return isinstance(backend, ApartSolver) and backend.solves_groups_apart
 
 
 def check_unit(plan: Plan, backend: AnyBackend) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from owl_compress.compression.contract import ApartSolver, Backend
+from owl_compress.compression.contract import Backend
+from owl_compress.compression.demands import solves_apart
 from owl_compress.compression.tasks import BlockTask, LinearOutcome
 from owl_compress.walk.ranks import Ranks
 
@@ -17,7 +18,7 @@ def solve_together_(backend: Backend, task: BlockTask) -> Sequence[LinearOutcome
     ranks = Ranks.current()
     if ranks.of == 1:
         return backend.compress_block_(task)
-    is_apart = isinstance(backend, ApartSolver) and backend.solves_groups_apart and len(task.groups) > 1
+    is_apart = solves_apart(backend) and len(task.groups) > 1
     owners = {index: index % ranks.of if is_apart else 0 for index in range(len(task.groups))}
     mine = [group for index, group in enumerate(task.groups) if not is_apart or owners[index] == ranks.rank]
     outcomes = backend.compress_block_(replace(task, groups=tuple(mine))) if mine else ()

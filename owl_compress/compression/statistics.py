@@ -4,11 +4,11 @@ from typing import get_args
 
 from owl_compress.compression.contract import (
     AnyBackend,
-    ApartSolver,
     Backend,
     CheckpointBackend,
     StatisticsChooser,
 )
+from owl_compress.compression.demands import solves_apart
 from owl_compress.documents.provenance import CalibrationRecord, StatisticsSource
 from owl_compress.errors import RequestError, nearest
 from owl_compress.walk.dense_statistics import DenseStatistics
@@ -48,7 +48,7 @@ def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatis
             f"statistics {told}: backend {backend.name!r} gathers its own on the checkpoint: use sequential"
         )
     if source == "true-sequential":
-        if not _takes_turns(backend):
+        if not solves_apart(backend):
             raise RequestError(
                 f"statistics true-sequential: backend {backend.name!r} decides on a block as a whole: use "
                 "sequential"
@@ -58,13 +58,8 @@ def check_statistics(backend: AnyBackend, source: StatisticsSource | DenseStatis
         raise RequestError(
             f"statistics dense: backend {backend.name!r} with these options needs more than the norms of "
             f"inputs ({kind.__name__}), which is too large to keep for all blocks: use sequential"
-            + (" or true-sequential" if _takes_turns(backend) else "")
+            + (" or true-sequential" if solves_apart(backend) else "")
         )
-
-
-def _takes_turns(backend: AnyBackend) -> bool:
-    """Whether the linears of a block can be compressed one group after another."""
-    return isinstance(backend, ApartSolver) and backend.solves_groups_apart
 
 
 def check_windows(statistics: DenseStatistics, calibration: CalibrationRecord) -> None:
