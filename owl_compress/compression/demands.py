@@ -61,6 +61,16 @@ def check_takes_budgets(backend: Backend) -> None:
         raise RequestError(f"backend {backend.name!r} {why}")
 
 
+def check_has_text(backend: Backend, calibration: TokenWindows | None) -> None:
+    """Refuse to go on without text for a backend that looks at some.
+
+    Raises:
+        RequestError: see above.
+    """
+    if calibration is None and wants_text(backend):
+        raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
+
+
 def check_request(
     plan: Plan, backend: Backend, calibration: TokenWindows | None, structure: ModelStructure
 ) -> None:
@@ -72,8 +82,7 @@ def check_request(
     name = backend.name
     plan.check_fits(structure.linear_sizes)
     check_unit(plan, backend)
-    if calibration is None and wants_text(backend):
-        raise RequestError(f"backend {name!r} needs calibration text: give --calib")
+    check_has_text(backend, calibration)
     if plan.grid is not None and plan.unit is Unit.WIDTH:
         raise RequestError(
             f"backend {name!r} rounds widths itself, which leaves the grid of the plan: give a plan without"

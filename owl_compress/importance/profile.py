@@ -12,7 +12,7 @@ from torch import nn
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
-from owl_compress.compression.demands import check_takes_budgets, salience_for, wants_text
+from owl_compress.compression.demands import check_has_text, check_takes_budgets, salience_for, wants_text
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.data.apart import check_apart
 from owl_compress.data.windows import TokenWindows
@@ -29,7 +29,7 @@ from owl_compress.documents.sensitivity import (
 )
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.documents.versions import versions
-from owl_compress.errors import RequestError, member
+from owl_compress.errors import member
 from owl_compress.importance.cost import LOCAL, ProfileCost, forward_tokens, unmeasured
 from owl_compress.importance.curves import damages_of
 from owl_compress.importance.damage import (
@@ -140,8 +140,7 @@ def profile(
     structure = structure or find_structure(model)
     check_compressible(structure)
     check_takes_budgets(backend)
-    if statistics is None and wants_text(backend):
-        raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
+    check_has_text(backend, statistics)
     check_apart(statistics, damage)
     check_finite(model)
     structure = settled_structure(model, structure, damage.ids, device)

@@ -65,13 +65,15 @@ def check_plan(session: Session, plan: Plan) -> None:
 def _check_groups(session: Session, names: Sequence[str], grid: Grid | None) -> None:
     """Refuse groups, of an N:M pattern or of shared scales, that do not divide the inputs of a linear."""
     backend = session.request.backend
-    sizes = {}
+    sizes: list[tuple[int, str, str]] = []  # each with what is to be chosen, and how else it can be mended
     if isinstance(grid, KeptOfGrid):
-        sizes["another M{such}"] = grid.kept_of
+        sizes.append((grid.kept_of, "another M", ""))
     if isinstance(backend, Quantizer) and backend.code_format.group_size is not None:
-        sizes["another --group-size{such}, or none for one scale per row,"] = backend.code_format.group_size
+        sizes.append(
+            (backend.code_format.group_size, "another --group-size", ", or none for one scale per row,")
+        )
     widths = {linear.name: linear.shape[1] for linear in session.structure.linears}
-    for remedy, size in sizes.items():
+    for size, choice, besides in sizes:
         if uneven := [name for name in names if widths[name] % size]:
             first, further = uneven[0], len(uneven) - 1
             others = f" ({further} more linears are like it)" if further else ""
@@ -79,7 +81,7 @@ def _check_groups(session: Session, names: Sequence[str], grid: Grid | None) -> 
             such = f" such as {divides_all}" if divides_all > 1 else ""
             raise RequestError(
                 f"{first} has {widths[first]} inputs, which groups of {size} do not divide{others}: choose "
-                f"{remedy.format(such=such)} or --skip {'them' if further else first}"
+                f"{choice}{such}{besides} or --skip {'them' if further else first}"
             )
 
 

@@ -67,7 +67,16 @@ class Lora:
             )
 
     def prepare_(self, model: Any, structure: ModelStructure) -> Trainee:
-        """Put low-rank changes on the linears; they alone want gradients."""
+        """Put low-rank changes on the linears; they alone want gradients.
+
+        Raises:
+            RequestError: a rank above that of every weight.
+        """
+        fullest = max(min(site.shape) for site in trainable_linears(structure).values())
+        if self.rank > fullest:
+            raise RequestError(
+                f"--rank {self.rank} is above {fullest}, the most that any weight here has: give less"
+            )
         return self._merged_(model, structure) if self.merge else self._beside_(model, structure)
 
     def _merged_(self, model: Any, structure: ModelStructure) -> Trainee:

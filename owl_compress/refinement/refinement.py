@@ -16,7 +16,7 @@ from torch import nn
 from owl_compress.arguments import checked
 from owl_compress.compression.account import method_record
 from owl_compress.compression.contract import Backend
-from owl_compress.compression.demands import check_takes_budgets, check_unit, wants_text
+from owl_compress.compression.demands import check_has_text, check_takes_budgets, check_unit
 from owl_compress.compression.gradient_memory import settled_backend
 from owl_compress.compression.statistics import check_statistics
 from owl_compress.device import given_device
@@ -118,8 +118,7 @@ def _check_request(
     plan.check_fits(structure.linear_sizes)
     check_unit(plan, backend)
     check_statistics(backend, work.statistics)
-    if windows.statistics is None and wants_text(backend):
-        raise RequestError(f"backend {backend.name!r} needs calibration text: give --calib")
+    check_has_text(backend, windows.statistics)
     check_takes_budgets(backend)
 
 

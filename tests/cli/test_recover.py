@@ -511,6 +511,7 @@ REFUSED = [
     (("--steps", "0"), "steps"),
     (("--rank", "0"), "rank"),
     (("--rank", "9" * 23), "rank"),
+    (("--rank", "4097"), "--rank 4097 is above "),
     (("--alpha", "inf"), "alpha"),
     (("--steps", "9" * 23), "steps"),
     (("--tokens", "9" * 23), "tokens"),
