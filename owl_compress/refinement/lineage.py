@@ -211,17 +211,16 @@ class Lineage:
         """Of offspring in one of the stages, noted by a `name`; infinite where the model overflows."""
 
         def compared() -> ComparedPlans:
-            return ComparedPlans(damages=tuple(self._damage(stage, child) for child in offspring))
+            # Together: what the dense model predicts is worked out once for all of them.
+            reached = [self._states(stage, child, first)[-1] for child, first in starts]
+            damages = stage.dense.divergences(reached)
+            return ComparedPlans(damages=tuple(one if isfinite(one) else None for one in damages))
 
+        starts = [(child, self._first_difference(child)) for child in offspring]
         found = self._workshop.options.notes.once(name, ComparedPlans, compared)
-        for child in offspring:
-            self._count(stage, self._first_difference(child))
+        for _, first in starts:
+            self._count(stage, first)
         return [inf if damage is None else damage for damage in found.damages]
-
-    def _damage(self, stage: Stage, values: Values) -> float | None:
-        states = self._states(stage, values, self._first_difference(values))[-1]
-        (damage,) = stage.dense.divergences([states])
-        return damage if isfinite(damage) else None
 
     def _count(self, stage: Stage, first: int) -> None:
         """Count what running the blocks from `first` on takes."""
