@@ -40,9 +40,10 @@ _TEXT = (
     "calibration windows; blocks for densities and N:M, tied linears for bits, sublayers for widths, which "
     "are repaired) beside those of other allocators on the same calibration windows. Seed 0 has the windows "
     "of the sections below, every other seed draws its own; of several seeds, mean and range, and what has "
-    "no range is of seed 0. *Ratio* is sensitivity over uniform, in pairs of equal seeds. *Damages* is the "
-    "sum of the single damages over the damage measured of the whole plan, of the first seed. "
-    "(`sensitivity.py`)"
+    "no range is of seed 0. *Refined* is `refine` from that plan at the cost of the profile, *evo* is "
+    "`refine --method evo` from equal shares at ten times that. *Ratio* is sensitivity over uniform, in "
+    "pairs of equal seeds. *Damages* is the sum of the single damages over the "
+    "damage measured of the whole plan, of the first seed. (`sensitivity.py`)"
 )
 
 ByMethod = dict[str, dict[int, Row]]

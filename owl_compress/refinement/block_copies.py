@@ -129,8 +129,12 @@ def _key(block: str, budgets: Mapping[str, float]) -> _Key:
 
 def _put_together(block: nn.Module, linears: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of `block` with these `linears` in it, by name; all other tensors are its own."""
-    taken: dict[int, object] = {id(block.get_submodule(name)): linear for name, linear in linears.items()}
-    taken |= {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
+    taken: dict[int, object] = {id(tensor): tensor for tensor in (*block.parameters(), *block.buffers())}
+    for name, linear in linears.items():
+        dense = block.get_submodule(name)
+        taken[id(dense)] = linear
+        # A weight that another module of the block shares is compressed there, too.
+        taken |= {id(one): linear.get_parameter(own) for own, one in dense.named_parameters()}
     return deepcopy(block, taken)
 
 

@@ -18,7 +18,12 @@ class Evolution:
     gate: Gate
 
     def costs(self, at: Standing) -> tuple[float, float]:
-        """Tokens that it takes at least, and where nobody says how many it may: as many as swaps would."""
+        """Tokens that it takes at least, and where nobody says how many it may: as many as swaps would.
+
+        Raises:
+            RequestError: nothing can move.
+        """
+        SwapRounds(self.gate).trials(at)
         line, generations = self._line(at), self.gate.options.generations
         fixed = line.cost_of_start + self.gate.workshop.cost_of_standing
         least = fixed + line.cost_of_generation
@@ -37,7 +42,7 @@ class Evolution:
         after = self.gate.passed(descent.generations, given, moves, predicted)
         if after is None:
             return given, self.gate.refusal(1)
-        return after, OUT_OF_MEANS if descent.generations != most else f"{most} generations are over"
+        return after, OUT_OF_MEANS if descent.generations != most else f"its generations ({most}) are over"
 
     def _line(self, at: Standing) -> Lineage:
         options = self.gate.options

@@ -113,8 +113,9 @@ class Lineage:
             while (most is None or generations < most) and self._workshop.spending.affords(
                 self.cost_of_generation + reserve
             ):
+                if not self._generation(generations + 1):
+                    break  # no exchange keeps the budget, and none will
                 generations += 1
-                self._generation(generations)
             return Descent(dict(self._values), first, self._stages[-1].damage, generations)
 
     def _smallest_move(self) -> float:
@@ -137,9 +138,11 @@ class Lineage:
         dense = reference.distribution(workshop.model, workshop.structure)
         return Stage(walk, dense, reference.windows.ids.numel(), [list(walk.hidden)])
 
-    def _generation(self, number: int) -> None:
-        """Offspring of the parent, and the best of them and the parent for the next one."""
+    def _generation(self, number: int) -> bool:
+        """The best of the parent and its offspring for the next one; False where there are none of these."""
         offspring = [child for _ in range(self.n_offspring) if (child := self._child()) is not None]
+        if not offspring:
+            return False
         damages: list[float] = []
         for stage, n in enumerate(self.n_compared()):
             if not damages:
@@ -153,6 +156,7 @@ class Lineage:
             first = self._first_difference(best)
             self._values = best
             self._follow(best, first)
+        return True
 
     def _child(self) -> Values | None:
         """The parent with a few switches; None where none was found."""

@@ -14,7 +14,7 @@ from owl_compress.data.windows import TokenWindows
 from owl_compress.documents.units import BitsGrid, Grid, KeptOfGrid
 from owl_compress.importance.reference import DenseReference
 from owl_compress.models.structure import find_structure
-from owl_compress.refinement.block_copies import BlockCopies
+from owl_compress.refinement.block_copies import BlockCopies, _put_together
 from owl_compress.refinement.spending import Spending
 from owl_compress.refinement.workshop import WorkOptions, Workshop
 
@@ -86,6 +86,16 @@ def test_each_piece_is_compressed_once(copies: BlockCopies, monkeypatch: pytest.
         assert len(set(compressed)) == len(compressed)
     else:
         assert len(compressed) == 4 * len(trials.site.linears), "each pair of levels of the block"
+
+
+def test_a_weight_that_two_linears_share_is_compressed_in_both() -> None:
+    linear, other = nn.Linear(4, 4), nn.Linear(4, 4)
+    other.weight = linear.weight
+    compressed = nn.Linear(4, 4)
+    made = _put_together(nn.Sequential(linear, other), {"0": compressed})
+    assert made[0] is compressed
+    assert made[1].weight is compressed.weight
+    assert made[1].bias is other.bias
 
 
 def test_pieces_are_forgotten_when_there_are_many(copies: BlockCopies) -> None:

@@ -368,11 +368,24 @@ class TestRefusals:
         with pytest.raises(RequestError, match=message):
             refined(case, make_model("llama"), windows, **options)
 
-    def test_nothing_that_can_move(self, make_model: MakeModel, windows: RefinementWindows) -> None:
+    @pytest.mark.parametrize("options", [{}, {"method": "evo"}, {"method": "evo", "generations": 2}])
+    def test_nothing_that_can_move(
+        self, options: dict[str, Any], make_model: MakeModel, windows: RefinementWindows
+    ) -> None:
         model = make_model("llama")
         fixed = frozenset(find_structure(model).linear_sizes)
         with pytest.raises(RequestError, match="no part of the plan can move"):
-            refined("N:M", model, windows, fixed=fixed)
+            refined("N:M", model, windows, fixed=fixed, **options)
+
+
+def test_a_search_without_exchanges_ends(make_model: MakeModel, windows: RefinementWindows) -> None:
+    model = make_model("llama")
+    plan = bad_plan(model, Unit.DENSITY, dict.fromkeys(range(3), 0.5), KeptOfGrid(kept_of=8))
+    bounded = Plan.model_validate({**plan.model_dump(), "high": 0.5})
+    options = RefinementOptions(positions=N_POSITIONS, method="evo")
+    found = refine_plan(model, bounded, BACKENDS.create("magnitude", {}), windows, options)
+    assert found.plan == bounded
+    assert found.ended.startswith("no moves that keep the budget gain anything")
 
 
 def test_a_part_with_a_fixed_linear_stays_whole(make_model: MakeModel, windows: RefinementWindows) -> None:

@@ -1,5 +1,6 @@
 """The choice of moves, against every choice there is."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import fsum
 
@@ -27,6 +28,22 @@ def case(seed: int) -> tuple[Ledger, dict[str, float], list[Move]]:
         for way in (1, -1)
     ]
     return Ledger(sizes, 1, limit, is_divisible=False), values, moves
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_small_gains_are_told_apart(seed: int) -> None:
+    ledger, values, moves = case(seed)
+    small = [replace(move, gain=1e-9 * move.gain) for move in moves]
+    names = [[move.part for move in best_moves(some, MOST, ledger, values)] for some in (moves, small)]
+    assert names[0] == names[1]
+
+
+def test_a_budget_short_by_a_few_of_many_weights_is_kept() -> None:
+    sizes = dict.fromkeys(("one", "two", "three"), 200_000_000)
+    values = dict.fromkeys(sizes, 3.0)
+    moves = [Move(name, 3.0, 4.0, {name: 4.0}, float(size), 1.0) for name, size in sizes.items()]
+    limit = 3 * sum(sizes.values()) + 199_999_980
+    assert best_moves(moves, MOST, Ledger(sizes, 1, limit, is_divisible=False), values) == ()
 
 
 @pytest.mark.parametrize("seed", range(12))
