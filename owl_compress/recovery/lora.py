@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from owl_compress.errors import RequestError
 from owl_compress.models.adapters import peft_kept_quiet
-from owl_compress.models.structure import ModelStructure
+from owl_compress.models.structure import LinearSite, ModelStructure
 from owl_compress.options import option
 from owl_compress.recovery.contract import Trainee
 from owl_compress.recovery.low_rank import change_by_low_rank_, changed_weight
@@ -72,17 +73,17 @@ class Lora:
         Raises:
             RequestError: a rank above that of every weight.
         """
-        fullest = max(min(site.shape) for site in trainable_linears(structure).values())
+        sites = trainable_linears(structure)
+        fullest = max(min(site.shape) for site in sites.values())
         if self.rank > fullest:
             raise RequestError(
                 f"--rank {self.rank} is above {fullest}, the most that any weight here has: give less"
             )
-        return self._merged_(model, structure) if self.merge else self._beside_(model, structure)
+        return self._merged_(model, sites) if self.merge else self._beside_(model, sites)
 
-    def _merged_(self, model: Any, structure: ModelStructure) -> Trainee:
+    def _merged_(self, model: Any, sites: Mapping[str, LinearSite]) -> Trainee:
         freeze_(model)
         generator = torch.Generator().manual_seed(torch.initial_seed())
-        sites = trainable_linears(structure)
         changes = {
             name: change_by_low_rank_(site.module, self.rank, self.scale, generator)
             for name, site in sites.items()
@@ -97,10 +98,9 @@ class Lora:
 
         return Trainee(model, parameters, learned=learned)
 
-    def _beside_(self, model: Any, structure: ModelStructure) -> Trainee:
+    def _beside_(self, model: Any, sites: Mapping[str, LinearSite]) -> Trainee:
         from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - optional
 
-        sites = trainable_linears(structure)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.scale * self.rank,

@@ -88,7 +88,7 @@ class BlockCopies:
         return _put_together(trials.site.module, linears)
 
     def _piece(self, trials: BlockTrials, budgets: Mapping[str, float]) -> Mapping[str, nn.Module]:
-        """What becomes of linears with these budgets, by names below the block; of all of it under none."""
+        """Linears with these budgets, by their names below the block; or the block as a whole, named ""."""
         key = _key(trials.site.name, budgets)
         if (known := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)

@@ -18,12 +18,7 @@ class Evolution:
     gate: Gate
 
     def costs(self, at: Standing) -> tuple[float, float]:
-        """Tokens that it takes at least, and where nobody says how many it may: as many as swaps would.
-
-        Raises:
-            RequestError: nothing can move.
-        """
-        SwapRounds(self.gate).trials(at)
+        """Tokens that it takes at least, and where nobody says how many it may: as many as swaps would."""
         line, generations = self._line(at), self.gate.options.generations
         fixed = line.cost_of_start + self.gate.workshop.cost_of_standing
         least = fixed + line.cost_of_generation

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from owl_compress.documents.sensitivity import PartKind
 from owl_compress.documents.units import Grid
+from owl_compress.errors import RequestError
 from owl_compress.importance.parts import Part, find_parts
 from owl_compress.importance.reference import DenseReference
 from owl_compress.refinement.block_copies import BlockCopies
@@ -76,6 +77,21 @@ class Gate:
             if found and self._is_carried_out(part.block, block | found):
                 return found
         return {}
+
+    def moves_from(self, values: Mapping[str, float]) -> list[tuple[Part, dict[str, float]]]:
+        """Every part a level up and a level down, where it can: the part, and the budgets that it moves to.
+
+        Raises:
+            RequestError: none can.
+        """
+        moves = ((part, self.moved(values, part, way)) for part in self.parts for way in (1, -1))
+        found = [(part, budgets) for part, budgets in moves if budgets]
+        if not found:
+            raise RequestError(
+                "no part of the plan can move: every budget is at its bound or set by hand; allocate it with "
+                "wider --low and --high, or name a finer --part"
+            )
+        return found
 
     def _is_carried_out(self, block: str, budgets: Mapping[str, float]) -> bool:
         settled = self.copies.settled(block, budgets)

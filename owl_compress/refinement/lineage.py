@@ -119,7 +119,7 @@ class Lineage:
             return Descent(dict(self._values), first, self._stages[-1].damage, generations)
 
     def _smallest_move(self) -> float:
-        moves = (self._moved(self._values, part, way) for part in self.gate.parts for way in (1, -1))
+        moves = (self._move(self._values, part, new) for part, new in self.gate.moves_from(self._values))
         return min((abs(move.spend) for move in moves if move and move.spend), default=0.0)
 
     def _stage(self, n_windows: int, stack: ExitStack) -> Stage:
@@ -199,7 +199,9 @@ class Lineage:
 
     def _moved(self, values: Values, part: Part, way: int) -> Move | None:
         """The part one level on; None where it cannot."""
-        new = self.gate.moved(values, part, way)
+        return self._move(values, part, self.gate.moved(values, part, way))
+
+    def _move(self, values: Values, part: Part, new: Values) -> Move | None:
         return move_between(part.name, [linear.name for linear in part.linears], values, new, self._ledger)
 
     def _first_difference(self, values: Values) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import fsum
 
-from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Trial
 from owl_compress.refinement.gate import NO_GAIN, OUT_OF_MEANS, Gate
 from owl_compress.refinement.refined import DEFAULT_ROUNDS
@@ -47,17 +46,10 @@ class SwapRounds:
             RequestError: nothing can move.
         """
         gate, found, sizes = self.gate, [], self.gate.workshop.structure.linear_sizes
-        for part in gate.parts:
-            for way in (1, -1):
-                if moved := gate.moved(at.values, part, way):
-                    budgets = gate.of_block(at.values, part.block) | moved
-                    level = mean_level(sizes, {linear.name: budgets[linear.name] for linear in part.linears})
-                    found.append(Trial(part.name, part.block, level, budgets))
-        if not found:
-            raise RequestError(
-                "no part of the plan can move: every budget is at its bound or set by hand; allocate it with "
-                "wider --low and --high, or name a finer --part"
-            )
+        for part, moved in gate.moves_from(at.values):
+            budgets = gate.of_block(at.values, part.block) | moved
+            level = mean_level(sizes, {linear.name: budgets[linear.name] for linear in part.linears})
+            found.append(Trial(part.name, part.block, level, budgets))
         last = gate.of_block(at.values, found[-1].block)
         return [*found, Trial(_AS_IT_IS, found[-1].block, mean_level(sizes, last), last)]
 

@@ -16,10 +16,8 @@ from owl_compress.documents.units import KeptOfGrid, Unit
 _ROUNDING = 1e-12
 _NOTHING = 1e-9
 """Share of a move below which it is none."""
-_WHOLE = 1e-9
 _RESOLUTION = 1e4
 """The largest gain in the solver's units: its absolute tolerance, 1e-6, is little beside it."""
-_LEAST_GAIN = 1e-300
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def _shares(
     unit = float(np.abs(spends).max()) if is_divisible else float(gcd(*(int(spend) for spend in spends)))
     least, limit = (bound / unit for bound in room)
     if not is_divisible:  # whole numbers: between them, where the solver's tolerance decides nothing
-        least, limit = ceil(least - _WHOLE) - 0.25, floor(limit + _WHOLE) + 0.25
+        least, limit = ceil(least) - 0.25, floor(limit) + 0.25
     changed = [{move.part, *move.budgets} for move in moves]
     names = sorted(set[str]().union(*changed))
     shared = np.array([[name in one for one in changed] for name in names], dtype=float)
@@ -163,7 +161,7 @@ def _shares(
         LinearConstraint(np.hstack([np.zeros_like(shared), shared]), -np.inf, 1.0),
     ]
     gains = np.array([move.gain for move in moves])
-    gains *= _RESOLUTION / max(float(np.abs(gains).max()), _LEAST_GAIN)
+    gains *= _RESOLUTION / (np.abs(gains).max() or 1.0)
     found = milp(
         np.concatenate([-gains, np.zeros(n)]),
         constraints=rows,
