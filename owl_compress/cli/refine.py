@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # a refusal must not wait for torch
 
 REFINE_TOPICS = (Topic.BACKEND, Topic.SENSITIVITY, Topic.TEXT, Topic.SEED, Topic.MACHINE)
 _NUMBERED = {"swaps": "round", "evo": "generation"}
+_GAINED_NOTHING = (
+    ": it is the plan as it came, which does not say how it was refined; drop --resume to refine it again"
+)
 NOT_FOR_REFINEMENT = ("profile", "levels", "measure", "strict", "activations")
 
 
@@ -90,9 +93,10 @@ def refine(
         output = output.of_process(leads=ranks.leads)
         with kept_until_written(out, resume=resume, ranks=ranks) as keeping:
             if keeping.is_finished:
-                done = refining.finished(out)
+                done = refining.finished(out, output.progress)
                 output.answer({"plan": done.model_dump(mode="json")}, plan_table(done))
-                output.say(keeping.outcome)
+                is_same = done.fingerprint == source.fingerprint
+                output.say(f"{keeping.outcome}{_GAINED_NOTHING if is_same else ''}")
                 return
             output.say(keeping.loading(model))
             found = refining.run(output.progress, output.say, keeping)

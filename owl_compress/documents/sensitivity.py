@@ -167,6 +167,11 @@ class SensitivityProfile(Document):
         return tuple(dict.fromkeys(linear.block for linear in self.linears))
 
     @property
+    def measured_linears(self) -> frozenset[str]:
+        """The names of those that are in a part."""
+        return frozenset(name for part in self.parts for name in part.linears)
+
+    @property
     def linear_sizes(self) -> Mapping[str, int]:
         """Number of weights by the name of the linear."""
         return {linear.name: linear.n_weights for linear in self.linears}

@@ -54,7 +54,7 @@ from owl_compress.progress import SILENT, Progress
 from owl_compress.walk.agreement import settled_structure
 from owl_compress.walk.blocks import BlockWalk
 from owl_compress.walk.output_gradients import output_gradients
-from owl_compress.walk.outputs import positions_of
+from owl_compress.walk.outputs import n_compared
 
 
 @dataclass(frozen=True)
@@ -202,13 +202,14 @@ class _Profiler:
     def _header(self, identity: ModelIdentity, chosen: Sequence[str]) -> dict[str, Any]:
         """Everything that the profile says besides what is measured."""
         roles = find_roles(self.structure)
+        measure = self.options.measure
         return {
             "model": identity,
             "unit": self.backend.unit,
             "grid": self.options.grid,
             "backend": method_record(self.backend),
-            "measure": self.options.measure,
-            "positions": None if self.options.measure in LOCAL else self._n_positions,
+            "measure": measure,
+            "positions": None if measure in LOCAL else n_compared(self.damage, self.options.positions),
             "linears": tuple(
                 ProfiledLinear(name=linear.name, block=site.name, role=roles[linear.name], shape=linear.shape)
                 for site in self.structure.blocks
@@ -220,11 +221,6 @@ class _Profiler:
             "notes": (*self.structure.notes, *chosen),
             "coverage": coverage_of(self.structure),
         }
-
-    @property
-    def _n_positions(self) -> int:
-        """Positions that are compared: no window has more than it has predictions."""
-        return len(self.damage) * len(positions_of(self.damage, self.options.positions))
 
     def _measure(self, dense: DenseReference) -> DamageMeasure:
         match self.options.measure:

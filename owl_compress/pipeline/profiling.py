@@ -1,6 +1,6 @@
 """Sensitivity profiles of models that are loaded: for the command of that name, and on the way to a plan."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from owl_compress.documents.recipe import Recipe
 from owl_compress.documents.recipe_fields import DEFAULT_MEASURE_SAMPLES
 from owl_compress.documents.sensitivity import SensitivityProfile
 from owl_compress.documents.units import KeptOfGrid, Unit
+from owl_compress.importance.cost import LOCAL
 from owl_compress.importance.estimator import outline
 from owl_compress.memory import memory_errors
 from owl_compress.models.coverage import coverage_of
@@ -36,6 +37,7 @@ from owl_compress.pipeline.stages import check_there, identity_of
 from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
 from owl_compress.pipeline.windows import calibration_windows
 from owl_compress.progress import SILENT, Progress
+from owl_compress.walk.outputs import n_compared
 
 
 def profile_of(session: Session, notes: Notes = NO_NOTES) -> SensitivityProfile:
@@ -142,7 +144,7 @@ class Profiling:
         with memory_errors("measuring damage"):
             subject = self._subject(progress)
             if keeping.is_finished:
-                return check_finished_profile(keeping.out, subject, self.settings)
+                return check_finished_profile(keeping.out, subject, self.settings, self.known)
             return subject.profiled(
                 self.settings,
                 self.known,
@@ -188,8 +190,10 @@ class Profiling:
         return found | ({"the profile to extend": self.known.fingerprint[:16]} if self.known else {})
 
 
-def check_finished_profile(out: Path, subject: Subject, settings: ProfileSettings) -> SensitivityProfile:
-    """The profile that is there, if it is what is asked for.
+def check_finished_profile(
+    out: Path, subject: Subject, settings: ProfileSettings, known: SensitivityProfile | None = None
+) -> SensitivityProfile:
+    """The profile that is there, if it is what is asked for; it may extend a `known` one.
 
     Raises:
         RequestError: naming what differs, or is lacking.
@@ -200,20 +204,34 @@ def check_finished_profile(out: Path, subject: Subject, settings: ProfileSetting
     affordable, _ = subject.affordable(settings)
     asked: set[float] = set() if settings.are_levels_open or done.unit is Unit.WIDTH else set(settings.levels)
     lacking = {level for level in asked if any(level not in part.levels for part in done.parts)}
+    damage = subject.damage_windows(affordable)
+    n_positions = None if settings.measure in LOCAL else n_compared(damage, settings.positions)
+    names = subject.names | (known.measured_linears if known else frozenset())
     check_finished(
         out,
         {
             "--part": (done.parts[0].kind, settings.part),
             "--measure": (done.measure, settings.measure),
-            "the damage text": (done.damage_text, subject.damage_windows(affordable).record),
+            "the damage text": (done.damage_text, damage.record),
             "the calibration text": (
                 done.statistics,
                 subject.statistics.record if subject.statistics and wants_text(subject.backend) else None,
             ),
             "--levels": (sorted(asked - lacking), sorted(asked)),
+            "--positions": (done.positions, n_positions if done.positions else None),
+            "what is measured (--skip, --parts)": _with_or_without(done.measured_linears, names),
         },
     )
     return done
+
+
+def _with_or_without(there: Collection[str], asked: Collection[str]) -> tuple[str, str]:
+    """Both in words: a name that only one of them has, if there is any."""
+    if not (different := set(there) ^ set(asked)):
+        return "", ""
+    name = min(different)
+    words = f"with {name}", f"without {name}"
+    return words if name in there else words[::-1]
 
 
 def _not_skipped(loaded: LoadedModel, structure: ModelStructure, recipe: Recipe) -> frozenset[str]:

@@ -21,12 +21,13 @@ from owl_compress.memory import memory_errors
 from owl_compress.models.limits import resolve_seq_len
 from owl_compress.pipeline.facts import facts
 from owl_compress.pipeline.feasibility import check_plan
+from owl_compress.pipeline.finished_refinement import check_told, check_told_texts
 from owl_compress.pipeline.profile_checks import by_block
 from owl_compress.pipeline.profile_settings import DEFAULT_DAMAGE_LEN, DEFAULT_DAMAGE_SAMPLES
 from owl_compress.pipeline.recipe_texts import read_damage_text
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.session import Session
-from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping, check_finished
+from owl_compress.pipeline.unfinished import NOTHING_KEPT, Keeping
 from owl_compress.pipeline.windows import held_apart
 from owl_compress.progress import SILENT, Progress
 from owl_compress.refinement.refined import Attempt, Refinement, RefinementOptions, RefinementWindows
@@ -84,7 +85,7 @@ def refine(
             move, a backend that writes whole checkpoints, or too little text.
     """
     options, damage = options or RefinementOptions(), damage or DamageText()
-    plan, backend = _plan_of(session), by_block(session.request.backend, _BY_OTHERS)
+    plan, backend = _plan_of(session.request), by_block(session.request.backend, _BY_OTHERS)
     session.check_fresh()
     plan.check_fits(session.structure.linear_sizes)
     check_plan(session, plan)
@@ -108,8 +109,8 @@ def refine(
         )
 
 
-def _plan_of(session: Session) -> Plan:
-    plan = session.request.plan
+def _plan_of(request: Request) -> Plan:
+    plan = request.plan
     if plan is None:
         raise RequestError("the request has no plan to refine: name one, as plan in its recipe")
     return plan
@@ -229,7 +230,7 @@ class Refining:
         texts = {"calibration": windows.statistics, "damage": windows.choosing, "gate": windows.gate}
         found = facts(session.loaded, session.recipe.settings, session.request.device, texts)
         found |= {f"--{name}": value for name, value in self._search.items()}
-        return found | {"the plan": _plan_of(session).fingerprint[:16]}
+        return found | {"the plan": _plan_of(self.request).fingerprint[:16]}
 
     @property
     def _search(self) -> dict[str, str]:
@@ -241,23 +242,19 @@ class Refining:
             if value is not None and name != "fixed"
         }
 
-    def finished(self, out: Path) -> Plan:
-        """The plan that is there, if it is what is asked for; it may be the one that is refined.
+    def finished(self, out: Path, progress: Progress = SILENT) -> Plan:
+        """The plan that is there, if it is what is asked for; the model is loaded to see which texts that is.
+
+        Where nothing was gained it is the one that is refined, and tells no more.
 
         Raises:
             RequestError: naming what differs.
         """
-        done, source = Plan.read(out), self.request.plan
-        if source is not None and done.fingerprint != source.fingerprint:
-            told = done.allocator.parameters
-            asked = {
-                "the plan that it is refined from": ("refined_from", source.fingerprint),
-                "--backend": ("backend", self.request.backend.name),
-                **{
-                    f"--{name}": (name, getattr(self.options, name))
-                    for name in ("method", "part", "step", "pairs", "seed")
-                    if name in told and getattr(self.options, name) is not None
-                },
-            }
-            check_finished(out, {name: (told.get(key), value) for name, (key, value) in asked.items()})
+        done, source = Plan.read(out), _plan_of(self.request)
+        if done.fingerprint == source.fingerprint:
+            return done
+        check_told(out, done, self.request, self.options)
+        with memory_errors("refining the plan"):
+            session = Session.open(self.request, progress=progress)
+            check_told_texts(out, done, _windows(session, self.damage).record)
         return done

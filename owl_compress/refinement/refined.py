@@ -74,6 +74,16 @@ class RefinementWindows:
         check_apart(self.statistics, self.gate)
         check_apart(self.choosing, self.gate)
 
+    @property
+    def record(self) -> dict[str, str]:
+        """What tells each text from others, as the refined plan says it."""
+        texts = {"statistics": self.statistics, "choosing": self.choosing, "gate": self.gate}
+        return {
+            f"{name}_text": windows.record.token_ids_sha256[:16]
+            for name, windows in texts.items()
+            if windows is not None
+        }
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -7,6 +7,8 @@ profitable moves at once do more harm than good: gains of single moves do not ad
 `evo` searches by chance instead, at a higher cost, see `lineage`.
 """
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from time import perf_counter
 from typing import Protocol
 
@@ -109,7 +111,8 @@ def refine_plan(
         workshop = Workshop(model, structure, backend, windows.statistics, judge, work, device, spending)
         names = frozenset(budget.name for budget in plan.budgets)
         gate = Gate(workshop, choosing, options, steps, kind, names, plan.grid)
-        return _refined(gate, plan, Evolution(gate) if options.method == "evo" else SwapRounds(gate))
+        search: Search = Evolution(gate) if options.method == "evo" else SwapRounds(gate)
+        return _refined(gate, plan, search, windows.record)
 
 
 def _check_request(
@@ -122,7 +125,7 @@ def _check_request(
     check_takes_budgets(backend)
 
 
-def _refined(gate: Gate, plan: Plan, search: Search) -> Refinement:
+def _refined(gate: Gate, plan: Plan, search: Search, texts: Mapping[str, str]) -> Refinement:
     """Carry the plan out as it is, and look for a better one from there."""
     workshop = gate.workshop
     start = perf_counter()
@@ -134,7 +137,7 @@ def _refined(gate: Gate, plan: Plan, search: Search) -> Refinement:
     workshop.options.announce(workshop.spending.limit, left * seconds_per_token)
     best, ended = search.run(given)
     return Refinement(
-        plan if best is given else _recorded(gate, best, given, plan),
+        plan if best is given else _recorded(gate, best, given, plan, texts),
         (given.damage, best.damage),
         tuple(gate.attempts),
         workshop.spending.spent,
@@ -160,8 +163,8 @@ def _set_limit(gate: Gate, least: float, usual: float) -> None:
     spending.limit = spending.spent + usual if asked is None else asked
 
 
-def _recorded(gate: Gate, best: Standing, given: Standing, source: Plan) -> Plan:
-    """The plan of `best`, which says how it came about."""
+def _recorded(gate: Gate, best: Standing, given: Standing, source: Plan, texts: Mapping[str, str]) -> Plan:
+    """The plan of `best`, which says how it came about, and on which `texts`."""
     kept = [attempt for attempt in gate.attempts if attempt.is_kept]
     before, options = source.allocator, gate.options
     parameters: dict[str, JsonValue] = {
@@ -172,10 +175,15 @@ def _recorded(gate: Gate, best: Standing, given: Standing, source: Plan) -> Plan
         "damage_before": given.damage,
         "damage_after": best.damage,
         "backend": gate.workshop.backend.name,
+        "backend_options": asdict(gate.workshop.backend),
+        "statistics": gate.workshop.options.statistics,
         "refined_from": source.fingerprint,
         "refined_allocator": before.name,
     }
     parameters |= {"step": gate.steps.step} if gate.steps.levels is None else {}
-    parameters |= {"pairs": options.pairs} if options.method == "swaps" else {"seed": options.seed}
+    asked = ("pairs",) if options.method == "swaps" else ("seed", "offspring", "generations")
+    for name in (*asked, "positions", "max_cost"):
+        parameters |= {name: getattr(options, name)} if getattr(options, name) is not None else {}
+    parameters |= texts
     parameters |= {name: value for name, value in before.parameters.items() if name in _CARRIED_ON}
     return best.plan.model_copy(update={"allocator": AllocatorRecord(name="refine", parameters=parameters)})

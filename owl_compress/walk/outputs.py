@@ -71,6 +71,11 @@ def positions_of(windows: TokenWindows, count: int) -> Tensor:
     return spread_positions(windows.record.seq_len, max(1, count // len(windows)))
 
 
+def n_compared(windows: TokenWindows, count: int) -> int:
+    """How many these are over all windows: none of them has more than it has predictions."""
+    return len(windows) * len(positions_of(windows, count))
+
+
 def are_alike(found: Tensor, expected: Tensor) -> bool:
     """Whether two sets of predictions are the same but for rounding; minus infinity may be among both."""
     scale = float(expected[expected.isfinite()].abs().amax())

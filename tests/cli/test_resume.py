@@ -25,6 +25,7 @@ DAMAGE = ("--damage-samples", "2", "--damage-len", "16")
 MEASURE = ("measure", "model", *TEXT)
 PROFILE = ("sensitivity", "model", *TEXT, *DAMAGE, "--backend", "wanda", "--levels", "0.3,0.6")
 REFINE = ("refine", "model", "--plan", "bad.json", *TEXT, *DAMAGE, "--backend", "wanda")
+EVOLVE = (*REFINE, "--method", "evo", "--generations", "2", "--offspring", "4")
 COMMANDS = {
     "measure": MEASURE,
     "measure-from-a-file": (*MEASURE, "--activations", "disk"),
@@ -36,7 +37,7 @@ COMMANDS = {
     ),
     "refine": (*REFINE, "--max-cost", "2k"),
     "refine-on-dense-statistics": (*REFINE, "--statistics", "dense", "--max-cost", "2k"),
-    "refine-by-evolution": (*REFINE, "--method", "evo", "--generations", "2", "--offspring", "4"),
+    "refine-by-evolution": EVOLVE,
 }  # fmt: skip
 
 
@@ -246,7 +247,18 @@ def test_what_was_kept_and_is_broken_is_told(
         (PROFILE, ("--levels", "0.3,0.7"), "out.json is finished, and --levels differs: [0.3] there, [0.3, "),
         (PROFILE, ("--measure", "loss"), "out.json is finished, and --measure differs: kl there, loss now"),
         (PROFILE, ("--backend", "magnitude"), "the profile is of backend 'wanda', not of 'magnitude'"),
+        (PROFILE, ("--positions", "8"), "out.json is finished, and --positions differs: 26 there, 8 now"),
+        (PROFILE, ("--skip", "*.q_proj"), "what is measured (--skip, --parts) differs: with model.layers.0."),
+        (PROFILE, ("--damage-samples", "3"), "out.json is finished, and the damage text differs: "),
         (REFINE, ("--pairs", "1"), "out.json is finished, and --pairs differs: 3 there, 1 now; name another"),
+        (REFINE, ("--positions", "8"), "out.json is finished, and --positions differs: 256 there, 8 now"),
+        (REFINE, ("--max-cost", "9k"), "out.json is finished, and --max-cost differs: None there, 9000.0 "),
+        (REFINE, ("--scope", "linear"), "out.json is finished, and --scope differs: row there, linear now"),
+        (REFINE, ("--statistics", "sequential"), "out.json is finished, and --statistics differs: dense"),
+        (REFINE, ("--samples", "3"), "out.json is finished, and the statistics text differs: "),
+        (REFINE, ("--damage-len", "17"), "out.json is finished, and the choosing text differs: "),
+        (EVOLVE, ("--offspring", "5"), "out.json is finished, and --offspring differs: 4 there, 5 now"),
+        (EVOLVE, ("--generations", "3"), "out.json is finished, and --generations differs: 2 there, 3 now"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, tuple) else "",
 )
@@ -261,6 +273,12 @@ def test_what_is_finished_is_not_done_again(
     assert again.json == (first if "plan" not in first else {"plan": first["plan"]})
     assert (here / "out.json").stat().st_mtime_ns == before
     assert message in refused(*command, *changes, "-o", "out.json", "--resume")
+
+
+def test_a_plan_as_it_came_is_told_from_a_refined_one(here: Path, done: Command, bad: Path) -> None:
+    (here / "out.json").write_text(bad.read_text())
+    told = done(*REFINE, "-o", "out.json", "--resume").err
+    assert "out.json is finished already: it is the plan as it came, which does not say how" in told
 
 
 def test_a_profile_that_is_extended_in_place_goes_on(here: Path, done: Command, cut_off: Command) -> None:
