@@ -65,7 +65,8 @@ class PartDamage(Frozen):
     """One part at several levels: `damage` is as it was measured, which noise may have made not monotone.
 
     A level is what was counted in the compressed tensors, in the unit of the profile, so that a plan may ask
-    for exactly that. In density and width the part as it is (level 1) is always there, with no damage.
+    for exactly that; `asked` has what was asked for instead, if anything. In density and width the part as it
+    is (level 1) is always there, with no damage.
     """
 
     name: str
@@ -75,6 +76,11 @@ class PartDamage(Frozen):
     n_weights: WeightCount
     levels: tuple[float, ...] = Field(min_length=1, description="rising; a larger one keeps more")
     damage: tuple[Metric, ...] = Field(description="at each of the levels")
+    asked: tuple[Metric, ...] | None = Field(
+        default=None,
+        exclude_if=is_none,
+        description="levels that were asked for, rising, where whole units made others of them",
+    )
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> Self:
@@ -83,6 +89,11 @@ class PartDamage(Frozen):
         if any(a >= b for a, b in pairwise(self.levels)):
             raise ValueError(f"the levels of {self.name} do not rise")
         return self
+
+    @property
+    def known(self) -> frozenset[float]:
+        """The levels that need not be measured: asked for again, they come to those that are there."""
+        return frozenset((*self.levels, *(self.asked or ())))
 
 
 class SensitivityProfile(Document):

@@ -31,8 +31,8 @@ def unmeasured(
     parts: Sequence[Part], levels: Sequence[float], known: SensitivityProfile | None
 ) -> list[tuple[Part, float]]:
     """Each part with each of the levels that `known` does not have of it."""
-    there = {part.name: set(part.levels) for part in known.parts} if known else {}
-    return [(part, level) for part in parts for level in levels if level not in there.get(part.name, set())]
+    there = {part.name: part.known for part in known.parts} if known else {}
+    return [(part, level) for part in parts for level in levels if level not in there.get(part.name, ())]
 
 
 def forward_tokens(

@@ -3,19 +3,33 @@
 from collections.abc import Mapping, Sequence
 from math import fsum
 
-from owl_compress.documents.sensitivity import PartDamage
+from owl_compress.documents.sensitivity import PartDamage, SensitivityProfile
 from owl_compress.documents.units import Unit
 from owl_compress.errors import RequestError
 from owl_compress.importance.damage import Tried
 from owl_compress.importance.parts import Part
 
 
-def damages_of(parts: Sequence[Part], tried: Sequence[Tried], unit: Unit) -> tuple[PartDamage, ...]:
-    """What was measured, part by part; the part as it is comes with no damage."""
+def damages_of(
+    parts: Sequence[Part], tried: Sequence[Tried], unit: Unit, known: SensitivityProfile | None = None
+) -> tuple[PartDamage, ...]:
+    """What was measured, part by part; the part as it is comes with no damage.
+
+    Raises:
+        RequestError: a part that no level changes, neither one that was tried nor one that is `known`.
+    """
+    changed = {part.name for part in known.parts if any(part.damage)} if known else set()
     by_part: dict[str, list[Tried]] = {}
     for one in tried:
         by_part.setdefault(one.trial.name, []).append(one)
-    return tuple(_damage(part, by_part[part.name], unit) for part in parts if part.name in by_part)
+    found = tuple(_damage(part, by_part[part.name], unit) for part in parts if part.name in by_part)
+    for part in found:
+        if part.name not in changed and not any(part.damage):
+            raise RequestError(
+                f"no level changes {part.name}: at {part.levels[0]:g} it is as before; give lower --levels, "
+                "or leave it out with --skip"
+            )
+    return found
 
 
 def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
@@ -23,13 +37,8 @@ def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
     curve = {} if unit is Unit.BITS else {1.0: 0.0}
     for one in tried:
         curve[_level(one.budgets, sizes)] = one.damage
-    if all(damage == 0.0 for damage in curve.values()):
-        lowest = min(curve)
-        raise RequestError(
-            f"no level changes {part.name}: at {lowest:g} it is as before; give lower --levels, or leave it "
-            "out with --skip"
-        )
     levels = tuple(sorted(curve))
+    others = tuple(sorted({one.trial.level for one in tried} - curve.keys()))
     return PartDamage(
         name=part.name,
         kind=part.kind,
@@ -38,6 +47,7 @@ def _damage(part: Part, tried: Sequence[Tried], unit: Unit) -> PartDamage:
         n_weights=part.n_weights,
         levels=levels,
         damage=tuple(curve[level] for level in levels),
+        asked=others or None,
     )
 
 

@@ -110,7 +110,13 @@ def _joined(before: PartDamage, further: PartDamage) -> PartDamage:
     curve = dict(zip(before.levels, before.damage, strict=True))
     curve |= dict(zip(further.levels, further.damage, strict=True))
     levels = tuple(sorted(curve))
-    return before.model_copy(update={"levels": levels, "damage": tuple(curve[level] for level in levels)})
+    return before.model_copy(
+        update={
+            "levels": levels,
+            "damage": tuple(curve[level] for level in levels),
+            "asked": tuple(sorted({*(before.asked or ()), *(further.asked or ())})) or None,
+        }
+    )
 
 
 def _dumped(changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from owl_compress.documents.sensitivity import (
 )
 from owl_compress.documents.units import KeptOfGrid
 from owl_compress.documents.versions import versions
-from owl_compress.errors import member
+from owl_compress.errors import RequestError, member
 from owl_compress.importance.cost import LOCAL, ProfileCost, forward_tokens, unmeasured
 from owl_compress.importance.curves import damages_of
 from owl_compress.importance.damage import (
@@ -173,6 +173,8 @@ class _Profiler:
         if known is not None:
             check_extends(known, header, kind)
         parts = find_parts(self.structure, kind, self.options.names)
+        if not parts:
+            raise RequestError("no linear is left to measure: name some, or skip fewer")
         if known is not None:
             check_same_parts(known, parts)
         is_optional = self.options.is_optional or self.options.levels is None
@@ -195,7 +197,7 @@ class _Profiler:
         cost = self._forward_tokens(trials)
         self.run.announce(ProfileCost(len(trials), cost, cost * seconds_per_token))
         tried = self._tried(trials, dense)
-        found = damages_of(parts, tried, unit)
+        found = damages_of(parts, tried, unit, known)
         profile = SensitivityProfile(parts=found, forward_tokens=cost, **header)
         return profile if known is None else extended(known, profile)
 

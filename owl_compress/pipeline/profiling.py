@@ -202,8 +202,9 @@ def check_finished_profile(
     check_profile(done, subject.backend, subject.backend.unit, settings.grid)
     check_model(done, subject.identity, subject.structure)
     affordable, _ = subject.affordable(settings)
-    asked: set[float] = set() if settings.are_levels_open or done.unit is Unit.WIDTH else set(settings.levels)
-    lacking = {level for level in asked if any(level not in part.levels for part in done.parts)}
+    says_asked = done.unit is not Unit.WIDTH or any(part.asked for part in done.parts)
+    asked = set(settings.levels) if says_asked and not settings.are_levels_open else set[float]()
+    lacking = {level for level in asked if any(level not in part.known for part in done.parts)}
     damage = subject.damage_windows(affordable)
     n_positions = None if settings.measure in LOCAL else n_compared(damage, settings.positions)
     names = subject.names | (known.measured_linears if known else frozenset())

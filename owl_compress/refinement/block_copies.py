@@ -7,10 +7,11 @@ it is the block as a whole.
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from owl_compress.compression.block_trials import BlockTrials, shared_inputs
@@ -23,6 +24,9 @@ from owl_compress.refinement.workshop import Workshop
 
 _MODELS_KEPT = 3
 """Copies are kept up to this multiple of the bytes that all dense blocks have."""
+
+_STATISTICS = "statistics for block copies"
+"""What is spent on them once."""
 
 _Key = tuple[str, tuple[tuple[str, float], ...]]
 """A block, and the budgets of some of its linears."""
@@ -37,10 +41,12 @@ class BlockCopies:
     Attributes:
         trials: by the name of a block, who makes copies of it.
         limit: bytes of the copies that are kept.
+        device: where blocks are compressed.
     """
 
     trials: Mapping[str, BlockTrials]
     limit: int
+    device: torch.device
     _kept: OrderedDict[_Key, Mapping[str, nn.Module]] = field(default_factory=OrderedDict, init=False)
     _n_bytes: int = field(default=0, init=False)
     _settled: dict[_Key, Mapping[str, float] | None] = field(default_factory=dict, init=False)
@@ -56,14 +62,15 @@ class BlockCopies:
                     continue
                 groups = shared_inputs(visit, backend.statistic, names, advance=True)
                 trials[visit.site.name] = BlockTrials(backend, visit.site, groups, grid, workshop.salience)
-        workshop.spending.add(cost_of_copies(workshop))
-        return cls(trials, _MODELS_KEPT * _bytes(one.module for one in workshop.structure.blocks))
+        workshop.spending.add_once(_STATISTICS, cost_of_copies(workshop))
+        limit = _MODELS_KEPT * _bytes(one.module for one in workshop.structure.blocks)
+        return cls(trials, limit, workshop.device)
 
     def settled(self, block: str, budgets: Mapping[str, float]) -> Mapping[str, float] | None:
         """What is carried out of these budgets of a block; None where they cannot be."""
         key = _key(block, budgets)
         if key not in self._settled:
-            with self._on_device(self.trials[block]):
+            with on_device(self.trials[block].site.module, self.device):
                 try:
                     self._settled[key] = self.trials[block].settled(budgets)
                 except RequestError:  # fewer units than must stay
@@ -105,22 +112,16 @@ class BlockCopies:
         # Fresh trials: what they work out once, of all blocks at a time, would be far more than the weights.
         fresh = BlockTrials(known.backend, known.site, known.groups, known.grid, known.salience)
         home = parameter_device(known.site.module)
-        with self._on_device(known):
+        with on_device(known.site.module, self.device):
             made = fresh.compressed(budgets).site.module
         names = [below(known.site, name) for name in budgets] if solves_apart(known.backend) else [""]
         return {name: made.get_submodule(name).to(home) for name in names}
 
-    @staticmethod
-    def _on_device(trials: BlockTrials) -> AbstractContextManager[None]:
-        """Inside, the dense block is where its statistics are."""
-        statistic = trials.groups[0].statistic
-        home = parameter_device(trials.site.module)
-        return on_device(trials.site.module, statistic.second_moments.device if statistic else home)
-
 
 def cost_of_copies(workshop: Workshop) -> float:
-    """Tokens that looking at the inputs of all blocks takes."""
-    return float(workshop.seen.ids.numel()) if workshop.seen is not None else 0.0
+    """Tokens that looking at the inputs of all blocks takes; none once that is counted."""
+    n_tokens = float(workshop.seen.ids.numel()) if workshop.seen is not None else 0.0
+    return 0.0 if workshop.spending.is_counted(_STATISTICS) else n_tokens
 
 
 def _key(block: str, budgets: Mapping[str, float]) -> _Key:

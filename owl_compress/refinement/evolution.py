@@ -19,12 +19,15 @@ class Evolution:
 
     def costs(self, at: Standing) -> tuple[float, float]:
         """Tokens that it takes at least, and where nobody says how many it may: as many as swaps would."""
-        line, generations = self._line(at), self.gate.options.generations
+        generations = self.gate.options.generations
+        # First: where units go whole, the next sizes are looked for in block copies, which cost their share.
+        as_swaps = DEFAULT_ROUNDS * SwapRounds(self.gate).cost_of_round(at) if generations is None else 0.0
+        line = self._line(at)
         fixed = line.cost_of_start + self.gate.workshop.cost_of_standing
         least = fixed + line.cost_of_generation
         if generations is not None:
             return least, fixed + generations * line.cost_of_generation
-        return least, max(least, DEFAULT_ROUNDS * SwapRounds(self.gate).cost_of_round(at))
+        return least, max(least, as_swaps)
 
     def run(self, given: Standing) -> tuple[Standing, str]:
         """The plan that it ended with, if the gate lets it through, and why no more was tried."""

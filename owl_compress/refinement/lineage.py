@@ -9,7 +9,8 @@ Where this differs: parts of unequal size are switched too, as many down as keep
 run from the first block on in which it differs from its parent; and the plan in the end has to pass the gate.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import ceil, inf, isfinite
@@ -218,7 +219,7 @@ class Lineage:
 
         def compared() -> ComparedPlans:
             # Together: what the dense model predicts is worked out once for all of them.
-            reached = [self._states(stage, child, first)[-1] for child, first in starts]
+            reached = [_last(self._states(stage, child, first)) for child, first in starts]
             damages = stage.dense.divergences(reached)
             return ComparedPlans(damages=tuple(one if isfinite(one) else None for one in damages))
 
@@ -240,10 +241,9 @@ class Lineage:
             self._count(stage, first)
             (stage.damage,) = stage.dense.divergences([stage.incoming[-1]])
 
-    def _states(self, stage: Stage, values: Values, first: int) -> list[list[Tensor]]:
+    def _states(self, stage: Stage, values: Values, first: int) -> Iterator[list[Tensor]]:
         """What leaves each block from `first` on, on the states that reach that block of the parent."""
-        sites = self._workshop.structure.blocks
-        states, left = stage.incoming[first], []
+        sites, states = self._workshop.structure.blocks, stage.incoming[first]
         for index in range(first, len(sites)):
             block = sites[index].name
             budgets = self.gate.of_block(values, block)
@@ -253,8 +253,12 @@ class Lineage:
                     stage.walk.run_block(index, batch, hidden.to(self._workshop.device), module)
                     for batch, hidden in enumerate(states)
                 ]
-            left.append(states)
-        return left
+            yield states
+
+
+def _last(states: Iterator[list[Tensor]]) -> list[Tensor]:
+    """The last of them; the others are let go."""
+    return deque(states, maxlen=1).pop()
 
 
 @dataclass(frozen=True)

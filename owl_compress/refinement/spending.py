@@ -24,6 +24,10 @@ class Spending:
             self._once.add(what)
             self.add(tokens)
 
+    def is_counted(self, what: str) -> bool:
+        """Whether `add_once` has counted something of that name."""
+        return what in self._once
+
     def affords(self, tokens: float) -> bool:
         """Whether so many more are within the limit."""
         return self.spent + tokens <= self.limit

@@ -11,7 +11,7 @@ from owl_compress.errors import RequestError
 _USUAL_STEP = {Unit.DENSITY: 0.05, Unit.WIDTH: 0.1}
 """Off a grid: how far a part moves at a time, where nobody says."""
 
-_MOST_STEP = 0.5
+_LEAST_STEP, _MOST_STEP = 1e-3, 0.5
 _FEWEST = 2
 
 
@@ -42,9 +42,9 @@ class Steps:
         if levels is not None and step is not None:
             raise RequestError(f"step {step:g}: budgets in this plan move from level to level of its grid")
         step = _USUAL_STEP.get(plan.unit, 0.0) if step is None else step
-        if levels is None and not 0 < step <= _MOST_STEP:
+        if levels is None and not _LEAST_STEP <= step <= _MOST_STEP:
             raise RequestError(
-                f"step {step:g} is outside (0, {_MOST_STEP:g}]: it is the share moved at a time"
+                f"step {step:g} is outside [{_LEAST_STEP:g}, {_MOST_STEP:g}]: it is the share moved at a time"
             )
         n_levels = len(levels) if levels is not None else 1 + (plan.low < plan.high)
         if n_levels < _FEWEST:

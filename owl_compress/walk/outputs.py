@@ -60,7 +60,12 @@ def spread_positions(seq_len: int, count: int) -> Tensor:
     """`count` positions of a window at equal distances, int64, all of which have a next token in it.
 
     The first eighth is left out: what a model predicts from a handful of tokens says little of it.
+
+    Raises:
+        RequestError: windows of a single token.
     """
+    if seq_len < 2:
+        raise RequestError("windows of 1 token hold no prediction to compare: take longer ones")
     first, last = seq_len // 8, seq_len - 2
     count = min(count, last - first + 1)
     return torch.linspace(first, last, count).round().long()

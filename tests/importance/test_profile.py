@@ -245,6 +245,38 @@ def test_extending_measures_only_what_is_missing(
     assert profile(model, backend, seen, judged, both, known=second) == second
 
 
+def test_extending_widths_knows_levels_by_what_was_asked_for(
+    make_model: Callable[[str], Any], seen: TokenWindows, judged: TokenWindows
+) -> None:
+    model, backend = make_model("llama"), BACKENDS.create("structured", {"round_to": 8})
+    first = profile(model, backend, seen, judged, ProfileOptions(levels=(0.45, 0.6)))
+    assert any(part.asked for part in first.parts)
+    told: list[ProfileCost] = []
+    again, run = ProfileOptions(levels=(0.45, 0.6)), ProfileRun(announce=told.append)
+    assert profile(model, backend, seen, judged, again, run, known=first) == first
+    assert told == []
+    third = profile(model, backend, seen, judged, ProfileOptions(levels=(0.8, 0.6)), run, known=first)
+    assert [cost.trials for cost in told] == [len(first.parts)]
+    for before, after in zip(first.parts, third.parts, strict=True):
+        assert after.known >= before.known | {0.8}
+        assert set(after.levels) >= set(before.levels)
+
+
+def test_a_profile_is_extended_by_a_level_that_changes_nothing(
+    make_model: Callable[[str], Any], judged: TokenWindows
+) -> None:
+    model, backend = make_model("llama"), BACKENDS.create("magnitude", {})
+    with torch.no_grad():
+        for linear in find_structure(model).linears:
+            sizes = linear.weight.abs()
+            linear.weight.masked_fill_(sizes < sizes.median(), 0.0)
+    first = profile(model, backend, None, judged, ProfileOptions(levels=(0.2, 0.3)))
+    second = profile(model, backend, None, judged, ProfileOptions(levels=(0.7,)), known=first)
+    for before, after in zip(first.parts, second.parts, strict=True):
+        assert after.levels == (0.2, 0.3, 0.7, 1.0)
+        assert after.damage == (*before.damage[:2], 0.0, 0.0)
+
+
 def test_extending_names_what_the_windows_kept_clear_of_and_what_differs_in_a_model(
     make_model: Callable[[str], Any], judged: TokenWindows, make_windows: Callable[..., TokenWindows]
 ) -> None:
@@ -326,6 +358,16 @@ def test_windows_that_overlap_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=r"window 0 .* overlaps"):
         profile(make_model("llama"), BACKENDS.create("wanda", {}), seen, make_windows(3, 24, seed=1))
+
+
+def test_nothing_to_measure_or_to_predict_is_refused(
+    make_model: Callable[[str], Any], seen: TokenWindows, make_windows: Windows
+) -> None:
+    model, backend = make_model("llama"), BACKENDS.create("wanda", {})
+    with pytest.raises(RequestError, match="no linear is left to measure"):
+        profile(model, backend, seen, make_windows(2, 16, seed=2), ProfileOptions(names=[]))
+    with pytest.raises(RequestError, match="windows of 1 token hold no prediction"):
+        profile(model, backend, seen, make_windows(2, 1, seed=2))
 
 
 def test_a_part_that_no_level_changes_is_named(

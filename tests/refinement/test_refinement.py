@@ -351,6 +351,7 @@ class TestRefusals:
         ("case", "options", "message"),
         [
             ("density", {"step": 0.9}, "step 0.9 is outside"),
+            ("density", {"step": 1e-9}, "step 1e-09 is outside"),
             ("N:M", {"step": 0.1}, "step 0.1: budgets in this plan move from level to level"),
             ("N:M", {"pairs": 0}, "pairs 0 must be at least 1"),
             ("N:M", {"generations": 3}, "generations are of the method evo"),
