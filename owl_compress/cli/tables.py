@@ -20,6 +20,7 @@ from owl_compress.pages.words import (
     as_asked,
     asked_name,
     coverage_in_words,
+    number_format,
     seconds_in_words,
     size_in_words,
     target_in_words,
@@ -141,6 +142,7 @@ def result_table(result: Result) -> Sheet:
             rows += agreement_rows(result.evaluation.agreement)
     if result.sensitivity:
         rows.append(("damage", _damage_in_words(result.sensitivity)))
+        rows += _trial(result.sensitivity)
     rows += [(name, plain_value(value)) for name, value in _stated(result).items()]
     if result.fallbacks:
         rows.append(("fallbacks", str(sum(fallback.count for fallback in result.fallbacks))))
@@ -160,6 +162,15 @@ def _damage_in_words(record: DamageRecord) -> str:
         return f"{record.damage:.4g} nats"
     of_parts = f"the parts alone sum to {record.predicted:.4g}"
     return f"{record.damage:.4g} nats, {of_parts}" + ("" if record.ratio else f" by {record.measure}")
+
+
+def _trial(record: DamageRecord) -> list[tuple[str, str]]:
+    """How the plan did beside equal shares, where it was tried; a note says so where it was not taken."""
+    if record.trial_damage is None or record.uniform_damage is None:
+        return []
+    form = number_format([record.trial_damage, record.uniform_damage])
+    plan, uniform = (format(value, form) for value in (record.trial_damage, record.uniform_damage))
+    return [("tried before, on text held apart", f"{plan} nats, equal shares {uniform}")]
 
 
 def _stated(result: Result) -> dict[str, Any]:

@@ -302,6 +302,9 @@ class TestRun:
         assert "nats, the parts alone sum to" in line
         result = json.loads(Path("OUT/result.json").read_text())
         assert result["sensitivity"]["carried_out"] in {"plan", "uniform"}
+        (tried,) = [line for line in told.out.splitlines() if line.startswith("tried before, on text held")]
+        assert f"{result['sensitivity']['trial_damage']:.3g}"[:3] in tried
+        assert "equal shares" in tried
         done(
             "run", "model", *TEXT, "--nm", "3:8", "--profile", "OUT/sensitivity.json", "-o", "TWO", "--quiet"
         )
