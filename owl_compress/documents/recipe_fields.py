@@ -204,8 +204,8 @@ class RecipeFields(Frozen):
     max_cost: Tokens | None = _on(
         Topic.SENSITIVITY,
         None,
-        "Most forward tokens, 60000 or 60k: takes fewer windows, levels and candidates, as far as these are "
-        "left open.",
+        "Most forward tokens, 60000 or 60k: takes fewer windows, levels, candidates or rounds, as far as "
+        "these are left open.",
     )
     seq_len: PositiveCount | None = _on(
         Topic.TEXT, None, "Tokens per sequence; default 2048 or the model's maximum."
