@@ -93,8 +93,8 @@ def speed_section(rows: Sequence[Row]) -> str:
         "as they are; *short_windows* of 64 tokens, eight at a time over one at a "
         "time. *loading*: the embedded GGUF parsed once, over as often as transformers asks. *profile*: 150 "
         "trials of a sensitivity profile on 200 tokens, with the statistics that they need and the "
-        "compressing, over as many plain forward passes; the second row is of a machine on which a plain pass "
-        "takes 1.8 times as long. (`speed.py`)"
+        "compressing, over as many plain forward passes; the second row is of a machine on which a "
+        "plain pass takes 1.8 times as long. (`speed.py`)"
     )
     return section("What the steps cost", text, table(("", "tokens", "threads", "median", "ratios"), cells))
 
