@@ -6,6 +6,7 @@ from math import fsum
 from time import perf_counter
 
 import torch
+from pydantic import JsonValue
 
 from owl_compress.compression.contract import AnyBackend
 from owl_compress.compression.tasks import LinearOutcome
@@ -120,3 +121,8 @@ def _notes_on_counts(rows: Sequence[LinearResult]) -> list[str]:
 def method_record(backend: AnyBackend) -> MethodRecord:
     """The backend with all its options."""
     return MethodRecord(name=backend.name, parameters=asdict(backend))
+
+
+def settled_options(backend: AnyBackend) -> dict[str, JsonValue]:
+    """Its options, but for those that it leaves open until it sees the model."""
+    return {name: value for name, value in method_record(backend).parameters.items() if value is not None}

@@ -8,18 +8,15 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from owl_compress.compression.account import method_record
+from owl_compress.compression.account import settled_options
 from owl_compress.documents.option_names import option_name
 from owl_compress.documents.plan import Plan
 from owl_compress.pipeline.request import Request
 from owl_compress.pipeline.unfinished import check_finished
 from owl_compress.refinement.refined import RefinementOptions
 
-_LEFT_OPEN = ("part", "step")
+_SETTLED = ("part", "step")
 """Options that a refinement settles where nobody names them."""
-
-_SAID = ("method", "pairs", "seed", "offspring", "generations", "positions", "max_cost")
-"""Options that a refined plan says as they were given, where they had a say."""
 
 _Pairs = dict[str, tuple[object, object]]
 
@@ -49,24 +46,16 @@ def _of_backend(told: Mapping[str, JsonValue], request: Request) -> _Pairs:
     there = told.get("backend_options")
     if not isinstance(there, Mapping):
         return {}
-    here = method_record(request.backend).parameters
-    return {
-        f"--{option_name(name)}": (there.get(name), value)
-        for name, value in here.items()
-        if value is not None
-    }
+    here = settled_options(request.backend)
+    return {f"--{option_name(name)}": (there.get(name), value) for name, value in here.items()}
 
 
 def _of_search(told: Mapping[str, JsonValue], options: RefinementOptions) -> _Pairs:
-    asked = {name: getattr(options, name) for name in (*_LEFT_OPEN, *_SAID)}
-    pairs = {
-        name: (told[name], value)
-        for name, value in asked.items()
-        if name in told and (value is not None or name in _SAID)
-    }
-    if "positions" in told:  # so are these, unless nobody named any
-        pairs |= {name: (told.get(name), asked[name]) for name in ("generations", "max_cost")}
-    return {f"--{option_name(name)}": pair for name, pair in pairs.items()}
+    settled = {name: getattr(options, name) for name in _SETTLED}
+    asked = {name: value for name, value in settled.items() if name in told and value is not None}
+    is_all_told = "positions" in told  # what is absent was left open
+    asked |= {name: value for name, value in options.record.items() if is_all_told or name in told}
+    return {f"--{option_name(name)}": (told.get(name), value) for name, value in asked.items()}
 
 
 def check_told_texts(out: Path, done: Plan, texts: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import PurePath
 
-from owl_compress.compression.account import method_record
+from owl_compress.compression.account import method_record, settled_options
 from owl_compress.compression.contract import AnyBackend, Backend, CheckpointBackend
 from owl_compress.compression.demands import check_takes_budgets
 from owl_compress.documents.provenance import ModelIdentity
@@ -57,9 +57,9 @@ def check_profile(
             f"the profile is of backend {known.backend.name!r}, not of {here.name!r}: name that one, or "
             "measure another profile"
         )
-    for name, value in here.parameters.items():
+    for name, value in settled_options(backend).items():
         before = known.backend.parameters.get(name)
-        if value is not None and value != before:
+        if value != before:
             raise RequestError(
                 f"the profile is of backend {here.name!r} with {name} {before}, here it is {value}: give the "
                 "same option, or measure another profile"

@@ -54,6 +54,12 @@ class RefinementOptions:
         if self.generations is not None and self.method != "evo":
             raise RequestError(f"generations are of the method evo, and this is {self.method}: drop them")
 
+    @property
+    def record(self) -> dict[str, str | int | float | None]:
+        """Those that have a say in the search as they were asked for, None where left open."""
+        own = ("pairs",) if self.method == "swaps" else ("seed", "offspring", "generations")
+        return {name: getattr(self, name) for name in ("method", *own, "positions", "max_cost")}
+
 
 @dataclass(frozen=True)
 class RefinementWindows:

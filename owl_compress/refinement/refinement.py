@@ -8,7 +8,6 @@ profitable moves at once do more harm than good: gains of single moves do not ad
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from time import perf_counter
 from typing import Protocol
 
@@ -166,24 +165,22 @@ def _set_limit(gate: Gate, least: float, usual: float) -> None:
 def _recorded(gate: Gate, best: Standing, given: Standing, source: Plan, texts: Mapping[str, str]) -> Plan:
     """The plan of `best`, which says how it came about, and on which `texts`."""
     kept = [attempt for attempt in gate.attempts if attempt.is_kept]
-    before, options = source.allocator, gate.options
+    before, method = source.allocator, method_record(gate.workshop.backend)
     parameters: dict[str, JsonValue] = {
-        "method": options.method,
+        "method": gate.options.method,
         "part": gate.kind.value,
         "rounds": len(kept),
         "moves": sum(len(attempt.moves) for attempt in kept),
         "damage_before": given.damage,
         "damage_after": best.damage,
-        "backend": gate.workshop.backend.name,
-        "backend_options": asdict(gate.workshop.backend),
+        "backend": method.name,
+        "backend_options": dict(method.parameters),
         "statistics": gate.workshop.options.statistics,
         "refined_from": source.fingerprint,
         "refined_allocator": before.name,
     }
     parameters |= {"step": gate.steps.step} if gate.steps.levels is None else {}
-    asked = ("pairs",) if options.method == "swaps" else ("seed", "offspring", "generations")
-    for name in (*asked, "positions", "max_cost"):
-        parameters |= {name: getattr(options, name)} if getattr(options, name) is not None else {}
+    parameters |= {name: value for name, value in gate.options.record.items() if value is not None}
     parameters |= texts
     parameters |= {name: value for name, value in before.parameters.items() if name in _CARRIED_ON}
     return best.plan.model_copy(update={"allocator": AllocatorRecord(name="refine", parameters=parameters)})
